@@ -1,0 +1,1 @@
+//! Behavioural hooks as pure decisions, and the executable that a runtime calls.

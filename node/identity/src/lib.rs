@@ -1,0 +1,1 @@
+//! Identity files and the context blocks that hooks inject.

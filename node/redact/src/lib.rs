@@ -1,0 +1,1 @@
+//! The shared secret table and the redactor.

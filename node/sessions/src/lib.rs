@@ -1,0 +1,1 @@
+//! Real runtime processes as sessions: transports, life cycle, delivery of input.

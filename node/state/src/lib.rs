@@ -1,0 +1,10 @@
+//! Paths, configuration, secrets, ids, events and the message journal of one agent.
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub mod ids;
+pub mod ports;
+
+/// A future that can be stored and sent between threads.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,0 +1,1 @@
+//! The Threadline relay: connections, custody, presence, registry.

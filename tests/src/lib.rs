@@ -1,0 +1,1 @@
+//! Doubles of the outside world, end-to-end scenarios, simulation and benches.

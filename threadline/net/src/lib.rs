@@ -1,0 +1,1 @@
+//! Carries Threadline over sockets and keeps its store.
