@@ -3,8 +3,13 @@
 use std::future::Future;
 use std::pin::Pin;
 
+pub mod events;
 pub mod ids;
+pub mod journal;
+pub mod notices;
+pub mod paths;
 pub mod ports;
+pub mod time;
 
 /// A future that can be stored and sent between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
