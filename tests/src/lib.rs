@@ -1,1 +1,4 @@
-//! Doubles of the outside world, end-to-end scenarios, simulation and benches.
+//! Doubles of the outside world, the end-to-end harness and the fuzz bodies of Instar.
+
+pub mod fuzz;
+pub mod script;

