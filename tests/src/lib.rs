@@ -1,4 +1,5 @@
 //! Doubles of the outside world, the end-to-end harness and the fuzz bodies of Instar.
 
+pub mod anthropic;
 pub mod fuzz;
 pub mod script;
