@@ -348,9 +348,10 @@ fn run_writer(mut connection: Connection, mut jobs: mpsc::Receiver<Write>) {
         }
         if !checkpoints.is_empty() {
             let _ = connection.pragma_update(None, "wal_checkpoint", "TRUNCATE");
-            checkpoints.into_iter().for_each(|done| {
+            for done in checkpoints {
+                // Nobody may be waiting any more.
                 let _ = done.send(());
-            });
+            }
         }
     }
     let _ = connection.pragma_update(None, "wal_checkpoint", "TRUNCATE");
@@ -362,13 +363,18 @@ fn commit_group(connection: &mut Connection, operations: Vec<Apply>) {
         Err(error) => {
             let reason = error.to_string();
             tracing::error!(reason, "no write transaction could be begun");
-            return operations.into_iter().for_each(|apply| apply(Err(reason.clone()))(Ok(())));
+            for apply in operations {
+                apply(Err(reason.clone()))(Ok(()));
+            }
+            return;
         }
     };
     let answers: Vec<Answer> =
         operations.into_iter().filter_map(|apply| run_guarded(&transaction, apply)).collect();
     let ended = transaction.commit().map_err(|error| error.to_string());
-    answers.into_iter().for_each(|answer| answer(ended.clone()));
+    for answer in answers {
+        answer(ended.clone());
+    }
 }
 
 /// Runs one operation; a panic in it undoes that operation alone and its caller hears `Closed`.

@@ -1,0 +1,57 @@
+//! Figures beside their budgets. Run it through `tests/bench`, which builds the release binaries first.
+
+mod process;
+mod relay;
+mod report;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+const USAGE: &str =
+    "usage: bench BIN_DIR process|relay [--idle-seconds N] [--load-seconds N] [--connections N,N…]";
+
+struct Options {
+    bin_dir: PathBuf,
+    idle_seconds: u64,
+    load_seconds: u64,
+    connections: Vec<usize>,
+    part: String,
+}
+
+fn options() -> Result<Options> {
+    let mut arguments = std::env::args().skip(1);
+    let bin_dir = PathBuf::from(arguments.next().context(USAGE)?);
+    let part = arguments.next().context(USAGE)?;
+    let mut options =
+        Options { bin_dir, part, idle_seconds: 300, load_seconds: 10, connections: vec![1000, 5000] };
+    while let Some(flag) = arguments.next() {
+        let value = arguments.next().context(USAGE)?;
+        match flag.as_str() {
+            "--idle-seconds" => options.idle_seconds = value.parse()?,
+            "--load-seconds" => options.load_seconds = value.parse()?,
+            "--connections" => {
+                options.connections = value.split(',').map(str::parse).collect::<Result<_, _>>()?
+            }
+            _ => anyhow::bail!(USAGE),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> Result<()> {
+    let options = options()?;
+    match options.part.as_str() {
+        "process" => {
+            let setup = process::Setup::new(&options.bin_dir)?;
+            process::version(&setup, 200)?;
+            process::hook(&setup, 500)?;
+            process::boot(&setup, 20)?;
+            process::status(&setup, 100)?;
+            process::mcp(&setup, 50)?;
+            process::idle(&setup, options.idle_seconds)
+        }
+        "relay" => relay::all(&options.bin_dir, options.load_seconds, &options.connections),
+        _ => anyhow::bail!(USAGE),
+    }
+}
