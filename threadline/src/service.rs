@@ -3,11 +3,15 @@
 //! Two implementations exist: the mesh room in process, and the client of the node's socket. Requests and results
 //! are the tools' own JSON (`threadline-agent.md` §15); field names are camelCase as there.
 
+mod limits;
+
 use std::future::Future;
 use std::pin::Pin;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+pub use limits::{MAX_MESSAGE_BYTES, MAX_PURPOSE_CHARS, TIMEOUT_SECONDS};
 
 use crate::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 
@@ -93,7 +97,7 @@ pub struct ServiceError {
     pub retry_after_seconds: Option<u64>,
     /// Further facts, such as `candidates`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub details: Option<Value>,
+    pub details: Option<Box<Value>>,
 }
 
 impl ServiceError {
@@ -116,7 +120,7 @@ impl ServiceError {
     /// Adds facts.
     #[must_use]
     pub fn with_details(mut self, details: Value) -> Self {
-        self.details = Some(details);
+        self.details = Some(Box::new(details));
         self
     }
 }
@@ -550,7 +554,8 @@ impl ToolCall {
         }
     }
 
-    /// Parses the arguments of `tool`. Unknown or mistyped arguments are refused with `invalid-arguments`.
+    /// Parses the arguments of `tool`. Unknown or mistyped arguments are refused with `invalid-arguments`, values
+    /// beyond their limits with the codes of `threadline-agent.md` §15.
     pub fn parse(tool: Tool, arguments: Value) -> Result<Self, ServiceError> {
         fn args<T: serde::de::DeserializeOwned>(arguments: Value) -> Result<T, ServiceError> {
             let arguments =
@@ -558,7 +563,7 @@ impl ToolCall {
             serde_json::from_value(arguments)
                 .map_err(|e| ServiceError::new("invalid-arguments", e.to_string()))
         }
-        Ok(match tool {
+        let mut call = match tool {
             Tool::ThreadlineDiscover => Self::Discover(args(arguments)?),
             Tool::ThreadlineSend => Self::Send(args(arguments)?),
             Tool::ThreadlineHistory => Self::History(args(arguments)?),
@@ -573,7 +578,9 @@ impl ToolCall {
                 Self::RegistryStatus
             }
             Tool::ThreadlineRegistryGet => Self::RegistryGet(args(arguments)?),
-        })
+        };
+        limits::check(&mut call)?;
+        Ok(call)
     }
 }
 
