@@ -3,12 +3,15 @@
 use std::future::Future;
 use std::pin::Pin;
 
+pub mod config;
 pub mod events;
 pub mod ids;
 pub mod journal;
 pub mod notices;
 pub mod paths;
 pub mod ports;
+pub mod secret;
+pub mod secrets;
 pub mod time;
 
 /// A future that can be stored and sent between threads.
