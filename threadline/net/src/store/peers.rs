@@ -1,0 +1,233 @@
+//! Pinned keys and known peers.
+
+use rusqlite::{OptionalExtension, Row, params};
+use serde::Serialize;
+use threadline::Fingerprint;
+
+use super::types::parsed;
+use super::{Store, StoreError};
+
+/// Most rows of `known_peers`.
+const MAX_KNOWN: u32 = 5_000;
+
+/// The one key that belongs to a fingerprint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinnedKey {
+    /// Raw Ed25519 key.
+    pub public_key: [u8; 32],
+    /// Unix ms.
+    pub pinned_at: i64,
+}
+
+/// Answer of a pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinOutcome {
+    /// First key of this fingerprint.
+    Pinned,
+    /// The same key as before.
+    Same,
+    /// Another key is pinned: the newcomer is refused.
+    Conflict,
+}
+
+/// What is known about an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KnownPeer {
+    /// Address.
+    pub fingerprint: Fingerprint,
+    /// Sanitised name.
+    pub name: String,
+    /// Capability slugs.
+    pub capabilities: Vec<String>,
+    /// Framework slug, `unknown` if not told.
+    pub framework: String,
+    /// `online` or `offline`, as last heard.
+    pub status: String,
+    /// Unix ms.
+    pub first_seen: i64,
+    /// Unix ms.
+    pub last_seen: i64,
+    /// Host, for agents of this account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Who told us: `local`, `relay`, `message`.
+    pub sources: Vec<String>,
+}
+
+impl Store {
+    /// Pins a key; its first 16 bytes are the fingerprint. The first key of a fingerprint stays.
+    pub async fn pin_key(
+        &self,
+        public_key: [u8; 32],
+        source: &'static str,
+        now: i64,
+    ) -> Result<PinOutcome, StoreError> {
+        self.db
+            .write(move |c| {
+                let fingerprint = fingerprint_of(&public_key);
+                let inserted = c.execute(
+                    "INSERT INTO peer_keys(public_key, fingerprint, pinned_at, source) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT DO NOTHING",
+                    params![public_key, fingerprint.to_string(), now, source],
+                )?;
+                if inserted > 0 {
+                    return Ok(PinOutcome::Pinned);
+                }
+                let pinned: Vec<u8> = c.query_row(
+                    "SELECT public_key FROM peer_keys WHERE fingerprint = ?1",
+                    [fingerprint.to_string()],
+                    |r| r.get(0),
+                )?;
+                Ok(if pinned == public_key { PinOutcome::Same } else { PinOutcome::Conflict })
+            })
+            .await
+    }
+
+    /// The pinned key of a fingerprint.
+    pub async fn pinned_key(&self, peer: Fingerprint) -> Result<Option<PinnedKey>, StoreError> {
+        self.db
+            .read(move |c| {
+                Ok(c.prepare_cached("SELECT public_key, pinned_at FROM peer_keys WHERE fingerprint = ?1")?
+                    .query_row([peer.to_string()], |r| {
+                        Ok(PinnedKey { public_key: r.get(0)?, pinned_at: r.get(1)? })
+                    })
+                    .optional()?)
+            })
+            .await
+    }
+
+    /// Merges what was heard about agents; nothing is ever replaced by less.
+    pub async fn merge_known(&self, peers: Vec<KnownPeer>) -> Result<(), StoreError> {
+        self.db
+            .write(move |c| {
+                for peer in &peers {
+                    merge(c, peer)?;
+                }
+                c.execute(
+                    "DELETE FROM known_peers WHERE fingerprint IN (
+                        SELECT fingerprint FROM known_peers k WHERE NOT EXISTS (
+                            SELECT 1 FROM conversations v WHERE v.peer_fp = k.fingerprint)
+                        ORDER BY last_seen DESC LIMIT -1 OFFSET ?1)",
+                    [MAX_KNOWN],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Notes that an agent came or went; unknown agents are ignored.
+    pub async fn set_presence(&self, peer: Fingerprint, online: bool, now: i64) -> Result<(), StoreError> {
+        self.db
+            .write(move |c| {
+                let status = if online { "online" } else { "offline" };
+                c.execute(
+                    "UPDATE known_peers SET status = ?2, last_seen = CASE WHEN ?3 THEN ?4 ELSE last_seen END
+                     WHERE fingerprint = ?1",
+                    params![peer.to_string(), status, online, now],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Marks everyone heard only through the relay as offline: the link is down.
+    pub async fn presence_unknown(&self) -> Result<(), StoreError> {
+        self.db
+            .write(|c| {
+                c.execute("UPDATE known_peers SET status = 'offline' WHERE status = 'online'", [])?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// All known agents, most recently seen first.
+    pub async fn known_peers(&self) -> Result<Vec<KnownPeer>, StoreError> {
+        self.db
+            .read(|c| {
+                let mut statement =
+                    c.prepare_cached("SELECT * FROM known_peers ORDER BY last_seen DESC, fingerprint")?;
+                let rows = statement.query_map([], read_known)?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    /// One known agent.
+    pub async fn known_peer(&self, peer: Fingerprint) -> Result<Option<KnownPeer>, StoreError> {
+        self.db
+            .read(move |c| {
+                Ok(c.prepare_cached("SELECT * FROM known_peers WHERE fingerprint = ?1")?
+                    .query_row([peer.to_string()], read_known)
+                    .optional()?)
+            })
+            .await
+    }
+}
+
+/// The address that belongs to a key.
+pub fn fingerprint_of(public_key: &[u8; 32]) -> Fingerprint {
+    let mut head = [0; 16];
+    head.copy_from_slice(&public_key[..16]);
+    Fingerprint::from_bytes(head)
+}
+
+fn merge(c: &rusqlite::Connection, peer: &KnownPeer) -> Result<(), StoreError> {
+    let known = c
+        .prepare_cached("SELECT * FROM known_peers WHERE fingerprint = ?1")?
+        .query_row([peer.fingerprint.to_string()], read_known)
+        .optional()?;
+    let mut merged = peer.clone();
+    if let Some(known) = known {
+        merged.first_seen = known.first_seen;
+        merged.last_seen = merged.last_seen.max(known.last_seen);
+        if merged.name.is_empty() {
+            merged.name = known.name;
+        }
+        if merged.capabilities.is_empty() {
+            merged.capabilities = known.capabilities;
+        }
+        if merged.framework.is_empty() || merged.framework == "unknown" {
+            merged.framework = known.framework;
+        }
+        if merged.status.is_empty() {
+            merged.status = known.status;
+        }
+        merged.machine = merged.machine.or(known.machine);
+        let told = known.sources.into_iter().filter(|s| !peer.sources.contains(s));
+        merged.sources.extend(told);
+    }
+    c.prepare_cached(
+        "INSERT INTO known_peers(fingerprint, name, capabilities, framework, status, first_seen, last_seen,
+            machine, sources) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT DO UPDATE SET name = ?2, capabilities = ?3, framework = ?4, status = ?5, last_seen = ?7,
+            machine = ?8, sources = ?9",
+    )?
+    .execute(params![
+        merged.fingerprint.to_string(),
+        merged.name,
+        merged.capabilities.join(","),
+        merged.framework,
+        merged.status,
+        merged.first_seen,
+        merged.last_seen,
+        merged.machine,
+        merged.sources.join(",")
+    ])?;
+    Ok(())
+}
+
+fn read_known(row: &Row<'_>) -> rusqlite::Result<KnownPeer> {
+    let list = |text: String| text.split(',').filter(|s| !s.is_empty()).map(str::to_owned).collect();
+    Ok(KnownPeer {
+        fingerprint: parsed(row, "fingerprint")?,
+        name: row.get("name")?,
+        capabilities: list(row.get("capabilities")?),
+        framework: row.get("framework")?,
+        status: row.get("status")?,
+        first_seen: row.get("first_seen")?,
+        last_seen: row.get("last_seen")?,
+        machine: row.get("machine")?,
+        sources: list(row.get("sources")?),
+    })
+}
