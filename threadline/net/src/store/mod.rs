@@ -24,7 +24,7 @@ pub use inbound::{Accepted, Inbound, WindowEvent};
 pub use ledger::{LedgerRow, LedgerStatus, Reservation};
 pub use limits::Usage;
 pub use outbox::{DeliveryHealth, DeliveryRow, OutboundDraft, OutboxRow, Queued};
-pub use peers::{KnownPeer, PinOutcome, PinnedKey};
+pub use peers::KnownPeer;
 pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled};
 pub use threads::{ChainCheck, SearchHit, ThreadFilter, ThreadUse};
 pub use types::{

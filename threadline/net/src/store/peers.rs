@@ -3,32 +3,13 @@
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Serialize;
 use threadline::Fingerprint;
+use threadline::identity::{Pin, PinOutcome, PublicIdentity, check_pin};
 
 use super::types::parsed;
 use super::{Store, StoreError};
 
 /// Most rows of `known_peers`.
 const MAX_KNOWN: u32 = 5_000;
-
-/// The one key that belongs to a fingerprint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PinnedKey {
-    /// Raw Ed25519 key.
-    pub public_key: [u8; 32],
-    /// Unix ms.
-    pub pinned_at: i64,
-}
-
-/// Answer of a pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PinOutcome {
-    /// First key of this fingerprint.
-    Pinned,
-    /// The same key as before.
-    Same,
-    /// Another key is pinned: the newcomer is refused.
-    Conflict,
-}
 
 /// What is known about an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,45 +37,31 @@ pub struct KnownPeer {
 }
 
 impl Store {
-    /// Pins a key; its first 16 bytes are the fingerprint. The first key of a fingerprint stays.
+    /// Pins a key learnt for `claimed`. The first key of an address stays.
     pub async fn pin_key(
         &self,
-        public_key: [u8; 32],
+        claimed: Fingerprint,
+        key: PublicIdentity,
         source: &'static str,
         now: i64,
     ) -> Result<PinOutcome, StoreError> {
         self.db
             .write(move |c| {
-                let fingerprint = fingerprint_of(&public_key);
-                let inserted = c.execute(
-                    "INSERT INTO peer_keys(public_key, fingerprint, pinned_at, source) VALUES (?1, ?2, ?3, ?4)
-                     ON CONFLICT DO NOTHING",
-                    params![public_key, fingerprint.to_string(), now, source],
-                )?;
-                if inserted > 0 {
-                    return Ok(PinOutcome::Pinned);
+                let outcome = check_pin(find_pin(c, &claimed)?.as_ref(), &claimed, &key);
+                if outcome == PinOutcome::New {
+                    c.execute(
+                        "INSERT INTO peer_keys(public_key, fingerprint, pinned_at, source) VALUES (?1, ?2, ?3, ?4)",
+                        params![key.as_bytes(), claimed.to_string(), now, source],
+                    )?;
                 }
-                let pinned: Vec<u8> = c.query_row(
-                    "SELECT public_key FROM peer_keys WHERE fingerprint = ?1",
-                    [fingerprint.to_string()],
-                    |r| r.get(0),
-                )?;
-                Ok(if pinned == public_key { PinOutcome::Same } else { PinOutcome::Conflict })
+                Ok(outcome)
             })
             .await
     }
 
-    /// The pinned key of a fingerprint.
-    pub async fn pinned_key(&self, peer: Fingerprint) -> Result<Option<PinnedKey>, StoreError> {
-        self.db
-            .read(move |c| {
-                Ok(c.prepare_cached("SELECT public_key, pinned_at FROM peer_keys WHERE fingerprint = ?1")?
-                    .query_row([peer.to_string()], |r| {
-                        Ok(PinnedKey { public_key: r.get(0)?, pinned_at: r.get(1)? })
-                    })
-                    .optional()?)
-            })
-            .await
+    /// The pinned key of an address.
+    pub async fn pinned_key(&self, peer: Fingerprint) -> Result<Option<Pin>, StoreError> {
+        self.db.read(move |c| find_pin(c, &peer)).await
     }
 
     /// Merges what was heard about agents; nothing is ever replaced by less.
@@ -165,11 +132,16 @@ impl Store {
     }
 }
 
-/// The address that belongs to a key.
-pub fn fingerprint_of(public_key: &[u8; 32]) -> Fingerprint {
-    let mut head = [0; 16];
-    head.copy_from_slice(&public_key[..16]);
-    Fingerprint::from_bytes(head)
+fn find_pin(c: &rusqlite::Connection, peer: &Fingerprint) -> Result<Option<Pin>, StoreError> {
+    let row: Option<(Vec<u8>, i64)> = c
+        .prepare_cached("SELECT public_key, pinned_at FROM peer_keys WHERE fingerprint = ?1")?
+        .query_row([peer.to_string()], |r| Ok((r.get(0)?, r.get(1)?)))
+        .optional()?;
+    row.map(|(bytes, pinned_at)| match PublicIdentity::from_bytes(&bytes) {
+        Ok(key) => Ok(Pin { key, pinned_at }),
+        Err(e) => Err(StoreError::BadRow { table: "peer_keys", key: peer.to_string(), detail: e.to_string() }),
+    })
+    .transpose()
 }
 
 fn merge(c: &rusqlite::Connection, peer: &KnownPeer) -> Result<(), StoreError> {

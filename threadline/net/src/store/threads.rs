@@ -115,11 +115,11 @@ impl Store {
         key: ThreadKey,
         before_seq: Option<i64>,
         limit: u32,
-    ) -> Result<(Vec<StoredMessage>, u64), StoreError> {
+    ) -> Result<(Vec<StoredMessage>, u32), StoreError> {
         self.db
             .read(move |c| {
                 let peer = key.peer.to_string();
-                let total: u64 = c.query_row(
+                let total: u32 = c.query_row(
                     "SELECT count(*) FROM messages WHERE peer_fp = ?1 AND thread_id = ?2 AND body IS NOT NULL",
                     params![peer, key.thread.as_str()],
                     |r| r.get(0),

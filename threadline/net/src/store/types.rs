@@ -238,7 +238,7 @@ pub struct Thread {
     /// Whether the owner let this thread pass whatever the level.
     pub approved: bool,
     /// Messages ever stored.
-    pub message_count: u64,
+    pub message_count: u32,
     /// Unix ms.
     pub created_at: i64,
     /// Unix ms.
