@@ -80,8 +80,8 @@ pub fn open_identity(
         Loaded::Import(identity) => (identity, None, false),
         Loaded::Mint => {
             let identity = Identity::generate(&mut rand::rng());
-            let recovery = (minting == Minting::WithRecoveryPhrase)
-                .then(|| Recovery::mint(&identity, &mut rand::rng()));
+            let recovery =
+                (minting == Minting::WithRecoveryPhrase).then(|| Recovery::mint(&identity, &mut rand::rng()));
             (identity, recovery, true)
         }
     };

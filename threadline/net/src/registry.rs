@@ -84,7 +84,12 @@ impl RegistryClient {
     }
 
     /// `PUT <path>` with a JSON body.
-    pub async fn put(&self, access: &RegistryAccess, path: &str, body: Value) -> Result<Value, RegistryError> {
+    pub async fn put(
+        &self,
+        access: &RegistryAccess,
+        path: &str,
+        body: Value,
+    ) -> Result<Value, RegistryError> {
         self.call(access, Method::PUT, path, &[], Some(body)).await
     }
 
@@ -101,10 +106,9 @@ impl RegistryClient {
         query: &[(&str, String)],
         body: Option<Value>,
     ) -> Result<Value, RegistryError> {
-        let unreachable =
-            |detail: String| RegistryError::Unreachable { url: access.base.clone(), detail };
-        let mut url = reqwest::Url::parse(&format!("{}{path}", access.base))
-            .map_err(|e| unreachable(e.to_string()))?;
+        let unreachable = |detail: String| RegistryError::Unreachable { url: access.base.clone(), detail };
+        let mut url =
+            reqwest::Url::parse(&format!("{}{path}", access.base)).map_err(|e| unreachable(e.to_string()))?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query.iter().map(|(k, v)| (*k, v.as_str())));
         }
@@ -112,13 +116,10 @@ impl RegistryClient {
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let mut answer =
-            request.send().await.map_err(|e| unreachable(e.without_url().to_string()))?;
+        let mut answer = request.send().await.map_err(|e| unreachable(e.without_url().to_string()))?;
         let status = answer.status();
         let mut bytes = Vec::new();
-        while let Some(chunk) =
-            answer.chunk().await.map_err(|e| unreachable(e.without_url().to_string()))?
-        {
+        while let Some(chunk) = answer.chunk().await.map_err(|e| unreachable(e.without_url().to_string()))? {
             if bytes.len() + chunk.len() > MAX_ANSWER {
                 return Err(unreachable("the answer is larger than 1 MiB".into()));
             }

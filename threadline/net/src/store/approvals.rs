@@ -172,7 +172,10 @@ impl Store {
     pub async fn purge_approvals(&self, before: i64) -> Result<usize, StoreError> {
         self.db
             .write(move |c| {
-                Ok(c.execute("DELETE FROM approvals WHERE status <> 'pending' AND decided_at < ?1", [before])?)
+                Ok(c.execute(
+                    "DELETE FROM approvals WHERE status <> 'pending' AND decided_at < ?1",
+                    [before],
+                )?)
             })
             .await
     }

@@ -85,12 +85,7 @@ impl Store {
     }
 
     /// Whether the thread received the same text at or after `since`.
-    pub async fn same_text_since(
-        &self,
-        key: ThreadKey,
-        body: &str,
-        since: i64,
-    ) -> Result<bool, StoreError> {
+    pub async fn same_text_since(&self, key: ThreadKey, body: &str, since: i64) -> Result<bool, StoreError> {
         let hash = sha256(body.as_bytes());
         self.db
             .read(move |c| {
@@ -142,8 +137,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         self.db
             .write(move |c| {
-                let moved =
-                    messages::set_state(c, &key.peer, &id, Direction::In, state, reason.as_deref())?;
+                let moved = messages::set_state(c, &key.peer, &id, Direction::In, state, reason.as_deref())?;
                 if let Some(state) = thread {
                     messages::set_thread_state(c, &key.peer, &key.thread, state)?;
                 }
@@ -171,12 +165,7 @@ impl Store {
     }
 }
 
-fn accept(
-    c: &Connection,
-    m: &Inbound,
-    queue: ApprovalQueueLimits,
-    now: i64,
-) -> Result<Accepted, StoreError> {
+fn accept(c: &Connection, m: &Inbound, queue: ApprovalQueueLimits, now: i64) -> Result<Accepted, StoreError> {
     if let Some(seq) = m.spool_seq {
         spool::mark_ingested(c, seq)?;
     }

@@ -66,7 +66,10 @@ impl Store {
     pub async fn reset_events(&self, key: Option<String>) -> Result<usize, StoreError> {
         self.db
             .write(move |c| {
-                Ok(c.execute("DELETE FROM windows WHERE ?1 IS NULL OR key = ?1 OR key LIKE ?1 || ':%'", [key])?)
+                Ok(c.execute(
+                    "DELETE FROM windows WHERE ?1 IS NULL OR key = ?1 OR key LIKE ?1 || ':%'",
+                    [key],
+                )?)
             })
             .await
     }

@@ -38,7 +38,9 @@ pub(super) fn append(c: &Connection, m: &NewMessage<'_>, now: i64) -> Result<i64
     )?
     .execute(params![peer, m.key.thread.as_str(), m.subject, m.peer_name, opener, now])?;
     let (seq, prev_hash): (i64, Vec<u8>) = c
-        .prepare_cached("SELECT next_seq, head_hash FROM conversations WHERE peer_fp = ?1 AND thread_id = ?2")?
+        .prepare_cached(
+            "SELECT next_seq, head_hash FROM conversations WHERE peer_fp = ?1 AND thread_id = ?2",
+        )?
         .query_row(params![peer, m.key.thread.as_str()], |r| Ok((r.get(0)?, r.get(1)?)))?;
     let body_hash = sha256(m.body.as_bytes());
     let hash = link_hash(&prev_hash, seq, m.key, m.id, m.direction, m.created_at, &body_hash);

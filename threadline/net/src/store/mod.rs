@@ -11,6 +11,8 @@ mod messages;
 mod outbox;
 mod peers;
 mod spool;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod types;
 

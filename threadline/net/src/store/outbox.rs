@@ -235,7 +235,11 @@ impl Store {
     }
 
     /// What is known about one message of ours.
-    pub async fn delivery(&self, peer: Fingerprint, id: MessageId) -> Result<Option<DeliveryRow>, StoreError> {
+    pub async fn delivery(
+        &self,
+        peer: Fingerprint,
+        id: MessageId,
+    ) -> Result<Option<DeliveryRow>, StoreError> {
         self.db.read(move |c| find_delivery(c, &peer, &id)).await
     }
 
@@ -441,7 +445,11 @@ fn find_by_key(c: &Connection, key: &str) -> Result<Option<StoredMessage>, Store
         .optional()?)
 }
 
-fn find_delivery(c: &Connection, peer: &Fingerprint, id: &MessageId) -> Result<Option<DeliveryRow>, StoreError> {
+fn find_delivery(
+    c: &Connection,
+    peer: &Fingerprint,
+    id: &MessageId,
+) -> Result<Option<DeliveryRow>, StoreError> {
     Ok(c.prepare_cached(
         "SELECT *, created_at AS delivery_created_at FROM deliveries WHERE peer_fp = ?1 AND message_id = ?2",
     )?

@@ -139,7 +139,9 @@ fn find_pin(c: &rusqlite::Connection, peer: &Fingerprint) -> Result<Option<Pin>,
         .optional()?;
     row.map(|(bytes, pinned_at)| match PublicIdentity::from_bytes(&bytes) {
         Ok(key) => Ok(Pin { key, pinned_at }),
-        Err(e) => Err(StoreError::BadRow { table: "peer_keys", key: peer.to_string(), detail: e.to_string() }),
+        Err(e) => {
+            Err(StoreError::BadRow { table: "peer_keys", key: peer.to_string(), detail: e.to_string() })
+        }
     })
     .transpose()
 }

@@ -167,7 +167,11 @@ impl Store {
     }
 
     /// Newest messages over all threads, newest first.
-    pub async fn recent(&self, direction: Option<Direction>, limit: u32) -> Result<Vec<StoredMessage>, StoreError> {
+    pub async fn recent(
+        &self,
+        direction: Option<Direction>,
+        limit: u32,
+    ) -> Result<Vec<StoredMessage>, StoreError> {
         self.db
             .read(move |c| {
                 let mut statement = c.prepare_cached(
@@ -342,9 +346,8 @@ impl Store {
 }
 
 fn check_chain(c: &Connection, key: &ThreadKey) -> Result<ChainCheck, StoreError> {
-    let mut statement = c.prepare_cached(
-        "SELECT * FROM messages WHERE peer_fp = ?1 AND thread_id = ?2 ORDER BY seq",
-    )?;
+    let mut statement =
+        c.prepare_cached("SELECT * FROM messages WHERE peer_fp = ?1 AND thread_id = ?2 ORDER BY seq")?;
     let mut rows = statement.query(params![key.peer.to_string(), key.thread.as_str()])?;
     let mut previous = vec![0_u8; 32];
     let mut expected = 1;

@@ -1,0 +1,308 @@
+//! What a crash may not lose or double: the file is reopened after each step, without being closed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use instar_outbound::{
+    Channel, ChannelId, Cleared, Latch, Moment, Origin, OutboundMessage, Pel, PelConfig, Recipient,
+    RecipientKind, ReplyTarget, SendFlags, SendGateway, SendOutcome,
+};
+use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
+
+use super::*;
+
+const NOW: i64 = 1_768_478_400_000;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(&path(dir.path())).expect("open");
+        Self { dir, store }
+    }
+
+    /// What a killed process leaves: the bytes of the files at this moment.
+    fn killed(&self) -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        for entry in std::fs::read_dir(self.dir.path()).expect("list") {
+            let entry = entry.expect("entry");
+            if entry.file_name().to_string_lossy().ends_with("-shm") {
+                continue;
+            }
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("copy");
+        }
+        let store = Store::open(&path(dir.path())).expect("reopen");
+        Self { dir, store }
+    }
+}
+
+fn path(dir: &Path) -> PathBuf {
+    dir.join("threadline.sqlite")
+}
+
+fn peer(n: u8) -> Fingerprint {
+    Fingerprint::from_bytes([n; 16])
+}
+
+fn key(n: u8, thread: &str) -> ThreadKey {
+    ThreadKey { peer: peer(n), thread: thread.parse().expect("id") }
+}
+
+fn id(text: &str) -> MessageId {
+    text.parse().expect("id")
+}
+
+fn entry(n: u8, message: &str) -> SpoolEntry {
+    SpoolEntry {
+        relay: "ws://relay".into(),
+        from: peer(n),
+        message_id: id(message),
+        thread_id: "t1".parse().expect("id"),
+        transport: "relay",
+        envelope: format!("{{\"messageId\":\"{message}\"}}").into_bytes(),
+    }
+}
+
+fn inbound(n: u8, message: &str, body: &str) -> Inbound {
+    Inbound {
+        spool_seq: None,
+        key: key(n, "t1"),
+        peer_name: "bob".into(),
+        id: id(message),
+        kind: "chat".into(),
+        body: body.into(),
+        subject: "(no subject)".into(),
+        in_reply_to: None,
+        created_at: NOW,
+        transport: "relay".into(),
+        auth: Auth::Transport,
+        trust: TrustLevel::Verified,
+        state: MessageState::Stored,
+        reason: None,
+        approval: None,
+        windows: vec![WindowEvent { limit: "hour", key: peer(n).to_string() }],
+    }
+}
+
+fn cleared(text: &str) -> Cleared<OutboundMessage> {
+    let gateway = SendGateway::new(Arc::new(Pel::new(PelConfig::default(), Arc::new(|_: &str| Vec::new()))));
+    gateway.register(Channel::threadline());
+    let message = OutboundMessage {
+        text: text.into(),
+        subject: None,
+        target: ReplyTarget {
+            channel: ChannelId::THREADLINE,
+            recipient: Recipient {
+                kind: RecipientKind::Agent,
+                id: peer(1).to_string(),
+                trust: None,
+                own_values: Vec::new(),
+            },
+            conversation: None,
+        },
+        origin: Origin::Threadline,
+        session_id: None,
+        flags: SendFlags::default(),
+        idempotency_key: None,
+    };
+    let moment = Moment { now_ms: NOW, verdict_id: uuid::Uuid::nil(), latch: Latch::Open };
+    let SendOutcome::Cleared(cleared) = gateway.review(message, &moment, &[]) else { panic!("not cleared") };
+    cleared
+}
+
+fn draft(message: &str) -> OutboundDraft {
+    OutboundDraft {
+        key: key(1, "t1"),
+        peer_name: "bob".into(),
+        id: id(message),
+        kind: "chat".into(),
+        subject: "(no subject)".into(),
+        in_reply_to: None,
+        auth: Auth::Transport,
+        trust: TrustLevel::Verified,
+        author_session: None,
+        origin_topic_id: None,
+        idempotency_key: None,
+        windows: Vec::new(),
+        expires_at: NOW + 86_400_000,
+    }
+}
+
+async fn send(store: &Store, draft: OutboundDraft, text: &str) -> Result<Queued, StoreError> {
+    store.enqueue(cleared(text), draft, |m| Ok(format!("{{\"payload\":\"{}\"}}", m.text)), NOW).await
+}
+
+#[tokio::test]
+async fn an_acknowledged_envelope_survives_and_is_ingested_once() {
+    let bench = Bench::new();
+    let Spooled::New(seq) = bench.store.spool_put(entry(1, "m1"), NOW).await.expect("put") else {
+        panic!("not new")
+    };
+    let bench = bench.killed();
+    let due = bench.store.spool_due(NOW, 10).await.expect("due");
+    assert_eq!(due.iter().map(|r| r.seq).collect::<Vec<_>>(), [seq]);
+
+    let mut message = inbound(1, "m1", "hello");
+    message.spool_seq = Some(seq);
+    let accepted =
+        bench.store.accept(message.clone(), ApprovalQueueLimits::default(), NOW).await.expect("accept");
+    assert!(matches!(accepted, Accepted::New { collision: false, .. }));
+    let bench = bench.killed();
+    assert!(bench.store.spool_due(NOW, 10).await.expect("due").is_empty());
+    assert_eq!(bench.store.unrouted(10).await.expect("unrouted").len(), 1);
+    assert!(bench.store.is_seen(peer(1), id("m1")).await.expect("seen"));
+    assert_eq!(bench.store.spool_put(entry(1, "m1"), NOW).await.expect("again"), Spooled::Known);
+    let again = bench.store.accept(message, ApprovalQueueLimits::default(), NOW).await.expect("accept");
+    assert_eq!(again, Accepted::Duplicate);
+    assert_eq!(bench.store.unrouted(10).await.expect("unrouted").len(), 1);
+}
+
+#[tokio::test]
+async fn a_postponed_row_holds_back_its_sender_and_nobody_else() {
+    let bench = Bench::new();
+    for (n, message) in [(1, "a"), (1, "b"), (2, "c")] {
+        bench.store.spool_put(entry(n, message), NOW).await.expect("put");
+    }
+    let due = bench.store.spool_due(NOW, 10).await.expect("due");
+    bench.store.spool_postpone(due[0].seq, NOW + 1000, "rate-limited").await.expect("postpone");
+    let ids = |rows: Vec<SpoolRow>| rows.iter().map(|r| r.message_id.to_string()).collect::<Vec<_>>();
+    assert_eq!(ids(bench.store.spool_due(NOW, 10).await.expect("due")), ["c"]);
+    assert_eq!(ids(bench.killed().store.spool_due(NOW + 1000, 10).await.expect("due")), ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn a_refused_approval_stores_no_message() {
+    let bench = Bench::new();
+    let queue = ApprovalQueueLimits { pending: 1, pending_per_peer: 1, first_contacts: 1 };
+    for (n, message) in [(1, "a"), (2, "b")] {
+        let mut held = inbound(n, message, "hi");
+        held.state = MessageState::Held;
+        held.approval = Some(ApprovalDraft {
+            id: message.into(),
+            kind: ApprovalKind::FirstContact,
+            peer: peer(n),
+            message_id: Some(id(message)),
+            thread_id: None,
+            subject: String::new(),
+            preview: "hi".into(),
+            details: serde_json::Value::Null,
+            expires_at: NOW + 1000,
+        });
+        let result = bench.store.accept(held, queue, NOW).await;
+        assert_eq!(result.is_ok(), n == 1, "{result:?}");
+    }
+    assert!(!bench.store.is_seen(peer(2), id("b")).await.expect("seen"));
+    let expired = bench.killed().store.expire_approvals(NOW + 1000).await.expect("expire");
+    assert_eq!(expired.len(), 1);
+    let Decided::Now(_) =
+        bench.store.decide("a", ApprovalStatus::Approved, "owner", NOW).await.expect("decide")
+    else {
+        panic!("not decided")
+    };
+    let twice = bench.store.decide("a", ApprovalStatus::Rejected, "owner", NOW).await.expect("decide");
+    assert!(matches!(twice, Decided::Before(_)));
+}
+
+#[tokio::test]
+async fn text_in_the_outbox_survives_and_a_thread_keeps_its_order() {
+    let bench = Bench::new();
+    for message in ["o1", "o2"] {
+        assert_eq!(send(&bench.store, draft(message), message).await.expect("send"), Queued::New);
+    }
+    let bench = bench.killed();
+    let due = bench.store.outbox_due(NOW, 8).await.expect("due");
+    assert_eq!(due.iter().map(|r| r.id.to_string()).collect::<Vec<_>>(), ["o1"], "one at a time");
+    let mut delivery = due[0].delivery.clone().expect("delivery");
+    delivery.state = DeliveryState::Sent;
+    delivery.attempts = 1;
+    delivery.next_retry_at = Some(NOW + 30_000);
+    bench.store.set_delivery(delivery, None, true).await.expect("sent");
+    let bench = bench.killed();
+    let due = bench.store.outbox_due(NOW, 8).await.expect("due");
+    assert_eq!(due.iter().map(|r| r.id.to_string()).collect::<Vec<_>>(), ["o2"]);
+
+    // A message of the peer on the thread confirms what the relay had confirmed, and nothing else.
+    bench.store.accept(inbound(1, "r1", "yes"), ApprovalQueueLimits::default(), NOW).await.expect("reply");
+    let state =
+        |id: MessageId| async { bench.store.delivery(peer(1), id).await.expect("read").expect("row") };
+    assert_eq!(state(id("o1")).await.state, DeliveryState::Delivered);
+    assert_eq!(state(id("o2")).await.state, DeliveryState::Pending);
+    assert_eq!(bench.store.check_chain(key(1, "t1")).await.expect("chain"), ChainCheck::Valid);
+}
+
+#[tokio::test]
+async fn one_reply_per_message_and_one_row_per_idempotency_key() {
+    let bench = Bench::new();
+    bench.store.accept(inbound(1, "q", "question?"), ApprovalQueueLimits::default(), NOW).await.expect("in");
+    let answer = |message: &str| OutboundDraft { in_reply_to: Some(id("q")), ..draft(message) };
+    send(&bench.store, answer("a1"), "first").await.expect("first");
+    let second = send(&bench.killed().store, answer("a2"), "second").await;
+    assert!(matches!(second, Err(StoreError::AlreadyAnswered { .. })), "{second:?}");
+
+    let keyed = |message: &str| OutboundDraft { idempotency_key: Some("k".into()), ..draft(message) };
+    send(&bench.store, keyed("k1"), "once").await.expect("once");
+    let Queued::Existing(earlier) = send(&bench.killed().store, keyed("k2"), "once").await.expect("again")
+    else {
+        panic!("doubled")
+    };
+    assert_eq!(earlier.id, id("k1"));
+}
+
+#[tokio::test]
+async fn a_changed_body_breaks_the_chain_and_a_deleted_one_does_not() {
+    let bench = Bench::new();
+    for (message, body) in [("m1", "one"), ("m2", "two apples"), ("m3", "three")] {
+        bench.store.accept(inbound(1, message, body), ApprovalQueueLimits::default(), NOW).await.expect("in");
+    }
+    assert_eq!(bench.store.search("apples", 10).await.expect("search").len(), 1);
+    let tampered = bench.killed();
+    tampered
+        .store
+        .db
+        .write(|c| -> Result<(), StoreError> {
+            c.execute("UPDATE messages SET body = 'forged' WHERE message_id = 'm2'", [])?;
+            Ok(())
+        })
+        .await
+        .expect("tamper");
+    assert_eq!(tampered.store.check_chain(key(1, "t1")).await.expect("chain"), ChainCheck::BrokenAt(2));
+
+    assert_eq!(bench.store.delete_thread(key(1, "t1"), NOW).await.expect("delete"), 3);
+    assert_eq!(bench.store.check_chain(key(1, "t1")).await.expect("chain"), ChainCheck::Valid);
+    assert!(bench.store.thread(key(1, "t1")).await.expect("thread").is_none());
+    assert!(bench.store.search("apples", 10).await.expect("search").is_empty());
+    assert!(bench.store.unrouted(10).await.expect("unrouted").is_empty());
+}
+
+#[tokio::test]
+async fn the_same_thread_id_of_another_peer_is_another_conversation() {
+    let bench = Bench::new();
+    bench.store.accept(inbound(1, "m", "mine"), ApprovalQueueLimits::default(), NOW).await.expect("in");
+    let other = bench.store.accept(inbound(2, "m", "theirs"), ApprovalQueueLimits::default(), NOW).await;
+    assert!(matches!(other.expect("in"), Accepted::New { collision: true, .. }));
+    let (messages, total) = bench.store.history(key(2, "t1"), None, 10).await.expect("history");
+    assert_eq!((messages.len(), total, messages[0].body.as_deref()), (1, 1, Some("theirs")));
+    assert_eq!(bench.store.peers_of_thread("t1".parse().expect("id")).await.expect("peers").len(), 2);
+}
+
+#[tokio::test]
+async fn a_spawn_is_reserved_once() {
+    let bench = Bench::new();
+    let row = LedgerRow {
+        event_id: "e1".into(),
+        key: key(1, "t1"),
+        nonce: vec![7; 32],
+        spawned_at: NOW,
+        status: LedgerStatus::Spawning,
+        session_id: None,
+    };
+    assert_eq!(bench.store.reserve_spawn(row.clone(), NOW).await.expect("first"), Reservation::Reserved);
+    let bench = bench.killed();
+    assert_eq!(bench.store.reserve_spawn(row, NOW).await.expect("second"), Reservation::Duplicate);
+    assert!(bench.store.set_spawn("e1", LedgerStatus::Failed, Some("dead"), None, NOW).await.expect("fail"));
+    assert!(!bench.store.set_spawn("e1", LedgerStatus::Verified, None, None, NOW).await.expect("terminal"));
+}
