@@ -78,7 +78,7 @@ pub enum Loaded {
     /// Use this file.
     Canonical(Box<CanonicalFile>),
     /// Write `identity.json` with this key and keep the legacy file.
-    Import(Identity),
+    Import(Box<Identity>),
     /// Mint a new identity.
     Mint,
 }
@@ -89,7 +89,7 @@ pub fn load(found: &Found<'_>) -> Result<Loaded, IdentityError> {
         return CanonicalFile::parse(bytes).map(|file| Loaded::Canonical(Box::new(file)));
     }
     if let Some(bytes) = found.legacy {
-        return parse_legacy(bytes).map(Loaded::Import);
+        return parse_legacy(bytes).map(|identity| Loaded::Import(Box::new(identity)));
     }
     if found.joined_other_machine {
         return Err(IdentityError::NotProvisioned);
@@ -382,8 +382,8 @@ mod tests {
     fn the_encrypted_file_is_reproduced_byte_for_byte() {
         let vector = &vectors()["identityFiles"]["canonicalEncrypted"];
         let recorded = CanonicalFile::parse(&file("canonicalEncrypted")).expect("encrypted");
-        assert_eq!(recorded.open(None).unwrap_err(), IdentityError::Locked);
-        assert_eq!(recorded.open(Some("wrong")).unwrap_err(), IdentityError::WrongPassphrase);
+        assert_eq!(recorded.open(None).expect_err("refused"), IdentityError::Locked);
+        assert_eq!(recorded.open(Some("wrong")).expect_err("refused"), IdentityError::WrongPassphrase);
         let passphrase = vector["passphrase"].as_str().expect("text");
         let identity = recorded.open(Some(passphrase)).expect("opens");
 
@@ -450,7 +450,9 @@ mod tests {
         let torn = &good.to_string().into_bytes()[..40];
         assert!(matches!(CanonicalFile::parse(torn), Err(IdentityError::Corrupt { .. })));
         let wrong_type = json!({"publicKey": 1, "privateKey": ["secret"]}).to_string();
-        assert!(!CanonicalFile::parse(wrong_type.as_bytes()).unwrap_err().to_string().contains("secret"));
+        assert!(
+            !CanonicalFile::parse(wrong_type.as_bytes()).expect_err("refused").to_string().contains("secret")
+        );
     }
 
     #[test]
@@ -468,9 +470,9 @@ mod tests {
         assert!(matches!(load(&Found { legacy: Some(&legacy), ..Found::default() }), Ok(Loaded::Import(_))));
         assert!(matches!(load(&Found::default()), Ok(Loaded::Mint)));
         let joined = Found { joined_other_machine: true, ..Found::default() };
-        assert_eq!(load(&joined).unwrap_err(), IdentityError::NotProvisioned);
+        assert_eq!(load(&joined).expect_err("refused"), IdentityError::NotProvisioned);
         assert_eq!(
-            load(&Found { lived_before: true, ..Found::default() }).unwrap_err(),
+            load(&Found { lived_before: true, ..Found::default() }).expect_err("refused"),
             IdentityError::Missing
         );
     }

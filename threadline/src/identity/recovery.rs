@@ -92,9 +92,9 @@ mod tests {
         assert!(recovery.verifies(identity.public()));
         assert!(!recovery.verifies(Identity::from_seed(&[8; 32]).public()));
         assert_eq!(recovery.unlock(&phrase).expect("own phrase").public(), &recovery.public);
-        assert_eq!(recovery.unlock("abandon abandon").unwrap_err(), RecoveryError::Phrase);
+        assert_eq!(recovery.unlock("abandon abandon").expect_err("refused"), RecoveryError::Phrase);
         let other = "abandon amount liar amount expire adjust cage candy arch gather drum bullet absurd math era \
                      live bid rhythm alien crouch range attend journey unaware";
-        assert_eq!(recovery.unlock(other).unwrap_err(), RecoveryError::OtherKey);
+        assert_eq!(recovery.unlock(other).expect_err("refused"), RecoveryError::OtherKey);
     }
 }

@@ -230,7 +230,7 @@ pub struct DiscoverFilter {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClientFrame {
     /// Login.
-    Auth(Auth),
+    Auth(Box<Auth>),
     /// A message in its envelope.
     Message(Envelope),
     /// A message as third-party clients write it; the relay makes the envelope.
@@ -278,7 +278,7 @@ impl ClientFrame {
         Ok(match kind.as_str() {
             "auth" => {
                 lift_flat_metadata(&mut fields);
-                Self::Auth(body(&kind, fields)?)
+                Self::Auth(Box::new(body(&kind, fields)?))
             }
             "message" => match fields.remove("envelope") {
                 Some(Value::Object(envelope)) => Self::Message(Envelope::from_fields(envelope)),
@@ -653,7 +653,7 @@ mod tests {
         let recorded = &vector["authFrame"];
         let metadata = serde_json::from_value(recorded["metadata"].clone()).expect("metadata");
         let auth = Auth::new(&identity, &nonce, metadata, Visibility::Public);
-        assert_eq!(ClientFrame::Auth(auth.clone()).to_text(), recorded.to_string());
+        assert_eq!(ClientFrame::Auth(Box::new(auth.clone())).to_text(), recorded.to_string());
         assert_eq!(auth.verify(&nonce).expect("verifies").fingerprint(), identity.fingerprint());
 
         let wrong = text(&vector["wrongSignatureOverDecodedNonce"]).to_owned();
@@ -700,7 +700,7 @@ mod tests {
     #[test]
     fn the_server_side_is_lenient_where_old_clients_are_wrong() {
         let auth = |frame: Value| match ClientFrame::parse(&frame.to_string()) {
-            Ok(ClientFrame::Auth(auth)) => auth,
+            Ok(ClientFrame::Auth(auth)) => *auth,
             other => panic!("{other:?}"),
         };
         let bare = auth(json!({"type": "auth", "publicKey": "", "signature": ""}));

@@ -1,5 +1,6 @@
 //! Threadline v1: WebSocket and JSON (`threadline-wire.md` §2).
 
+pub mod client;
 pub mod envelope;
 pub mod frames;
 

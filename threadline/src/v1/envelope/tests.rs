@@ -144,7 +144,7 @@ fn recorded_canonical_corner_cases() {
                 assert_eq!(out, json);
             }
             Err(_) => {
-                assert!(serde_json::from_str::<Value>(json).is_err(), "a lone surrogate is refused as input")
+                assert!(serde_json::from_str::<Value>(json).is_err(), "a lone surrogate is refused as input");
             }
         }
     }
