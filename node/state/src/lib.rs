@@ -10,8 +10,12 @@ pub mod journal;
 pub mod notices;
 pub mod paths;
 pub mod ports;
+pub mod process;
+pub mod registry;
 pub mod secret;
 pub mod secrets;
+pub mod security_log;
+pub mod tcp_ports;
 pub mod time;
 
 /// A future that can be stored and sent between threads.
