@@ -13,7 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("instar-outbound", &[]),
     ("threadline", &[]),
     ("instar-hooks", &["instar-redact"]),
-    ("instar-mcp", &["threadline"]),
+    ("instar-mcp", &["threadline", "instar-durable"]),
     ("threadline-relay", &["threadline", "instar-durable"]),
     ("threadline-net", &["threadline", "instar-durable", "instar-outbound"]),
     ("instar-state", &["instar-durable", "instar-redact", "instar-outbound"]),
