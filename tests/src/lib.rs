@@ -2,4 +2,6 @@
 
 pub mod anthropic;
 pub mod fuzz;
+pub mod harness;
 pub mod script;
+pub mod standin;

@@ -27,6 +27,7 @@ use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 
+pub(crate) use conversation::text_of;
 pub use conversation::{Conversation, Done};
 pub use template::Variables;
 

@@ -1,4 +1,5 @@
 //! Tests of the whole: rules of the workspace, fuzz bodies over their corpus, end-to-end scenarios.
 
 mod dependencies;
+mod e2e;
 mod fuzz_corpus;

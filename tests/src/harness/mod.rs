@@ -1,0 +1,31 @@
+//! End-to-end harness: accounts, agents and their processes in a namespace of their own.
+//!
+//! ```no_run
+//! use instar_tests::harness::{World, isolated};
+//!
+//! fn one_node_answers() {
+//!     isolated(one_node_answers, async {
+//!         let world = World::new()?;
+//!         let account = world.account("ann")?;
+//!         let mut agent = account.agent("alpha").await?;
+//!         agent.up().await?;
+//!         assert_eq!(agent.get("/health").await?.status, 200);
+//!         Ok(())
+//!     });
+//! }
+//! ```
+
+mod account;
+mod agent;
+mod http;
+mod isolation;
+pub mod processes;
+mod wait;
+mod world;
+
+pub use account::{API_KEY, Account};
+pub use agent::{Agent, CliOutput};
+pub use http::{Answer, request};
+pub use isolation::isolated;
+pub use wait::eventually;
+pub use world::World;

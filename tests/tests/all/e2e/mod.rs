@@ -1,0 +1,3 @@
+//! Scenarios with real binaries and real peers, each in a namespace with loopback only.
+
+mod doubles;
