@@ -158,7 +158,9 @@ pub enum DeliveryEvent {
     Replay,
     /// The relay refuses it.
     Rejected {
-        /// Words of the relay.
+        /// Code, when the refusal came as an `error` frame.
+        code: Option<ErrorCode>,
+        /// Words of the relay, ≤ 300 characters.
         reason: String,
     },
     /// The relay gave it up.
@@ -620,7 +622,8 @@ impl Client {
             AckStatus::Queued => DeliveryEvent::Queued { ttl: ack.ttl },
             AckStatus::Rejected if ack.is_replay() => DeliveryEvent::Replay,
             AckStatus::Rejected => {
-                DeliveryEvent::Rejected { reason: cut(ack.reason.as_deref().unwrap_or_default()) }
+                let reason = cut(ack.reason.as_deref().unwrap_or_default());
+                DeliveryEvent::Rejected { code: None, reason }
             }
         };
         self.delivery(&ack.message_id, None, event);
@@ -630,14 +633,14 @@ impl Client {
         if is_rate_limit(&error) {
             self.backoff.at_least(5);
         }
-        match &error.related_message_id {
+        match error.related_message_id {
             Some(id) => {
                 let event = if error.code == ErrorCode::ReplayDetected {
                     DeliveryEvent::Replay
                 } else {
-                    DeliveryEvent::Rejected { reason: cut(&error.message) }
+                    DeliveryEvent::Rejected { reason: cut(&error.message), code: Some(error.code) }
                 };
-                self.delivery(&id.clone(), None, event);
+                self.delivery(&id, None, event);
             }
             None => self.effects.push_back(Effect::RelayError(error)),
         }

@@ -342,7 +342,8 @@ fn outgoing_messages_report_their_fate() {
     assert_eq!(event(frame(&mut client, c, &ServerFrame::Ack(ack), T0)), (Some(to), DeliveryEvent::Replay));
     let complaint =
         RelayError { related_message_id: Some("m2".into()), ..error(ErrorCode::RecipientUnknown, "who?") };
-    let rejected = DeliveryEvent::Rejected { reason: "who?".into() };
+    let code = Some(ErrorCode::RecipientUnknown);
+    let rejected = DeliveryEvent::Rejected { code, reason: "who?".into() };
     assert_eq!(event(frame(&mut client, c, &ServerFrame::Error(complaint), T0)), (Some(to), rejected));
 
     client.handle_timeout(T0 + ACK_PATIENCE_MS);
