@@ -109,7 +109,7 @@ CREATE TABLE spool(
     relay TEXT NOT NULL,
     message_id TEXT NOT NULL,
     from_fp TEXT NOT NULL,
-    thread_id TEXT NOT NULL,
+    thread_id TEXT,
     transport TEXT NOT NULL,
     envelope BLOB NOT NULL,
     env_hash BLOB NOT NULL,

@@ -20,8 +20,8 @@ pub struct SpoolEntry {
     pub from: Fingerprint,
     /// Id given by the sender.
     pub message_id: MessageId,
-    /// Thread given by the sender.
-    pub thread_id: ThreadId,
+    /// Thread given by the sender; some foreign clients give none.
+    pub thread_id: Option<ThreadId>,
     /// Carrier kind, `relay`.
     pub transport: &'static str,
     /// Envelope as received.
@@ -81,9 +81,9 @@ pub struct SpoolDepth {
 }
 
 impl Store {
-    /// Commits one entry; only then may the carrier be acknowledged.
-    pub async fn spool_put(&self, entry: SpoolEntry, now: i64) -> Result<Spooled, StoreError> {
-        self.db.write(move |c| put(c, &entry, now)).await
+    /// Commits entries in the given order, all in one transaction; only then may the carrier be acknowledged.
+    pub async fn spool_put(&self, entries: Vec<SpoolEntry>, now: i64) -> Result<Vec<Spooled>, StoreError> {
+        self.db.write(move |c| entries.iter().map(|entry| put(c, entry, now)).collect()).await
     }
 
     /// Rows that may be ingested now, in order of arrival. A postponed row holds back later rows of its sender.
@@ -233,7 +233,7 @@ fn put(c: &Connection, entry: &SpoolEntry, now: i64) -> Result<Spooled, StoreErr
         entry.relay,
         entry.message_id.as_str(),
         entry.from.to_string(),
-        entry.thread_id.as_str(),
+        entry.thread_id.as_ref().map(ThreadId::as_str),
         entry.transport,
         entry.envelope,
         hash,

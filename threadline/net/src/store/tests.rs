@@ -61,7 +61,7 @@ fn entry(n: u8, message: &str) -> SpoolEntry {
         relay: "ws://relay".into(),
         from: peer(n),
         message_id: id(message),
-        thread_id: "t1".parse().expect("id"),
+        thread_id: "t1".parse().ok(),
         transport: "relay",
         envelope: format!("{{\"messageId\":\"{message}\"}}").into_bytes(),
     }
@@ -139,9 +139,8 @@ async fn send(store: &Store, draft: OutboundDraft, text: &str) -> Result<Queued,
 #[tokio::test]
 async fn an_acknowledged_envelope_survives_and_is_ingested_once() {
     let bench = Bench::new();
-    let Spooled::New(seq) = bench.store.spool_put(entry(1, "m1"), NOW).await.expect("put") else {
-        panic!("not new")
-    };
+    let put = bench.store.spool_put(vec![entry(1, "m1")], NOW).await.expect("put");
+    let [Spooled::New(seq)] = put[..] else { panic!("{put:?}") };
     let bench = bench.killed();
     let due = bench.store.spool_due(NOW, 10).await.expect("due");
     assert_eq!(due.iter().map(|r| r.seq).collect::<Vec<_>>(), [seq]);
@@ -155,7 +154,7 @@ async fn an_acknowledged_envelope_survives_and_is_ingested_once() {
     assert!(bench.store.spool_due(NOW, 10).await.expect("due").is_empty());
     assert_eq!(bench.store.unrouted(10).await.expect("unrouted").len(), 1);
     assert!(bench.store.is_seen(peer(1), id("m1")).await.expect("seen"));
-    assert_eq!(bench.store.spool_put(entry(1, "m1"), NOW).await.expect("again"), Spooled::Known);
+    assert_eq!(bench.store.spool_put(vec![entry(1, "m1")], NOW).await.expect("again"), [Spooled::Known]);
     let again = bench.store.accept(message, ApprovalQueueLimits::default(), NOW).await.expect("accept");
     assert_eq!(again, Accepted::Duplicate);
     assert_eq!(bench.store.unrouted(10).await.expect("unrouted").len(), 1);
@@ -165,7 +164,7 @@ async fn an_acknowledged_envelope_survives_and_is_ingested_once() {
 async fn a_postponed_row_holds_back_its_sender_and_nobody_else() {
     let bench = Bench::new();
     for (n, message) in [(1, "a"), (1, "b"), (2, "c")] {
-        bench.store.spool_put(entry(n, message), NOW).await.expect("put");
+        bench.store.spool_put(vec![entry(n, message)], NOW).await.expect("put");
     }
     let due = bench.store.spool_due(NOW, 10).await.expect("due");
     bench.store.spool_postpone(due[0].seq, NOW + 1000, "rate-limited").await.expect("postpone");

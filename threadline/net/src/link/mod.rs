@@ -1,0 +1,8 @@
+//! The one relay connection of this identity: carries out what the client state machine decides.
+
+mod driver;
+mod handle;
+mod socket;
+
+pub use driver::{LinkDeps, run_link};
+pub use handle::{DiscoverError, LinkEvent, LinkHandle, LinkStatus};
