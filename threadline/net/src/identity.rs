@@ -77,7 +77,7 @@ pub fn open_identity(
             let identity = file.open(passphrase)?;
             return Ok(OpenedIdentity { identity, file: *file, phrase: None, minted: false });
         }
-        Loaded::Import(identity) => (identity, None, false),
+        Loaded::Import(identity) => (*identity, None, false),
         Loaded::Mint => {
             let identity = Identity::generate(&mut rand::rng());
             let recovery =

@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use threadline::identity::Identity;
 use threadline::v1::client::{
-    Client, ClientConfig, ConnectionId, DeliveryEvent, Effect, KnownAgent, LinkChange, LinkState, SendRefused,
-    Ticket,
+    Client, ClientConfig, ConnectionId, DeliveryEvent, Effect, KnownAgent, LinkChange, LinkState,
+    SendRefused, Ticket,
 };
 use threadline::v1::envelope::Envelope;
 use threadline::{Fingerprint, MessageId};
@@ -460,7 +460,7 @@ impl Driver {
             .into_iter()
             .flatten()
             .min()
-            .unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
+            .unwrap_or_else(|| Instant::now() + Duration::from_hours(1))
     }
 }
 

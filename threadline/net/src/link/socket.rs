@@ -33,9 +33,8 @@ pub(super) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 impl Socket {
     /// Opens a connection. Compression is never offered.
     pub(super) async fn open(url: String) -> Result<Self, String> {
-        let config = WebSocketConfig::default()
-            .max_message_size(Some(MAX_MESSAGE))
-            .max_frame_size(Some(MAX_MESSAGE));
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
         let opening = connect_async_with_config(url, Some(config), true);
         match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
             Ok(Ok((stream, _))) => Ok(Self(stream)),

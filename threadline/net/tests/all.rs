@@ -1,0 +1,6 @@
+//! The link against a scripted relay.
+
+#[path = "all/link.rs"]
+mod link;
+#[path = "all/relay_script.rs"]
+mod relay_script;
