@@ -1,5 +1,7 @@
 //! The link against a scripted relay.
 
+#![allow(unreachable_pub)]
+
 #[path = "all/link.rs"]
 mod link;
 #[path = "all/relay_script.rs"]

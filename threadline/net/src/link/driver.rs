@@ -13,6 +13,7 @@ use threadline::v1::client::{
     SendRefused, Ticket,
 };
 use threadline::v1::envelope::Envelope;
+use threadline::v1::frames::ErrorCode;
 use threadline::{Fingerprint, MessageId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -124,7 +125,7 @@ struct Driver {
     unstored: Vec<(Ticket, Envelope)>,
     store_retry: Option<Instant>,
     spool_blocked: bool,
-    /// Messages written on this connection whose acknowledgement is awaited.
+    /// Messages written on this connection, not to be written again before their patience is over.
     written: HashMap<MessageId, i64>,
     outbox_due: Option<Instant>,
     questions: Vec<Question>,
@@ -222,8 +223,8 @@ impl Driver {
     }
 
     async fn delivery(&mut self, to: Option<Fingerprint>, id: MessageId, event: DeliveryEvent) {
+        // The row stays in `written`: whoever hears the event stores what it means, then flushes.
         if event != DeliveryEvent::Written {
-            self.written.remove(&id);
             self.outbox_due = Some(Instant::now());
         }
         let _ = self.events.send(LinkEvent::Delivery { to, id, event }).await;
@@ -426,7 +427,10 @@ impl Driver {
                     }
                 }
                 Err(SendRefused::Unsendable) => {
-                    let event = DeliveryEvent::Rejected { reason: "the envelope is not sendable".into() };
+                    let event = DeliveryEvent::Rejected {
+                        code: Some(ErrorCode::InvalidFrame),
+                        reason: "the envelope is not sendable".into(),
+                    };
                     self.delivery(Some(row.peer), row.id, event).await;
                 }
                 Err(SendRefused::Busy | SendRefused::NotReady) => break,

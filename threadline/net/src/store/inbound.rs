@@ -1,21 +1,14 @@
 //! Step 13 of the inbound pipeline: message, seen id, windows, approval and spool mark in one transaction.
 
 use rusqlite::{Connection, OptionalExtension, params};
+use threadline::delivery::DeliveryState;
+use threadline::limits::Window;
 use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
 
 use super::approvals::{ApprovalDraft, ApprovalQueueLimits};
 use super::messages::{self, NewMessage};
-use super::types::{Auth, ConversationState, DeliveryState, Direction, MessageState, StoredMessage, Thread};
+use super::types::{Auth, ConversationState, Direction, MessageState, StoredMessage, Thread};
 use super::{Store, StoreError, approvals, limits, outbox, sha256, spool};
-
-/// One use of a sliding window.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WindowEvent {
-    /// Name of the limit.
-    pub limit: &'static str,
-    /// Whose window.
-    pub key: String,
-}
 
 /// A checked message to be stored.
 #[derive(Debug, Clone)]
@@ -51,7 +44,7 @@ pub struct Inbound {
     /// What the owner is asked about a held message.
     pub approval: Option<ApprovalDraft>,
     /// Windows it uses.
-    pub windows: Vec<WindowEvent>,
+    pub windows: Vec<Window>,
 }
 
 /// What the transaction did.
@@ -201,8 +194,8 @@ fn accept(c: &Connection, m: &Inbound, queue: ApprovalQueueLimits, now: i64) -> 
     )?;
     c.prepare_cached("INSERT INTO seen(peer_fp, message_id, content_hash, at) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![m.key.peer.to_string(), m.id.as_str(), sha256(m.body.as_bytes()), now])?;
-    for event in &m.windows {
-        limits::record(c, event.limit, &event.key, now)?;
+    for window in &m.windows {
+        limits::record(c, window, now)?;
     }
     if let Some(draft) = &m.approval {
         approvals::insert(c, draft, queue, now)?;

@@ -22,16 +22,15 @@ use instar_durable::{Database, DatabaseError, Durability, Migration, OpenOptions
 use sha2::{Digest, Sha256};
 
 pub use approvals::{ApprovalDraft, ApprovalQueueLimits, Decided};
-pub use inbound::{Accepted, Inbound, WindowEvent};
+pub use inbound::{Accepted, Inbound};
 pub use ledger::{LedgerRow, LedgerStatus, Reservation};
-pub use limits::Usage;
 pub use outbox::{DeliveryHealth, DeliveryRow, OutboundDraft, OutboxRow, Queued};
 pub use peers::KnownPeer;
 pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled};
 pub use threads::{ChainCheck, SearchHit, ThreadFilter, ThreadUse};
 pub use types::{
-    Approval, ApprovalKind, ApprovalStatus, Auth, ConversationState, DeliveryState, Direction, MessageState,
-    Opener, StoredMessage, Thread,
+    Approval, ApprovalKind, ApprovalStatus, Auth, ConversationState, Direction, MessageState, Opener,
+    StoredMessage, Thread,
 };
 
 const MIGRATIONS: &[Migration] = &[Migration { sql: include_str!("schema.sql") }];

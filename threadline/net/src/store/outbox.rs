@@ -2,11 +2,12 @@
 
 use instar_outbound::{Cleared, OutboundMessage};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use threadline::delivery::{Delivery, DeliveryState};
+use threadline::limits::Window;
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 
-use super::inbound::WindowEvent;
 use super::messages::{self, NewMessage};
-use super::types::{Auth, ConversationState, DeliveryState, Direction, MessageState, StoredMessage, parsed};
+use super::types::{Auth, ConversationState, Direction, MessageState, StoredMessage, parsed};
 use super::{Store, StoreError, limits, sha256};
 use crate::control::Control;
 
@@ -36,9 +37,9 @@ pub struct OutboundDraft {
     /// Repeating a send with this key sends nothing twice.
     pub idempotency_key: Option<String>,
     /// Windows it uses.
-    pub windows: Vec<WindowEvent>,
-    /// Unix ms after which nobody tries again.
-    pub expires_at: i64,
+    pub windows: Vec<Window>,
+    /// Delivery as it starts.
+    pub delivery: Delivery,
 }
 
 /// What the transaction did.
@@ -70,24 +71,10 @@ pub struct DeliveryRow {
     pub key: ThreadKey,
     /// Id on the wire.
     pub id: MessageId,
-    /// Evidence so far.
-    pub state: DeliveryState,
-    /// Times it was written to a carrier.
-    pub attempts: u32,
-    /// Unix ms of the next try, absent when none is wanted.
-    pub next_retry_at: Option<i64>,
-    /// Unix ms.
-    pub first_sent_at: Option<i64>,
-    /// Unix ms.
-    pub last_attempt_at: Option<i64>,
-    /// Unix ms.
-    pub acked_at: Option<i64>,
-    /// Unix ms when the owner was told.
+    /// What is known.
+    pub delivery: Delivery,
+    /// Unix ms when the owner was told that it is unconfirmed.
     pub escalated_at: Option<i64>,
-    /// Unix ms.
-    pub expires_at: i64,
-    /// Unix ms.
-    pub created_at: i64,
 }
 
 /// Delivery facts of one peer.
@@ -191,14 +178,14 @@ impl Store {
         self.db
             .read(move |c| {
                 let mut statement = c.prepare_cached(
-                    "SELECT o.*, d.thread_id, d.state, d.attempts, d.next_retry_at, d.first_sent_at,
+                    "SELECT o.*, d.thread_id, d.state, d.attempts, d.rejections, d.peer_dedups, d.next_retry_at,
                         d.last_attempt_at, d.acked_at, d.escalated_at, d.expires_at,
                         d.created_at AS delivery_created_at
                      FROM outbox o LEFT JOIN deliveries d ON d.peer_fp = o.peer_fp AND d.message_id = o.message_id
-                     WHERE d.peer_fp IS NULL OR (d.next_retry_at <= ?1 AND (d.state <> 'pending' OR NOT EXISTS (
+                     WHERE d.peer_fp IS NULL OR (d.next_retry_at <= ?1 AND d.expires_at > ?1 AND NOT EXISTS (
                         SELECT 1 FROM deliveries e JOIN outbox p ON p.peer_fp = e.peer_fp AND p.message_id = e.message_id
-                        WHERE e.peer_fp = d.peer_fp AND e.thread_id = d.thread_id AND e.state = 'pending'
-                        AND p.id < o.id)))
+                        WHERE e.peer_fp = d.peer_fp AND e.thread_id = d.thread_id AND e.acked_at IS NULL
+                        AND e.expires_at > ?1 AND p.id < o.id))
                      ORDER BY o.id LIMIT ?2",
                 )?;
                 let rows = statement.query_map(params![now, limit], read_outbox)?;
@@ -226,10 +213,7 @@ impl Store {
     pub async fn outbox_retry_all(&self, now: i64) -> Result<usize, StoreError> {
         self.db
             .write(move |c| {
-                Ok(c.execute(
-                    "UPDATE deliveries SET next_retry_at = ?1 WHERE state = 'pending' AND next_retry_at > ?1",
-                    [now],
-                )?)
+                Ok(c.execute("UPDATE deliveries SET next_retry_at = ?1 WHERE next_retry_at > ?1", [now])?)
             })
             .await
     }
@@ -250,7 +234,7 @@ impl Store {
             .read(move |c| {
                 Ok(c.prepare_cached(
                     "SELECT *, created_at AS delivery_created_at FROM deliveries WHERE message_id = ?1
-                     AND state IN ('pending', 'sent', 'accepted', 'escalated')",
+                     AND state IN ('pending', 'sent', 'accepted')",
                 )?
                 .query_row([id.as_str()], read_delivery)
                 .optional()?)
@@ -284,7 +268,7 @@ impl Store {
             .read(move |c| {
                 let mut statement = c.prepare_cached(
                     "SELECT *, created_at AS delivery_created_at FROM deliveries
-                     WHERE state IN ('pending', 'sent', 'accepted', 'escalated') ORDER BY created_at LIMIT ?1",
+                     WHERE state IN ('pending', 'sent', 'accepted') ORDER BY created_at LIMIT ?1",
                 )?;
                 let rows = statement.query_map([limit], read_delivery)?;
                 Ok(rows.collect::<rusqlite::Result<_>>()?)
@@ -298,15 +282,15 @@ impl Store {
             .read(move |c| {
                 let mut statement = c.prepare_cached(
                     "SELECT c.peer_fp,
-                        (SELECT max(first_sent_at) FROM deliveries d WHERE d.peer_fp = c.peer_fp),
-                        (SELECT max(acked_at) FROM deliveries d WHERE d.peer_fp = c.peer_fp),
+                        (SELECT max(last_attempt_at) FROM deliveries d WHERE d.peer_fp = c.peer_fp),
+                        (SELECT max(acked_at) FROM deliveries d WHERE d.peer_fp = c.peer_fp AND state = 'delivered'),
                         (SELECT max(stored_at) FROM messages m WHERE m.peer_fp = c.peer_fp AND direction = 'in'),
                         (SELECT count(*) FROM deliveries d WHERE d.peer_fp = c.peer_fp
-                            AND state IN ('pending', 'sent', 'accepted', 'escalated')),
+                            AND state IN ('pending', 'sent', 'accepted')),
                         (SELECT ?1 - min(created_at) FROM deliveries d WHERE d.peer_fp = c.peer_fp
-                            AND state IN ('pending', 'sent', 'accepted', 'escalated')),
+                            AND state IN ('pending', 'sent', 'accepted')),
                         (SELECT count(*) FROM deliveries d WHERE d.peer_fp = c.peer_fp AND escalated_at IS NOT NULL
-                            AND state IN ('pending', 'sent', 'accepted', 'escalated'))
+                            AND state IN ('pending', 'sent', 'accepted'))
                      FROM conversations c GROUP BY c.peer_fp",
                 )?;
                 let rows = statement.query_map([now], |r| {
@@ -363,23 +347,25 @@ fn enqueue(
     }
     let peer = draft.key.peer.to_string();
     c.prepare_cached(
-        "INSERT INTO deliveries(peer_fp, message_id, thread_id, content_hash, state, next_retry_at, expires_at,
-            created_at) VALUES (?1, ?2, ?3, ?4, 'pending', ?5, ?6, ?5)",
+        "INSERT INTO deliveries(peer_fp, message_id, thread_id, content_hash, state, peer_dedups, next_retry_at,
+            expires_at, created_at) VALUES (?1, ?2, ?3, ?4, 'pending', ?5, ?6, ?7, ?8)",
     )?
     .execute(params![
         peer,
         draft.id.as_str(),
         draft.key.thread.as_str(),
         sha256(text.as_bytes()),
-        now,
-        draft.expires_at
+        draft.delivery.peer_dedups,
+        draft.delivery.next_retry_at,
+        draft.delivery.expires_at,
+        draft.delivery.created_at
     ])?;
     c.prepare_cached(
         "INSERT INTO outbox(peer_fp, message_id, envelope, verdict_id, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
     .execute(params![peer, draft.id.as_str(), envelope, verdict, now])?;
-    for event in &draft.windows {
-        limits::record(c, event.limit, &event.key, now)?;
+    for window in &draft.windows {
+        limits::record(c, window, now)?;
     }
     c.prepare_cached(
         "UPDATE conversations SET state = 'awaiting-reply',
@@ -464,24 +450,25 @@ fn set_delivery(
     keep: bool,
 ) -> Result<(), StoreError> {
     let peer = row.key.peer.to_string();
+    let delivery = &row.delivery;
     c.prepare_cached(
-        "UPDATE deliveries SET state = ?3, attempts = ?4, next_retry_at = ?5, first_sent_at = ?6,
+        "UPDATE deliveries SET state = ?3, attempts = ?4, rejections = ?5, next_retry_at = ?6,
             last_attempt_at = ?7, acked_at = ?8, escalated_at = ?9 WHERE peer_fp = ?1 AND message_id = ?2",
     )?
     .execute(params![
         peer,
         row.id.as_str(),
-        row.state,
-        row.attempts,
-        row.next_retry_at,
-        row.first_sent_at,
-        row.last_attempt_at,
-        row.acked_at,
+        state_text(delivery.state),
+        delivery.attempts,
+        delivery.rejections,
+        delivery.next_retry_at,
+        delivery.last_attempt_at,
+        delivery.acked_at,
         row.escalated_at
     ])?;
-    let message = match row.state {
+    let message = match delivery.state {
         DeliveryState::Pending => MessageState::PendingSend,
-        DeliveryState::Sent | DeliveryState::Escalated => MessageState::Sent,
+        DeliveryState::Sent => MessageState::Sent,
         DeliveryState::Accepted => MessageState::Accepted,
         DeliveryState::Delivered => MessageState::Delivered,
         DeliveryState::Rejected => MessageState::Rejected,
@@ -493,7 +480,7 @@ fn set_delivery(
         c.prepare_cached("DELETE FROM outbox WHERE peer_fp = ?1 AND message_id = ?2")?
             .execute(params![peer, row.id.as_str()])?;
     }
-    if matches!(row.state, DeliveryState::Failed | DeliveryState::Expired | DeliveryState::Rejected) {
+    if matches!(delivery.state, DeliveryState::Failed | DeliveryState::Expired | DeliveryState::Rejected) {
         messages::set_thread_state(c, &row.key.peer, &row.key.thread, ConversationState::Failed)?;
     }
     Ok(())
@@ -509,20 +496,20 @@ pub(super) fn acknowledge_thread(
     let (peer, thread) = (key.peer.to_string(), key.thread.as_str());
     c.prepare_cached(
         "DELETE FROM outbox WHERE peer_fp = ?1 AND message_id IN (SELECT message_id FROM deliveries
-            WHERE peer_fp = ?1 AND thread_id = ?2 AND state IN ('sent', 'accepted', 'escalated'))",
+            WHERE peer_fp = ?1 AND thread_id = ?2 AND state IN ('sent', 'accepted') AND acked_at IS NOT NULL)",
     )?
     .execute(params![peer, thread])?;
     c.prepare_cached(
         "UPDATE messages SET state = ?3 WHERE direction = 'out' AND peer_fp = ?1 AND message_id IN (
             SELECT message_id FROM deliveries WHERE peer_fp = ?1 AND thread_id = ?2
-            AND state IN ('sent', 'accepted', 'escalated'))",
+            AND state IN ('sent', 'accepted') AND acked_at IS NOT NULL)",
     )?
-    .execute(params![peer, thread, state.as_str()])?;
+    .execute(params![peer, thread, state_text(state)])?;
     c.prepare_cached(
         "UPDATE deliveries SET state = ?3, acked_at = ?4, next_retry_at = NULL
-         WHERE peer_fp = ?1 AND thread_id = ?2 AND state IN ('sent', 'accepted', 'escalated')",
+         WHERE peer_fp = ?1 AND thread_id = ?2 AND state IN ('sent', 'accepted') AND acked_at IS NOT NULL",
     )?
-    .execute(params![peer, thread, state, now])?;
+    .execute(params![peer, thread, state_text(state), now])?;
     Ok(())
 }
 
@@ -537,17 +524,45 @@ fn read_outbox(row: &Row<'_>) -> rusqlite::Result<OutboxRow> {
 }
 
 fn read_delivery(row: &Row<'_>) -> rusqlite::Result<DeliveryRow> {
+    let state: String = row.get("state")?;
     Ok(DeliveryRow {
         key: ThreadKey { peer: parsed(row, "peer_fp")?, thread: parsed::<ThreadId>(row, "thread_id")? },
         id: parsed(row, "message_id")?,
-        state: row.get("state")?,
-        attempts: row.get("attempts")?,
-        next_retry_at: row.get("next_retry_at")?,
-        first_sent_at: row.get("first_sent_at")?,
-        last_attempt_at: row.get("last_attempt_at")?,
-        acked_at: row.get("acked_at")?,
+        delivery: Delivery {
+            state: state_of(&state),
+            attempts: row.get("attempts")?,
+            rejections: row.get("rejections")?,
+            created_at: row.get("delivery_created_at")?,
+            expires_at: row.get("expires_at")?,
+            last_attempt_at: row.get("last_attempt_at")?,
+            acked_at: row.get("acked_at")?,
+            next_retry_at: row.get("next_retry_at")?,
+            peer_dedups: row.get("peer_dedups")?,
+        },
         escalated_at: row.get("escalated_at")?,
-        expires_at: row.get("expires_at")?,
-        created_at: row.get("delivery_created_at")?,
     })
+}
+
+const fn state_text(state: DeliveryState) -> &'static str {
+    match state {
+        DeliveryState::Pending => "pending",
+        DeliveryState::Sent => "sent",
+        DeliveryState::Accepted => "accepted",
+        DeliveryState::Delivered => "delivered",
+        DeliveryState::Rejected => "rejected",
+        DeliveryState::Failed => "failed",
+        DeliveryState::Expired => "expired",
+    }
+}
+
+fn state_of(text: &str) -> DeliveryState {
+    match text {
+        "pending" => DeliveryState::Pending,
+        "sent" => DeliveryState::Sent,
+        "accepted" => DeliveryState::Accepted,
+        "delivered" => DeliveryState::Delivered,
+        "rejected" => DeliveryState::Rejected,
+        "expired" => DeliveryState::Expired,
+        _ => DeliveryState::Failed,
+    }
 }

@@ -7,6 +7,8 @@ use instar_outbound::{
     Channel, ChannelId, Cleared, Latch, Moment, Origin, OutboundMessage, Pel, PelConfig, Recipient,
     RecipientKind, ReplyTarget, SendFlags, SendGateway, SendOutcome,
 };
+use threadline::delivery::{DEFAULT_TTL_MS, Delivery, DeliveryState, Evidence};
+use threadline::limits::Limits;
 use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
 
 use super::*;
@@ -84,7 +86,7 @@ fn inbound(n: u8, message: &str, body: &str) -> Inbound {
         state: MessageState::Stored,
         reason: None,
         approval: None,
-        windows: vec![WindowEvent { limit: "hour", key: peer(n).to_string() }],
+        windows: vec![Limits::default().probe(&peer(n), TrustLevel::Verified)],
     }
 }
 
@@ -128,7 +130,7 @@ fn draft(message: &str) -> OutboundDraft {
         origin_topic_id: None,
         idempotency_key: None,
         windows: Vec::new(),
-        expires_at: NOW + 86_400_000,
+        delivery: Delivery::new(NOW, DEFAULT_TTL_MS, true),
     }
 }
 
@@ -215,11 +217,10 @@ async fn text_in_the_outbox_survives_and_a_thread_keeps_its_order() {
     let bench = bench.killed();
     let due = bench.store.outbox_due(NOW, 8).await.expect("due");
     assert_eq!(due.iter().map(|r| r.id.to_string()).collect::<Vec<_>>(), ["o1"], "one at a time");
-    let mut delivery = due[0].delivery.clone().expect("delivery");
-    delivery.state = DeliveryState::Sent;
-    delivery.attempts = 1;
-    delivery.next_retry_at = Some(NOW + 30_000);
-    bench.store.set_delivery(delivery, None, true).await.expect("sent");
+    let mut row = due[0].delivery.clone().expect("delivery");
+    row.delivery.attempted(NOW);
+    row.delivery.learn(Evidence::RelayQueued { ours: false }, NOW);
+    bench.store.set_delivery(row, None, true).await.expect("sent");
     let bench = bench.killed();
     let due = bench.store.outbox_due(NOW, 8).await.expect("due");
     assert_eq!(due.iter().map(|r| r.id.to_string()).collect::<Vec<_>>(), ["o2"]);
@@ -228,8 +229,8 @@ async fn text_in_the_outbox_survives_and_a_thread_keeps_its_order() {
     bench.store.accept(inbound(1, "r1", "yes"), ApprovalQueueLimits::default(), NOW).await.expect("reply");
     let state =
         |id: MessageId| async { bench.store.delivery(peer(1), id).await.expect("read").expect("row") };
-    assert_eq!(state(id("o1")).await.state, DeliveryState::Delivered);
-    assert_eq!(state(id("o2")).await.state, DeliveryState::Pending);
+    assert_eq!(state(id("o1")).await.delivery.state, DeliveryState::Delivered);
+    assert_eq!(state(id("o2")).await.delivery.state, DeliveryState::Pending);
     assert_eq!(bench.store.check_chain(key(1, "t1")).await.expect("chain"), ChainCheck::Valid);
 }
 

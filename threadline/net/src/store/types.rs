@@ -119,28 +119,6 @@ text_enum! {
 }
 
 text_enum! {
-    /// Evidence about a message of ours (`threadline-agent.md` §12.3).
-    DeliveryState {
-        /// Committed here.
-        Pending = "pending",
-        /// Written to a carrier.
-        Sent = "sent",
-        /// Someone else holds it.
-        Accepted = "accepted",
-        /// The peer processed it.
-        Delivered = "delivered",
-        /// Refused by the peer.
-        Rejected = "rejected",
-        /// Given up.
-        Failed = "failed",
-        /// Its time to live is over.
-        Expired = "expired",
-        /// Unconfirmed for so long that the owner was told.
-        Escalated = "escalated",
-    }
-}
-
-text_enum! {
     /// How sure the sender is (`threadline-wire.md` §2.5.1).
     Auth {
         /// The sender's key authenticated the bytes.

@@ -4,6 +4,7 @@ use instar_outbound::{
     Channel, ChannelId, Cleared, Latch, Moment, Origin, OutboundMessage, Pel, PelConfig, Recipient,
     RecipientKind, ReplyTarget, SendFlags, SendGateway, SendOutcome,
 };
+use threadline::delivery::{DEFAULT_TTL_MS, Delivery, Evidence};
 use threadline::identity::Identity;
 use threadline::v1::client::{ClientConfig, DeliveryEvent};
 use threadline::v1::envelope::{Content, Envelope, Header, clear};
@@ -85,7 +86,7 @@ impl Node {
             origin_topic_id: None,
             idempotency_key: None,
             windows: Vec::new(),
-            expires_at: now() + 3_600_000,
+            delivery: Delivery::new(now(), DEFAULT_TTL_MS, true),
         };
         let from = self.identity.fingerprint();
         let made = |m: &OutboundMessage| -> Result<String, StoreError> {
@@ -180,8 +181,8 @@ async fn what_the_relay_did_not_acknowledge_is_sent_again_in_order() {
     assert_eq!((to, id.as_str()), (peer(), "o1"));
     let o1: MessageId = "o1".parse().expect("id");
     let mut row = node.store.delivery(peer(), o1).await.expect("read").expect("row");
-    row.state = threadline_net::store::DeliveryState::Sent;
-    row.next_retry_at = None;
+    row.delivery.attempted(now());
+    row.delivery.learn(Evidence::RelayQueued { ours: false }, now());
     node.store.set_delivery(row, None, true).await.expect("store");
     node.link.flush();
     assert_eq!(text_of(&session.next_of_interest().await), "o2");
