@@ -83,39 +83,50 @@ fn accept(
     secret: Range<usize>,
     ends: &mut PemEnds,
 ) -> Option<Range<usize>> {
+    let value = &text[secret.clone()];
+    let plausible = match rule.validate {
+        Validate::NotAnthropic => !value.starts_with("sk-ant-"),
+        Validate::NotPlaceholder => !is_placeholder(value),
+        Validate::HexNearSecretWord => near_secret_word(text, &secret),
+        Validate::Jwt => has_jwt_header(value),
+        Validate::None | Validate::Pem | Validate::Assignment => true,
+    };
+    if !plausible {
+        return None;
+    }
     let span = match rule.validate {
-        Validate::None => secret,
-        Validate::NotAnthropic if text[secret.clone()].starts_with("sk-ant-") => return None,
-        Validate::NotAnthropic => secret,
         Validate::Pem => ends.block(text, whole),
         Validate::Assignment => assigned(text, secret)?,
-        Validate::NotPlaceholder if is_placeholder(&text[secret.clone()]) => return None,
-        Validate::NotPlaceholder => secret,
-        Validate::HexNearSecretWord if !near_secret_word(text, &secret) => return None,
-        Validate::HexNearSecretWord => secret,
-        Validate::Jwt if !has_jwt_header(&text[secret.clone()]) => return None,
-        Validate::Jwt => secret,
+        _ => secret,
     };
     let random_enough = rule.min_entropy.is_none_or(|least| entropy(&text[span.clone()]) >= least);
     random_enough.then_some(span)
 }
 
-/// Position of the next `-----END`, searched once per stretch of text so that a flood of headers stays linear.
+/// Positions of `-----END`, each stretch of text searched once so that a flood of headers stays linear.
 #[derive(Default)]
-struct PemEnds {
-    next: Option<Option<usize>>,
+enum PemEnds {
+    #[default]
+    Unsearched,
+    NextAt(usize),
+    NoMore,
 }
 
 impl PemEnds {
     fn block(&mut self, text: &str, header: Range<usize>) -> Range<usize> {
-        if self.next.is_none_or(|next| next.is_some_and(|at| at < header.end)) {
-            self.next = Some(text[header.end..].find("-----END ").map(|at| header.end + at));
+        let stale = match self {
+            PemEnds::Unsearched => true,
+            PemEnds::NextAt(at) => *at < header.end,
+            PemEnds::NoMore => false,
+        };
+        if stale {
+            let found = text[header.end..].find("-----END ");
+            *self = found.map_or(PemEnds::NoMore, |at| PemEnds::NextAt(header.end + at));
         }
-        let end = match self.next.flatten() {
-            Some(at) if at - header.end <= PEM_WINDOW => {
+        let end = match *self {
+            PemEnds::NextAt(at) if at - header.end <= PEM_WINDOW => {
                 let label = at + "-----END ".len();
-                let closing: usize =
-                    text.as_bytes()[label..].iter().take(64).take_while(|b| **b != b'\n').count();
+                let closing = text.as_bytes()[label..].iter().take(64).take_while(|b| **b != b'\n').count();
                 label + closing
             }
             _ => {
@@ -124,7 +135,7 @@ impl PemEnds {
                     + body.take_while(|b| b.is_ascii_alphanumeric() || b"+/=\\\r\n ".contains(b)).count()
             }
         };
-        header.start..floor_char_boundary(text, end)
+        header.start..text.floor_char_boundary(end)
     }
 }
 
@@ -177,12 +188,8 @@ fn near_secret_word(text: &str, span: &Range<usize>) -> bool {
 }
 
 fn window(text: &str, range: Range<usize>) -> String {
-    let range = floor_char_boundary(text, range.start)..floor_char_boundary(text, range.end);
+    let range = text.floor_char_boundary(range.start)..text.floor_char_boundary(range.end);
     text[range].to_ascii_lowercase()
-}
-
-fn floor_char_boundary(text: &str, at: usize) -> usize {
-    text.floor_char_boundary(at)
 }
 
 fn has_jwt_header(token: &str) -> bool {

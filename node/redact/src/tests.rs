@@ -89,7 +89,8 @@ fn a_header_keeps_its_name() {
 fn own_secrets_are_found_in_every_form() {
     let secret = "p/w+7 ü&Yz9$k2=q";
     let redactor = Redactor::new(OwnSecrets::new([secret, "short"]));
-    let hex: String = secret.bytes().map(|b| format!("{b:02x}")).collect();
+    let each = |form: fn(u8) -> String| secret.bytes().map(form).collect::<Vec<_>>().concat();
+    let hex = each(|b| format!("{b:02x}"));
     let mut carried = vec![
         secret.to_owned(),
         STANDARD.encode(secret),
@@ -97,7 +98,7 @@ fn own_secrets_are_found_in_every_form() {
         hex.clone(),
         hex.to_uppercase(),
         "p%2Fw%2B7%20%C3%BC%26Yz9%24k2%3Dq".to_owned(),
-        secret.bytes().map(|b| format!("%{b:02X}")).collect(),
+        each(|b| format!("%{b:02X}")),
     ];
     carried.extend(["u:", "us:", "use:"].map(|user| STANDARD.encode(format!("{user}{secret}!"))));
     for form in carried {
@@ -142,7 +143,7 @@ fn ten_megabytes_take_linear_time() {
         let _ = find(text);
         let took = start.elapsed();
         // Unoptimised code on a busy machine needs seconds; a quadratic rule would need hours.
-        assert!(took < Duration::from_secs(60), "{:?}… took {took:?}", &text[..12]);
+        assert!(took < Duration::from_mins(1), "{:?}… took {took:?}", &text[..12]);
     }
 }
 
