@@ -13,7 +13,7 @@ export CLAUDE_BIN="${CLAUDE_BIN:-$TOOLS/claude/node_modules/.bin/claude}"
 export PATH="$TOOLS/bin:$TOOLS/venv/bin:$PATH"
 
 # What a release consists of; the doubles come from the test build.
-RELEASED=(-p instar -p instar-hooks)
+RELEASED=(-p instar -p instar-hooks -p threadline-relay)
 
 passed=0
 failed=0

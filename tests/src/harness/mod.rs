@@ -17,15 +17,19 @@
 
 mod account;
 mod agent;
+mod conversation;
 mod http;
 mod isolation;
 pub mod processes;
+mod relay;
 mod wait;
 mod world;
 
 pub use account::{API_KEY, Account};
 pub use agent::{Agent, CliOutput};
+pub use conversation::Message;
 pub use http::{Answer, request};
 pub use isolation::isolated;
+pub use relay::{Relay, free_port};
 pub use wait::eventually;
 pub use world::World;

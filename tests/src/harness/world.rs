@@ -36,6 +36,11 @@ impl World {
         Account::new(self.root.path().join(name), self.binary.clone())
     }
 
+    /// The binary under test.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// A folder for the scenario's own files.
     pub fn path(&self) -> &Path {
         self.root.path()

@@ -31,7 +31,7 @@ fn options() -> Result<Options> {
             "--idle-seconds" => options.idle_seconds = value.parse()?,
             "--load-seconds" => options.load_seconds = value.parse()?,
             "--connections" => {
-                options.connections = value.split(',').map(str::parse).collect::<Result<_, _>>()?
+                options.connections = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
             }
             _ => anyhow::bail!(USAGE),
         }

@@ -1,0 +1,97 @@
+//! A relay as a process of its own.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tokio::process::{Child, Command};
+
+use super::{World, eventually};
+
+/// Longest wait for `/ready`.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// The stand-alone relay, `threadline-relay`.
+#[derive(Debug)]
+pub struct Relay {
+    binary: PathBuf,
+    data: PathBuf,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl Relay {
+    /// Starts a relay on a free port with this `relay.toml`.
+    pub async fn start(world: &World, settings: &str) -> anyhow::Result<Self> {
+        let binary = world.binary().with_file_name("threadline-relay");
+        ensure!(
+            binary.is_file(),
+            "{} is missing: cargo build --release -p threadline-relay",
+            binary.display()
+        );
+        let data = world.path().join("relay");
+        std::fs::create_dir_all(&data)?;
+        std::fs::write(data.join("relay.toml"), settings)?;
+        let port = free_port()?;
+        let mut relay = Self { binary, data, port, process: None };
+        relay.up().await?;
+        Ok(relay)
+    }
+
+    /// Value for `threadline.relayUrl`.
+    pub fn url(&self) -> String {
+        format!("ws://127.0.0.1:{}/v1/connect", self.port)
+    }
+
+    /// Its data folder.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Starts the process and waits until it is ready.
+    pub async fn up(&mut self) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(self.data.with_extension("out"))?;
+        let child = Command::new(&self.binary)
+            .current_dir(&self.data)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("RELAY_DATA_DIR", &self.data)
+            .env("RELAY_HOST", "127.0.0.1")
+            .env("RELAY_PORT", self.port.to_string())
+            .env("RELAY_ADMIN_PORT", free_port()?.to_string())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| self.binary.display().to_string())?;
+        self.process = Some(child);
+        let url = format!("http://127.0.0.1:{}/ready", self.port);
+        let ready = eventually(START_LIMIT, "the relay is ready", async || {
+            Ok(reqwest::get(&url).await?.status().is_success().then_some(()))
+        });
+        ready.await.with_context(|| format!("relay:\n{}", self.log()))
+    }
+
+    /// Sends SIGKILL and waits for the end.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// What it printed so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.data.with_extension("out")).unwrap_or_default()
+    }
+}
+
+/// A loopback port that was free a moment ago; nobody else opens ports in the scenario's namespace.
+pub fn free_port() -> anyhow::Result<u16> {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    Ok(listener.local_addr()?.port())
+}

@@ -1,0 +1,110 @@
+//! Messages between two nodes through the relay that one of them runs, without any session.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use instar_tests::harness::{Agent, Message, World, eventually, isolated};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn two_nodes_exchange_messages() {
+    isolated(two_nodes_exchange_messages, async {
+        let world = World::new()?;
+        let account = world.account("ann")?;
+        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+        alpha.up().await?;
+        beta.up().await?;
+        see_each_other(&alpha, &beta).await?;
+
+        let sent = alpha.send("beta", "hello, which day is it?", None).await?;
+        let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
+        let copies = both_have(&alpha, &beta, &thread, 1).await?;
+        assert!(copies[0][0].sent && !copies[1][0].sent, "{copies:#?}");
+        assert!(copies[1][0].body.contains("which day is it?"), "{copies:#?}");
+        assert_eq!(copies[0][0].id, copies[1][0].id, "one message, one id");
+
+        beta.send("alpha", "a Sunday", Some(&thread)).await?;
+        both_have(&alpha, &beta, &thread, 2).await?;
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn a_message_waits_for_a_node_that_is_down() {
+    isolated(a_message_waits_for_a_node_that_is_down, async {
+        let world = World::new()?;
+        let account = world.account("ann")?;
+        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+        alpha.up().await?;
+        beta.up().await?;
+        see_each_other(&alpha, &beta).await?;
+        let first = alpha.send("beta", "are you there?", None).await?;
+        let thread = first["threadId"].as_str().with_context(|| first.to_string())?.to_owned();
+        both_have(&alpha, &beta, &thread, 1).await?;
+
+        beta.kill().await?;
+        alpha.send("beta", "and now?", Some(&thread)).await?;
+        // The relay is in alpha; it has to keep the message over its own death too.
+        alpha.kill().await?;
+        alpha.up().await?;
+        beta.up().await?;
+        let copies = both_have(&alpha, &beta, &thread, 2).await?;
+        assert_eq!(copies[0].len(), 2, "nothing twice: {copies:#?}");
+        assert_eq!(copies[1].len(), 2, "nothing twice: {copies:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn a_send_that_cannot_be_done_says_why() {
+    isolated(a_send_that_cannot_be_done_says_why, async {
+        let world = World::new()?;
+        let account = world.account("ann")?;
+        let mut alpha = account.agent("alpha").await?;
+        let down = alpha.cli(&["threadline", "send", "beta", "hello"]).await?;
+        ensure!(down.code == Some(4), "a node that is not running: {down:#?}");
+        alpha.up().await?;
+        let unknown = alpha.cli(&["threadline", "send", "nobody", "hello"]).await?;
+        ensure!(unknown.code == Some(6) && unknown.stderr.contains("nobody"), "{unknown:#?}");
+        let own = alpha.cli(&["threadline", "send", "alpha", "hello"]).await?;
+        ensure!(own.code != Some(0), "a message to oneself: {own:#?}");
+        let empty = alpha.cli(&["threadline", "send", "nobody", "  "]).await?;
+        ensure!(empty.code != Some(0), "an empty message: {empty:#?}");
+        Ok(())
+    });
+}
+
+/// Waits until each of the two finds the other.
+pub(super) async fn see_each_other(one: &Agent, other: &Agent) -> anyhow::Result<()> {
+    for (seer, seen) in [(one, other), (other, one)] {
+        let what = format!("{} discovers {}", seer.name(), seen.name());
+        eventually(LIMIT, &what, async || {
+            let answer = seer.json(&["threadline", "discover"]).await?;
+            let names = answer["agents"].as_array().with_context(|| answer.to_string())?;
+            Ok(names.iter().any(|agent| agent["name"] == seen.name()).then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Waits until both copies of a thread hold this many messages.
+pub(super) async fn both_have(
+    one: &Agent,
+    other: &Agent,
+    thread: &str,
+    count: usize,
+) -> anyhow::Result<[Vec<Message>; 2]> {
+    eventually(LIMIT, &format!("{count} messages on both sides"), async || {
+        let copies = [one.thread(thread).await?, other.thread(thread).await?];
+        if copies.iter().all(|copy| copy.len() >= count) {
+            return Ok(Some(copies));
+        }
+        anyhow::bail!("so far: {copies:#?}");
+    })
+    .await
+}

@@ -1,0 +1,205 @@
+//! Two agents whose sessions are real Claude Code processes talk to each other.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use instar_tests::anthropic::{MessagesApi, Seen};
+use instar_tests::harness::{Agent, Relay, World, eventually, isolated, processes};
+use instar_tests::script::{Conversation, Script};
+use serde_json::{Value, json};
+
+use super::direct::see_each_other;
+
+const LIMIT: Duration = Duration::from_secs(90);
+const QUESTION: &str = "Which colour has the sky over your place?";
+const ANSWER: &str = "It is blue over here.";
+
+#[test]
+#[ignore = "drives the real CLI: tests/run e2e"]
+fn real_sessions_talk_over_stdio() {
+    isolated(real_sessions_talk_over_stdio, real_sessions_talk("stdio"));
+}
+
+#[test]
+#[ignore = "drives the real CLI: tests/run e2e"]
+fn real_sessions_talk_in_tmux() {
+    isolated(real_sessions_talk_in_tmux, real_sessions_talk("tmux"));
+}
+
+async fn real_sessions_talk(transport: &str) -> anyhow::Result<()> {
+    let world = World::new()?;
+    let script = Script::from_json(rules().to_string().as_bytes())?;
+    let api = MessagesApi::start(([127, 0, 0, 1], 0).into(), script, None).await?;
+    let mut account = world.account("ann")?;
+    account.use_real_cli(&api)?;
+    account.configure(json!({"sessions": {"transport": {"conversation": transport}}}));
+    let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+    alpha.up().await?;
+    beta.up().await?;
+    see_each_other(&alpha, &beta).await?;
+
+    alpha
+        .json(&[
+            "session",
+            "spawn",
+            "--name",
+            "asker",
+            "--transport",
+            transport,
+            "--prompt",
+            "Ask beta please.",
+        ])
+        .await?;
+    let what = "alpha's session read the answer in the thread's history";
+    let asked = eventually(LIMIT, what, async || {
+        let asked = last_of(&api, "asker");
+        let asked = asked.with_context(|| format!("requests so far: {:#?}", outline(&api)))?;
+        Ok((asked.done.len() == 4).then_some(asked))
+    })
+    .await?;
+    let [_, discovered, sent, history] = &asked.done[..] else { unreachable!("four calls") };
+    ensure!(!discovered.failed && discovered.text.contains("beta"), "{discovered:#?}");
+    ensure!(!sent.failed && sent.text.contains(ANSWER), "the reply comes with the call: {sent:#?}");
+    ensure!(!history.failed && history.text.contains(QUESTION), "{history:#?}");
+    ensure!(history.text.contains(ANSWER), "{history:#?}");
+
+    let answered = eventually(LIMIT, "beta's session ended its turn", async || {
+        Ok(last_of(&api, "answerer").filter(|answered| answered.done.len() == 5))
+    })
+    .await?;
+    let [_, history, shell, elsewhere, sent] = &answered.done[..] else { unreachable!("five calls") };
+    ensure!(!history.failed && history.text.contains("colour"), "{history:#?}");
+    ensure!(shell.failed && !shell.text.contains("root:"), "Bash is denied: {shell:#?}");
+    ensure!(elsewhere.failed, "another thread is denied: {elsewhere:#?}");
+    ensure!(!sent.failed, "{sent:#?}");
+
+    let made = calls_by_tool(&api);
+    let mut checked = BTreeMap::new();
+    for agent in [&alpha, &beta] {
+        for tool in checked_tools(agent)? {
+            *checked.entry(tool).or_insert(0) += 1;
+        }
+    }
+    ensure!(made == checked, "tool calls {made:#?} against those that instar-hook saw {checked:#?}");
+
+    alpha.stop().await?;
+    beta.stop().await?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "drives the real CLI: tests/run e2e"]
+fn a_stranger_gets_no_session() {
+    isolated(a_stranger_gets_no_session, async {
+        let world = World::new()?;
+        let relay = Relay::start(&world, "").await?;
+        let script = Script::from_json(rules().to_string().as_bytes())?;
+        let api = MessagesApi::start(([127, 0, 0, 1], 0).into(), script, None).await?;
+        let linked = json!({"threadline": {
+            "localRelay": "off", "relayEnabled": true, "relayUrl": relay.url()
+        }});
+        let mut ann = world.account("ann")?;
+        ann.use_real_cli(&api)?;
+        ann.configure(linked.clone());
+        let mut bob = world.account("bob")?;
+        bob.configure(linked);
+        let (mut beta, mut stranger) = (ann.agent("beta").await?, bob.agent("stranger").await?);
+        beta.up().await?;
+        stranger.up().await?;
+
+        let identity = beta.json(&["identity", "show"]).await?;
+        let address = identity["fingerprint"].as_str().with_context(|| identity.to_string())?.to_owned();
+        eventually(LIMIT, "the stranger's message left", async || {
+            stranger.send(&address, QUESTION, None).await.map(Some)
+        })
+        .await?;
+        let held = eventually(LIMIT, "the message is held for beta's owner", async || {
+            let approvals = beta.json(&["threadline", "approvals"]).await?;
+            let listed = ["approvals", "items"].iter().find_map(|list| approvals[list].as_array());
+            let listed = listed.with_context(|| approvals.to_string())?;
+            Ok((!listed.is_empty()).then(|| listed.clone()))
+        })
+        .await?;
+        ensure!(held.len() == 1, "one row for the owner: {held:#?}");
+        let sessions = beta.json(&["session", "list", "--all"]).await?;
+        let none = sessions["sessions"].as_array().is_some_and(Vec::is_empty);
+        ensure!(none, "a session was made: {sessions}");
+        ensure!(processes::runtimes().is_empty(), "a runtime runs: {:?}", processes::runtimes());
+        ensure!(api.seen().is_empty(), "the model was called: {:#?}", outline(&api));
+        Ok(())
+    });
+}
+
+/// What the two "models" do.
+fn rules() -> Value {
+    let tools = |names: &[&str]| {
+        let full: Vec<String> =
+            names.iter().map(|name| format!("mcp__threadline__threadline_{name}")).collect();
+        json!({"tool": "ToolSearch", "input": {"query": format!("select:{}", full.join(",")), "max_results": 5}})
+    };
+    let call = |name: &str, input: Value| json!({"calls": [{"tool": format!("mcp__threadline__threadline_{name}"), "input": input}]});
+    json!({"rules": [
+        {"name": "asker", "when": {"user": "Ask beta please"}, "steps": [
+            {"calls": [tools(&["discover", "send", "history"])]},
+            call("discover", json!({"scope": "local"})),
+            call("send", json!({"agentId": "beta", "message": QUESTION, "timeoutSeconds": 80})),
+            call("history", json!({"threadId": "{result:/threadId}"})),
+            {"text": "Beta has answered."}
+        ]},
+        {"name": "answerer", "when": {"user": "\\[threadline:(?<thread>\\S+) from (?<peer>[0-9a-f]+)[\\s\\S]*Which colour"},
+         "steps": [
+            {"calls": [tools(&["send", "history"])]},
+            call("history", json!({"threadId": "{thread}"})),
+            {"calls": [{"tool": "Bash", "input": {"command": "cat /etc/passwd", "description": "look around"}}]},
+            call("history", json!({"threadId": "some-other-thread"})),
+            call("send", json!({
+                "agentId": "{peer}", "threadId": "{thread}", "message": ANSWER, "waitForReply": false
+            })),
+            {"text": "Answered."}
+        ]}
+    ]})
+}
+
+/// The newest state of the conversation that a rule answers.
+fn last_of(api: &MessagesApi, rule: &str) -> Option<Conversation> {
+    let seen = api.seen();
+    let last = seen.iter().rfind(|seen| seen.rule.as_deref() == Some(rule))?;
+    Some(Conversation::from_messages(&last.body["system"], &last.body["messages"]))
+}
+
+/// How often the double called each tool.
+fn calls_by_tool(api: &MessagesApi) -> BTreeMap<String, usize> {
+    let mut made = BTreeMap::new();
+    for tool in api.seen().into_iter().flat_map(|seen: Seen| seen.calls) {
+        *made.entry(tool).or_insert(0) += 1;
+    }
+    made
+}
+
+/// Tools of the PreToolUse firings in an agent's hook logs.
+fn checked_tools(agent: &Agent) -> anyhow::Result<Vec<String>> {
+    let mut tools = Vec::new();
+    for entry in std::fs::read_dir(agent.state().join("logs"))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.starts_with("hooks-") {
+            continue;
+        }
+        for line in std::fs::read_to_string(&path)?.lines() {
+            let fired: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+            if fired["event"] == "PreToolUse" {
+                let tool = fired["tool"].as_str().or(fired["toolName"].as_str());
+                tools.push(tool.with_context(|| line.to_owned())?.to_owned());
+            }
+        }
+    }
+    Ok(tools)
+}
+
+/// A line per request, for error messages.
+fn outline(api: &MessagesApi) -> Vec<String> {
+    let line =
+        |seen: Seen| format!("{} {} {:?} {:?} {:?}", seen.at_ms, seen.line, seen.rule, seen.calls, seen.said);
+    api.seen().into_iter().map(line).collect()
+}
