@@ -1,0 +1,203 @@
+//! The table of configuration keys: name, variable, how to read, how to print.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use super::{DurabilityMode, Mode, RelayConfig};
+
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) env: Option<&'static str>,
+    pub(super) set: fn(&mut RelayConfig, &str) -> Result<(), String>,
+    pub(super) get: fn(&RelayConfig) -> String,
+}
+
+macro_rules! number {
+    ($name:literal, $env:expr, $($field:ident).+, $range:expr) => {
+        Key {
+            name: $name,
+            env: $env,
+            set: |c, v| { c.$($field).+ = number(v, $range)?; Ok(()) },
+            get: |c| c.$($field).+.to_string(),
+        }
+    };
+}
+
+macro_rules! flag {
+    ($name:literal, $($field:ident).+) => {
+        Key {
+            name: $name,
+            env: None,
+            set: |c, v| { c.$($field).+ = v.parse().map_err(|_| "true or false".to_owned())?; Ok(()) },
+            get: |c| c.$($field).+.to_string(),
+        }
+    };
+}
+
+const MANY: u32 = 1_000_000_000;
+
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        name: "host",
+        env: Some("RELAY_HOST"),
+        set: |c, v| {
+            c.host = v.parse().map_err(|_| "an IP address".to_owned())?;
+            Ok(())
+        },
+        get: |c| quoted(&c.host.to_string()),
+    },
+    number!("port", Some("RELAY_PORT"), port, 0..=65535),
+    Key {
+        name: "data_dir",
+        env: Some("RELAY_DATA_DIR"),
+        set: |c, v| {
+            if v.is_empty() {
+                return Err("a directory".into());
+            }
+            c.data_dir = v.into();
+            Ok(())
+        },
+        get: |c| quoted(&c.data_dir.to_string_lossy()),
+    },
+    Key {
+        name: "relay_id",
+        env: Some("RELAY_ID"),
+        set: |c, v| {
+            let fits = v.len() <= 128 && v.bytes().all(|b| b.is_ascii_graphic());
+            c.relay_id = Some(v.to_owned()).filter(|v| !v.is_empty());
+            if fits { Ok(()) } else { Err("at most 128 visible ASCII characters".into()) }
+        },
+        get: |c| quoted(c.relay_id.as_deref().unwrap_or_default()),
+    },
+    Key {
+        name: "mode",
+        env: Some("RELAY_MODE"),
+        set: |c, v| {
+            c.mode = match v {
+                "public" => Mode::Public,
+                "private" => Mode::Private,
+                _ => return Err("public or private".into()),
+            };
+            Ok(())
+        },
+        get: |c| quoted(if c.mode == Mode::Public { "public" } else { "private" }),
+    },
+    Key {
+        name: "allow_keys",
+        env: None,
+        set: |c, v| {
+            let keys: Vec<String> = list(v)?;
+            if keys.iter().any(|k| crate::keys::decode_public(k).is_none()) {
+                return Err("base64 of 32-byte public keys".into());
+            }
+            c.allow_keys = keys;
+            Ok(())
+        },
+        get: |c| format!("[{}]", c.allow_keys.iter().map(|k| quoted(k)).collect::<Vec<_>>().join(", ")),
+    },
+    Key {
+        name: "trusted_proxies",
+        env: Some("RELAY_TRUSTED_PROXIES"),
+        set: |c, v| {
+            c.trusted_proxies = list(v)?;
+            Ok(())
+        },
+        get: |c| {
+            let items: Vec<String> = c.trusted_proxies.iter().map(|n| quoted(&n.to_string())).collect();
+            format!("[{}]", items.join(", "))
+        },
+    },
+    flag!("limits.per_source", limits.per_source),
+    number!("limits.auth_per_minute", Some("RELAY_AUTH_RATE"), limits.auth_per_minute, 1..=MANY),
+    number!("limits.auth_failed_per_minute", None, limits.auth_failed_per_minute, 1..=MANY),
+    number!("limits.messages_per_minute", None, limits.messages_per_minute, 1..=MANY),
+    number!("limits.messages_per_hour", None, limits.messages_per_hour, 1..=MANY),
+    number!("limits.source_per_minute", None, limits.source_per_minute, 1..=MANY),
+    number!("limits.global_per_minute", None, limits.global_per_minute, 1..=MANY),
+    number!("limits.discover_per_minute", None, limits.discover_per_minute, 1..=MANY),
+    number!("limits.frames_per_minute", None, limits.frames_per_minute, 1..=MANY),
+    number!("limits.junk_per_minute", None, limits.junk_per_minute, 1..=MANY),
+    number!("limits.search_per_minute", None, limits.search_per_minute, 1..=MANY),
+    number!("limits.search_anonymous_per_minute", None, limits.search_anonymous_per_minute, 1..=MANY),
+    number!("limits.lookup_per_minute", None, limits.lookup_per_minute, 1..=MANY),
+    number!("limits.lookup_anonymous_per_minute", None, limits.lookup_anonymous_per_minute, 1..=MANY),
+    number!("limits.stats_per_minute", None, limits.stats_per_minute, 1..=MANY),
+    number!("limits.put_per_minute", None, limits.put_per_minute, 1..=MANY),
+    number!("limits.delete_per_minute", None, limits.delete_per_minute, 1..=MANY),
+    number!("limits.entries_per_hour", None, limits.entries_per_hour, 1..=MANY),
+    number!("limits.source_entries_per_hour", None, limits.source_entries_per_hour, 1..=MANY),
+    flag!("sybil.tiers", sybil.tiers),
+    number!("sybil.aging_s", None, sybil.aging_s, 0..=31_536_000),
+    number!("sybil.connections_per_minute", None, sybil.connections_per_minute, 1..=MANY),
+    number!("sybil.sessions_per_source", None, sybil.sessions_per_source, 1..=MANY),
+    number!("sybil.identities_per_hour", None, sybil.identities_per_hour, 1..=MANY),
+    number!("queue.ttl_s", None, queue.ttl_s, 1..=2_592_000),
+    number!("queue.per_pair", None, queue.per_pair, 1..=MANY),
+    number!("queue.per_recipient", None, queue.per_recipient, 1..=MANY),
+    number!("queue.bytes_per_recipient", None, queue.bytes_per_recipient, 1..=1 << 40),
+    number!("queue.unknown_recipient", None, queue.unknown_recipient, 0..=MANY),
+    number!("queue.strangers", None, queue.strangers, 0..=MANY),
+    number!("queue.strangers_bytes", None, queue.strangers_bytes, 0..=1 << 40),
+    number!("queue.stranger_each", None, queue.stranger_each, 0..=MANY),
+    number!("queue.max_bytes", None, queue.max_bytes, 1..=1 << 50),
+    number!("queue.disk_percent", None, queue.disk_percent, 1..=100),
+    Key {
+        name: "durability",
+        env: Some("RELAY_DURABILITY"),
+        set: |c, v| {
+            c.durability = match v {
+                "power" => DurabilityMode::Power,
+                "process" => DurabilityMode::Process,
+                _ => return Err("power or process".into()),
+            };
+            Ok(())
+        },
+        get: |c| quoted(if c.durability == DurabilityMode::Power { "power" } else { "process" }),
+    },
+    Key {
+        name: "log.level",
+        env: Some("RELAY_LOG"),
+        set: |c, v| {
+            v.clone_into(&mut c.log_level);
+            if ["error", "warn", "info", "debug", "trace"].contains(&v) {
+                return Ok(());
+            }
+            Err("error, warn, info, debug or trace".into())
+        },
+        get: |c| quoted(&c.log_level),
+    },
+    Key {
+        name: "log.format",
+        env: None,
+        set: |c, v| {
+            c.log_json = match v {
+                "json" => true,
+                "text" => false,
+                _ => return Err("json or text".into()),
+            };
+            Ok(())
+        },
+        get: |c| quoted(if c.log_json { "json" } else { "text" }),
+    },
+    number!("max_sessions", None, max_sessions, 1..=1_000_000),
+    number!("drain.grace_s", None, drain_grace_s, 0..=3_600),
+];
+
+fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    let expected = || format!("a whole number, {}–{}", range.start(), range.end());
+    let value: T = text.replace('_', "").parse().map_err(|_| expected())?;
+    if range.contains(&value) { Ok(value) } else { Err(expected()) }
+}
+
+fn list<T: FromStr<Err: ToString>>(text: &str) -> Result<Vec<T>, String> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(|item| item.parse().map_err(|e: T::Err| e.to_string())).collect()
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}

@@ -1,0 +1,6 @@
+//! The directory of agents that want to be found: cleaning, search, REST.
+
+pub mod clean;
+pub mod cursor;
+pub mod query;
+pub mod search;
