@@ -308,10 +308,7 @@ impl RelayConfig {
 
     /// [`RelayConfig::embedded`] with what `<data_dir>/relay.toml` and the environment add; the loopback
     /// address stays.
-    pub fn embedded_with(
-        data_dir: &Path,
-        env: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, ConfigError> {
+    pub fn embedded_with(data_dir: &Path, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut config = Self::embedded(data_dir);
         let mut problems = Vec::new();
         let path = data_dir.join("relay.toml");

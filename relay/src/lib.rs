@@ -1,1 +1,14 @@
-//! The Threadline relay: connections, custody, presence, registry.
+//! The Threadline relay: agents connect outward to it, it keeps their messages until they are confirmed, knows who is
+//! there and lists who wants to be found.
+
+pub mod config;
+pub mod core;
+pub mod keys;
+pub mod limits;
+mod lock;
+pub mod registry;
+pub mod store;
+pub mod token;
+
+pub use config::{ConfigError, RelayConfig};
+pub use lock::{DataDirError, DataDirLock};

@@ -8,7 +8,9 @@ pub mod queue;
 pub mod registry;
 
 pub use body::BodyCipher;
-pub use queue::{Accept, Accepted, Expired, QueueAnswer, QueueFull, QueueOp, QueueRules, Row, Standing};
+pub use queue::{
+    Accept, Accepted, Departed, QueueAnswer, QueueFull, QueueOp, QueueRules, QueueTotals, Row, Standing,
+};
 pub use registry::{
     Listing, Login, LoginOutcome, LoginRules, Profile, RegistryAnswer, RegistryOp, TierCounts, Visibility,
 };
@@ -65,6 +67,11 @@ impl Store {
     /// Highest message number ever given out; the core continues after it.
     pub fn last_seq(&self) -> rusqlite::Result<u64> {
         queue::last_seq(&self.queue)
+    }
+
+    /// Totals of the queue, for the counters of the core.
+    pub fn totals(&self) -> rusqlite::Result<QueueTotals> {
+        queue::totals(&self.queue)
     }
 
     /// Runs one operation; when it fails nothing of it is stored.

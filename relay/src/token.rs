@@ -102,7 +102,8 @@ mod tests {
     #[test]
     fn only_the_exact_header_is_accepted() {
         for header in [r#"{"alg":"none","typ":"JWT"}"#, r#"{"alg":"EdDSA","typ":"JWT","kid":"1"}"#] {
-            let claims = serde_json::json!({"sub": STANDARD.encode([3; 32]), "iat": 0, "exp": 3600, "iss": ISSUER});
+            let claims =
+                serde_json::json!({"sub": STANDARD.encode([3; 32]), "iat": 0, "exp": 3600, "iss": ISSUER});
             let signed =
                 format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims.to_string()));
             let signature = URL_SAFE_NO_PAD.encode(signer().sign(signed.as_bytes()).to_bytes());

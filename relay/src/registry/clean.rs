@@ -115,11 +115,10 @@ mod tests {
 
     #[test]
     fn tags_are_plain_words() {
-        assert_eq!(tags(&["Code Review", "code-review", "codereview", "!!", "Ünï"]), [
-            "codereview",
-            "code-review",
-            "n"
-        ]);
+        assert_eq!(
+            tags(&["Code Review", "code-review", "codereview", "!!", "Ünï"]),
+            ["codereview", "code-review", "n"]
+        );
         let many: Vec<String> = (0..30).map(|n| n.to_string()).collect();
         assert_eq!(tags(&many).len(), 20);
         assert_eq!(framework("??"), "unknown");
@@ -128,7 +127,9 @@ mod tests {
     #[test]
     fn only_plain_https_homepages_stay() {
         assert_eq!(homepage("https://example.org/a?b"), "https://example.org/a?b");
-        for bad in ["http://example.org", "https://u:p@example.org", "javascript:x", "https://", "https://ex ample"] {
+        for bad in
+            ["http://example.org", "https://u:p@example.org", "javascript:x", "https://", "https://ex ample"]
+        {
             assert_eq!(homepage(bad), "", "{bad}");
         }
     }

@@ -6,7 +6,8 @@ const OPERATORS: &[&str] = &["AND", "OR", "NOT", "NEAR"];
 /// The query that finds entries with all words; empty when no word is left.
 pub fn sanitise(raw: &str) -> String {
     let plain = raw.replace(SEPARATORS, " ").replace('\0', " ");
-    let words = plain.split_whitespace().filter(|word| !OPERATORS.iter().any(|op| op.eq_ignore_ascii_case(word)));
+    let words =
+        plain.split_whitespace().filter(|word| !OPERATORS.iter().any(|op| op.eq_ignore_ascii_case(word)));
     words.map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" ")
 }
 

@@ -75,6 +75,8 @@ pub enum Standing {
     Unknown,
     /// In custody until the given Unix millisecond.
     Queued {
+        /// Its number.
+        seq: u64,
         /// When it is given up.
         expires_ms: i64,
     },
@@ -102,6 +104,8 @@ pub enum Accepted {
     Stored {
         /// Whether the recipient wrote to the sender in the last 30 days.
         reply: bool,
+        /// Whether nothing else was waiting for the recipient.
+        first: bool,
     },
     /// Seen before; nothing was changed. Never [`Standing::Unknown`].
     Repeat(Standing),
@@ -126,7 +130,7 @@ pub struct Row {
 
 /// A message that left custody.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expired {
+pub struct Departed {
     /// Who sent it.
     pub sender: Fingerprint,
     /// Who should have got it.
@@ -135,6 +139,10 @@ pub struct Expired {
     pub id: MessageId,
     /// When it was stored, in Unix milliseconds.
     pub stored_ms: i64,
+    /// Bytes of its envelope.
+    pub size: u64,
+    /// Whether nothing else is waiting for the recipient.
+    pub last: bool,
 }
 
 /// Operations on the queue.
@@ -223,9 +231,9 @@ pub enum QueueAnswer {
         more: bool,
     },
     /// To [`QueueOp::Confirm`]: those that were still in custody.
-    Confirmed(Vec<Expired>),
+    Confirmed(Vec<Departed>),
     /// To [`QueueOp::Expire`].
-    Expired(Vec<Expired>),
+    Expired(Vec<Departed>),
 }
 
 /// Totals of the queue.
@@ -249,13 +257,17 @@ pub fn last_seq(connection: &Connection) -> rusqlite::Result<u64> {
 
 /// Sums the counters of all recipients.
 pub fn totals(connection: &Connection) -> rusqlite::Result<QueueTotals> {
-    connection.query_row("SELECT count(*), coalesce(sum(n),0), coalesce(sum(bytes),0) FROM qstat", [], |row| {
-        Ok(QueueTotals {
-            recipients: unsigned(row.get(0)?),
-            messages: unsigned(row.get(1)?),
-            bytes: unsigned(row.get(2)?),
-        })
-    })
+    connection.query_row(
+        "SELECT count(*), coalesce(sum(n),0), coalesce(sum(bytes),0) FROM qstat",
+        [],
+        |row| {
+            Ok(QueueTotals {
+                recipients: unsigned(row.get(0)?),
+                messages: unsigned(row.get(1)?),
+                bytes: unsigned(row.get(2)?),
+            })
+        },
+    )
 }
 
 /// Runs one operation inside the caller's transaction.
@@ -272,7 +284,8 @@ pub fn apply(
             reply: is_correspondent(c, recipient, sender, *now_ms)?,
         }),
         QueueOp::Arrived { recipient } => {
-            c.prepare_cached("INSERT OR IGNORE INTO known(addr) VALUES (?1)")?.execute([recipient.as_bytes()])?;
+            c.prepare_cached("INSERT OR IGNORE INTO known(addr) VALUES (?1)")?
+                .execute([recipient.as_bytes()])?;
             Ok(QueueAnswer::Done)
         }
         QueueOp::Backlog { recipient, after, now_ms, limit, bytes } => {
@@ -323,12 +336,13 @@ fn accept(
         message.expires_ms,
         message.hash,
     ])?;
-    c.prepare_cached(
-        "INSERT INTO qstat(rcpt, n, bytes, strangers, strangers_bytes) VALUES (?1, 1, ?2, ?3, ?3 * ?2)
+    let depth: i64 = c
+        .prepare_cached(
+            "INSERT INTO qstat(rcpt, n, bytes, strangers, strangers_bytes) VALUES (?1, 1, ?2, ?3, ?3 * ?2)
          ON CONFLICT(rcpt) DO UPDATE SET n = n + 1, bytes = bytes + ?2, strangers = strangers + ?3,
-         strangers_bytes = strangers_bytes + ?3 * ?2",
-    )?
-    .execute(params![recipient.as_bytes(), signed(size), stranger])?;
+         strangers_bytes = strangers_bytes + ?3 * ?2 RETURNING n",
+        )?
+        .query_row(params![recipient.as_bytes(), signed(size), stranger], |row| row.get(0))?;
     c.prepare_cached(
         "INSERT INTO pair(sender, rcpt, n) VALUES (?1, ?2, 1) ON CONFLICT(sender, rcpt) DO UPDATE SET n = n + 1",
     )?
@@ -338,7 +352,7 @@ fn accept(
          ON CONFLICT(owner, peer) DO UPDATE SET last_at = max(last_at, ?3)",
     )?
     .execute(params![sender.as_bytes(), recipient.as_bytes(), message.now_ms])?;
-    Ok(Accepted::Stored { reply })
+    Ok(Accepted::Stored { reply, first: depth == 1 })
 }
 
 fn standing(
@@ -350,12 +364,12 @@ fn standing(
 ) -> rusqlite::Result<Standing> {
     let key = params![sender.as_bytes(), recipient.as_bytes(), id.as_str()];
     let stored = c
-        .prepare_cached("SELECT hash, expires_at FROM msg WHERE sender=?1 AND rcpt=?2 AND id=?3")?
-        .query_row(key, |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?)))
+        .prepare_cached("SELECT hash, expires_at, seq FROM msg WHERE sender=?1 AND rcpt=?2 AND id=?3")?
+        .query_row(key, |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?, unsigned(row.get(2)?))))
         .optional()?;
-    if let Some((known, expires_ms)) = stored {
+    if let Some((known, expires_ms, seq)) = stored {
         let same = known == hash;
-        return Ok(if same { Standing::Queued { expires_ms } } else { Standing::OtherBytes });
+        return Ok(if same { Standing::Queued { seq, expires_ms } } else { Standing::OtherBytes });
     }
     let confirmed = c
         .prepare_cached("SELECT hash FROM recent WHERE sender=?1 AND rcpt=?2 AND id=?3")?
@@ -398,12 +412,7 @@ fn overflow(
     let (n, bytes, strangers, strangers_bytes) = c
         .prepare_cached("SELECT n, bytes, strangers, strangers_bytes FROM qstat WHERE rcpt=?1")?
         .query_row([rcpt], |row| {
-            Ok((
-                unsigned(row.get(0)?),
-                unsigned(row.get(1)?),
-                unsigned(row.get(2)?),
-                unsigned(row.get(3)?),
-            ))
+            Ok((unsigned(row.get(0)?), unsigned(row.get(1)?), unsigned(row.get(2)?), unsigned(row.get(3)?)))
         })
         .optional()?
         .unwrap_or_default();
@@ -463,7 +472,7 @@ fn backlog(
 }
 
 struct Removed {
-    what: Expired,
+    what: Departed,
     hash: Vec<u8>,
 }
 
@@ -475,44 +484,55 @@ fn remove(c: &Connection, seq: u64) -> rusqlite::Result<Option<Removed>> {
         .query_row([signed(seq)], |row| {
             let id = row.get::<_, String>(2)?;
             let id = id.parse::<MessageId>().map_err(|_| rusqlite::Error::InvalidQuery)?;
-            let what = Expired {
+            let what = Departed {
                 sender: Fingerprint::from_bytes(row.get(0)?),
                 recipient: Fingerprint::from_bytes(row.get(1)?),
                 id,
                 stored_ms: row.get(6)?,
+                size: unsigned(row.get(4)?),
+                last: false,
             };
             let hash = row.get(3)?;
-            Ok((Removed { what, hash }, row.get::<_, i64>(4)?, row.get::<_, i64>(5)?))
+            Ok((Removed { what, hash }, row.get::<_, i64>(5)?))
         })
         .optional()?;
-    let Some((removed, size, stranger)) = removed else { return Ok(None) };
+    let Some((mut removed, stranger)) = removed else { return Ok(None) };
     let (sender, rcpt) = (removed.what.sender.as_bytes(), removed.what.recipient.as_bytes());
     c.prepare_cached(
         "UPDATE qstat SET n = n - 1, bytes = bytes - ?2, strangers = strangers - ?3,
          strangers_bytes = strangers_bytes - ?3 * ?2 WHERE rcpt = ?1",
     )?
-    .execute(params![rcpt, size, stranger])?;
-    c.prepare_cached("DELETE FROM qstat WHERE rcpt = ?1 AND n <= 0")?.execute([rcpt])?;
+    .execute(params![rcpt, signed(removed.what.size), stranger])?;
+    let last = c.prepare_cached("DELETE FROM qstat WHERE rcpt = ?1 AND n <= 0")?.execute([rcpt])? > 0;
     c.prepare_cached("UPDATE pair SET n = n - 1 WHERE sender = ?1 AND rcpt = ?2")?
         .execute(params![sender, rcpt])?;
     c.prepare_cached("DELETE FROM pair WHERE sender = ?1 AND rcpt = ?2 AND n <= 0")?
         .execute(params![sender, rcpt])?;
+    removed.what.last = last;
     Ok(Some(removed))
 }
 
-fn confirm(c: &Connection, seqs: &[u64], now_ms: i64) -> rusqlite::Result<Vec<Expired>> {
+fn confirm(c: &Connection, seqs: &[u64], now_ms: i64) -> rusqlite::Result<Vec<Departed>> {
     let mut confirmed = Vec::with_capacity(seqs.len());
     for seq in seqs {
         let Some(removed) = remove(c, *seq)? else { continue };
-        let Expired { sender, recipient, id, .. } = &removed.what;
-        c.prepare_cached("INSERT OR REPLACE INTO recent(sender, rcpt, id, hash, at) VALUES (?1,?2,?3,?4,?5)")?
-            .execute(params![sender.as_bytes(), recipient.as_bytes(), id.as_str(), removed.hash, now_ms])?;
+        let Departed { sender, recipient, id, .. } = &removed.what;
+        c.prepare_cached(
+            "INSERT OR REPLACE INTO recent(sender, rcpt, id, hash, at) VALUES (?1,?2,?3,?4,?5)",
+        )?
+        .execute(params![
+            sender.as_bytes(),
+            recipient.as_bytes(),
+            id.as_str(),
+            removed.hash,
+            now_ms
+        ])?;
         confirmed.push(removed.what);
     }
     Ok(confirmed)
 }
 
-fn expire(c: &Connection, now_ms: i64, limit: u32) -> rusqlite::Result<Vec<Expired>> {
+fn expire(c: &Connection, now_ms: i64, limit: u32) -> rusqlite::Result<Vec<Departed>> {
     let due: Vec<i64> = c
         .prepare_cached("SELECT seq FROM msg WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2")?
         .query_map(params![now_ms, limit], |row| row.get(0))?
@@ -564,7 +584,9 @@ mod tests {
                 now_ms: NOW,
                 expires_ms: NOW + 1000,
             };
-            let QueueAnswer::Accepted(outcome) = self.run(&QueueOp::Accept(message)) else { panic!("accept") };
+            let QueueAnswer::Accepted(outcome) = self.run(&QueueOp::Accept(message)) else {
+                panic!("accept")
+            };
             outcome
         }
 
@@ -581,6 +603,10 @@ mod tests {
         }
     }
 
+    fn stored(outcome: Accepted) -> bool {
+        matches!(outcome, Accepted::Stored { reply: false, .. })
+    }
+
     fn addr(n: u8) -> Fingerprint {
         Fingerprint::from_bytes([n; 16])
     }
@@ -588,14 +614,17 @@ mod tests {
     #[test]
     fn a_repeat_gets_the_answer_it_had_and_other_bytes_are_refused() {
         let mut bench = Bench::new();
-        assert_eq!(bench.send(1, 2, "a"), Accepted::Stored { reply: false });
-        assert_eq!(bench.send(1, 2, "a"), Accepted::Repeat(Standing::Queued { expires_ms: NOW + 1000 }));
+        assert!(stored(bench.send(1, 2, "a")));
+        assert_eq!(
+            bench.send(1, 2, "a"),
+            Accepted::Repeat(Standing::Queued { seq: 1, expires_ms: NOW + 1000 })
+        );
         assert_eq!(bench.send_body(1, 2, "a", "{   }"), Accepted::Repeat(Standing::OtherBytes));
-        assert_eq!(bench.send(1, 3, "a"), Accepted::Stored { reply: false }, "ids are per pair");
+        assert!(stored(bench.send(1, 3, "a")), "ids are per pair");
         bench.run(&QueueOp::Confirm { seqs: vec![1, 1, 99], now_ms: NOW });
         assert_eq!(bench.send(1, 2, "a"), Accepted::Repeat(Standing::Delivered));
         bench.run(&QueueOp::Expire { now_ms: NOW + RECENT_MS, limit: 10 });
-        assert_eq!(bench.send(1, 2, "a"), Accepted::Stored { reply: false }, "forgotten after five minutes");
+        assert!(stored(bench.send(1, 2, "a")), "forgotten after five minutes");
     }
 
     #[test]
@@ -611,11 +640,18 @@ mod tests {
                 assert!(matches!(bench.send(sender, 200, &format!("m{n}")), Accepted::Stored { .. }));
             }
         }
-        assert_eq!(bench.send(11, 200, "m0"), Accepted::Full(QueueFull::Recipient), "strangers' share is used up");
+        assert_eq!(
+            bench.send(11, 200, "m0"),
+            Accepted::Full(QueueFull::Recipient),
+            "strangers' share is used up"
+        );
         bench.arrive(50);
-        assert_eq!(bench.send(200, 50, "hello"), Accepted::Stored { reply: false });
+        assert!(stored(bench.send(200, 50, "hello")));
         for n in 0..100 {
-            assert_eq!(bench.send(50, 200, &format!("m{n}")), Accepted::Stored { reply: true }, "{n}");
+            assert!(
+                matches!(bench.send(50, 200, &format!("m{n}")), Accepted::Stored { reply: true, .. }),
+                "{n}"
+            );
         }
         assert_eq!(bench.send(50, 200, "m100"), Accepted::Full(QueueFull::Sender));
     }

@@ -105,6 +105,8 @@ pub struct Login {
     pub profile: Profile,
     /// Who can find it.
     pub visibility: Visibility,
+    /// Only a token is wanted: the directory is left as it is.
+    pub token_only: bool,
     /// Explicit wish about the registry.
     pub listed: Option<bool>,
     /// Rules to judge by.
@@ -254,15 +256,17 @@ pub fn apply(c: &Connection, op: &RegistryOp) -> rusqlite::Result<RegistryAnswer
         RegistryOp::Ban { key, reason, pattern, now_ms, duration_ms } => {
             ban(c, key, reason, pattern, *now_ms, *duration_ms).map(RegistryAnswer::Banned)
         }
-        RegistryOp::Discover { name, capability, framework, now_ms, limit } => crate::registry::search::discover(
-            c,
-            name.as_deref(),
-            capability.as_deref(),
-            framework.as_deref(),
-            *now_ms,
-            *limit,
-        )
-        .map(RegistryAnswer::Found),
+        RegistryOp::Discover { name, capability, framework, now_ms, limit } => {
+            crate::registry::search::discover(
+                c,
+                name.as_deref(),
+                capability.as_deref(),
+                framework.as_deref(),
+                *now_ms,
+                *limit,
+            )
+            .map(RegistryAnswer::Found)
+        }
     }
 }
 
@@ -306,7 +310,8 @@ fn judge_login(c: &Connection, login: &Login) -> rusqlite::Result<LoginOutcome> 
             (login.now_ms, TierCounts::default())
         }
     };
-    let (listing, framework_visible) = list(c, login, first_seen_ms)?;
+    let (listing, framework_visible) =
+        if login.token_only { (Listing::NotListed, false) } else { list(c, login, first_seen_ms)? };
     Ok(LoginOutcome::Welcome { first_seen_ms, counts, listing, framework_visible })
 }
 
@@ -416,7 +421,13 @@ pub fn upsert(c: &Connection, entry: &Upsert<'_>) -> rusqlite::Result<bool> {
 }
 
 /// Records a decision about being listed.
-pub fn log_consent(c: &Connection, key: &[u8; 32], now_ms: i64, method: &str, listed: bool) -> rusqlite::Result<()> {
+pub fn log_consent(
+    c: &Connection,
+    key: &[u8; 32],
+    now_ms: i64,
+    method: &str,
+    listed: bool,
+) -> rusqlite::Result<()> {
     c.prepare_cached("INSERT INTO consent_log(public_key, at, method, listed) VALUES (?1,?2,?3,?4)")?
         .execute(params![key, now_ms, method, listed])
         .map(drop)
@@ -484,14 +495,14 @@ mod tests {
             source: [1; 16],
             profile: Profile { name: Some("n".into()), ..Profile::default() },
             visibility,
+            token_only: false,
             listed,
             rules: LoginRules { aging_ms: 0, identities_per_hour: Some(2), relay_id: "r".into() },
         }
     }
 
     fn run(c: &Connection, login: Login) -> LoginOutcome {
-        let RegistryAnswer::Login(outcome) =
-            apply(c, &RegistryOp::Login(Box::new(login))).expect("sql")
+        let RegistryAnswer::Login(outcome) = apply(c, &RegistryOp::Login(Box::new(login))).expect("sql")
         else {
             panic!("login")
         };
@@ -542,7 +553,8 @@ mod tests {
     fn bans_are_kept_and_double() {
         let c = memory();
         let ban = |now_ms| {
-            let op = RegistryOp::Ban { key: [1; 32], reason: "r", pattern: "junk", now_ms, duration_ms: 1000 };
+            let op =
+                RegistryOp::Ban { key: [1; 32], reason: "r", pattern: "junk", now_ms, duration_ms: 1000 };
             let RegistryAnswer::Banned(until) = apply(&c, &op).expect("sql") else { panic!("ban") };
             until - now_ms
         };
@@ -562,9 +574,11 @@ mod tests {
         apply(&c, &RegistryOp::Left { key: [1; 32], at_ms: NOW }).expect("left");
         let state = |days: i64| {
             age_entries(&c, NOW + days * 86_400_000).expect("age");
-            c.query_row("SELECT stale, hidden FROM agents", [], |r| Ok((r.get::<_, bool>(0)?, r.get::<_, bool>(1)?)))
-                .optional()
-                .expect("row")
+            c.query_row("SELECT stale, hidden FROM agents", [], |r| {
+                Ok((r.get::<_, bool>(0)?, r.get::<_, bool>(1)?))
+            })
+            .optional()
+            .expect("row")
         };
         assert_eq!(state(90), Some((false, false)));
         assert_eq!(state(91), Some((true, false)));

@@ -391,7 +391,7 @@ impl Authentic<'_> {
 
 /// Checks the signature of a sealed envelope under the sender's key. Members that are not texts are refused, because
 /// foreign number formatting is not reproduced.
-fn check_signature(envelope: &Envelope, sender: &PublicIdentity) -> Result<(), ReceiveError> {
+pub fn check_signature(envelope: &Envelope, sender: &PublicIdentity) -> Result<(), ReceiveError> {
     if envelope.fields.values().any(|value| !value.is_string()) {
         return Err(ReceiveError::BadSignature);
     }

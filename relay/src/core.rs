@@ -1,0 +1,649 @@
+//! Every decision of the relay, without sockets, files or clocks.
+//!
+//! An edge feeds [`Event`]s with the time and carries out the [`Effect`]s; a simulation does the same with a virtual
+//! clock. What must survive is a [`StoreOp`]: the effect that depends on it is only emitted once
+//! [`Event::Stored`] reports the commit.
+
+mod conn;
+mod delivery;
+mod login;
+mod pipeline;
+mod presence;
+mod windows;
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use sha2::{Digest as _, Sha256};
+use threadline::Fingerprint;
+use threadline::v1::close;
+use threadline::v1::envelope::Envelope;
+use threadline::v1::frames::{Ack, ClientFrame, ErrorCode, FrameError, RelayError, ServerFrame};
+
+use crate::config::RelayConfig;
+use crate::store::{
+    QueueAnswer, QueueOp, QueueTotals, RegistryAnswer, RegistryOp, StoreAnswer, StoreFailed, StoreOp,
+};
+use conn::{Conn, Phase, Session};
+use pipeline::{Awaiting, Submitted};
+use presence::{Leaving, Presences};
+use windows::CoreWindows;
+
+/// Number of a connection, never used twice by one edge.
+pub type ConnId = u64;
+
+/// Where a connection comes from: IPv4 address or IPv6 /64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source {
+    /// The address or network; equal for connections that share limits.
+    pub net: [u8; 8],
+    /// Pseudonym under which the source is stored.
+    pub pseudonym: [u8; 16],
+}
+
+/// What the core starts from.
+pub struct Start {
+    /// Highest message number in storage.
+    pub last_seq: u64,
+    /// Totals of the queue in storage.
+    pub totals: QueueTotals,
+    /// Name in tokens.
+    pub relay_id: String,
+    /// Key that signs tokens.
+    pub signer: SigningKey,
+    /// Seed of everything random: nonces, session ids, jitter.
+    pub seed: [u8; 32],
+}
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A socket was upgraded.
+    Opened {
+        /// Its number.
+        conn: ConnId,
+        /// Where it comes from.
+        source: Source,
+    },
+    /// A text message arrived.
+    Received {
+        /// On which connection.
+        conn: ConnId,
+        /// What it says.
+        inbound: Inbound,
+    },
+    /// A socket is gone.
+    Closed {
+        /// Its number.
+        conn: ConnId,
+    },
+    /// A storage operation ended.
+    Stored {
+        /// Ticket of the operation.
+        ticket: u64,
+        /// Its answer; when it failed, nothing of it is stored.
+        answer: Result<StoreAnswer, StoreFailed>,
+    },
+    /// Whether the disk has room for new custody.
+    Custody {
+        /// Whether messages may be accepted.
+        open: bool,
+    },
+    /// An agent changed its entry by REST.
+    Listed {
+        /// Its key.
+        key: [u8; 32],
+        /// Whether it is in the directory now.
+        listed: bool,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// A text message of a client, read.
+#[derive(Debug)]
+pub struct Inbound {
+    /// Bytes of the text.
+    pub bytes: usize,
+    /// The frame, or why it is none.
+    pub content: Result<InboundFrame, FrameError>,
+}
+
+/// A frame of a client; messages are prepared for storage.
+#[derive(Debug)]
+pub enum InboundFrame {
+    /// A message in its envelope.
+    Message(Box<Submission>),
+    /// Any other frame.
+    Other(Box<ClientFrame>),
+}
+
+/// An envelope as it will be stored.
+#[derive(Debug)]
+pub struct Submission {
+    /// Its members.
+    pub envelope: Envelope,
+    /// Its text.
+    pub body: Arc<str>,
+    /// SHA-256 of the text.
+    pub hash: [u8; 32],
+}
+
+impl Submission {
+    /// Prepares an envelope.
+    pub fn new(envelope: Envelope) -> Self {
+        let bytes = envelope.to_bytes();
+        let hash = Sha256::digest(&bytes).into();
+        let body = String::from_utf8(bytes).unwrap_or_default().into();
+        Self { envelope, body, hash }
+    }
+}
+
+impl Inbound {
+    /// Reads a text message; pure and the only costly part of taking a frame.
+    pub fn read(text: &str) -> Self {
+        let content = ClientFrame::parse(text).map(|frame| match frame {
+            ClientFrame::Message(envelope) => InboundFrame::Message(Box::new(Submission::new(envelope))),
+            other => InboundFrame::Other(Box::new(other)),
+        });
+        Self { bytes: text.len(), content }
+    }
+}
+
+/// Something to write to a client.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outgoing {
+    /// A frame.
+    Frame(Box<ServerFrame>),
+    /// A `message` frame around this envelope text.
+    Message(Arc<str>),
+}
+
+impl Outgoing {
+    /// The text of the WebSocket message.
+    pub fn to_text(&self) -> String {
+        match self {
+            Self::Frame(frame) => frame.to_text(),
+            Self::Message(body) => format!(r#"{{"type":"message","envelope":{body}}}"#),
+        }
+    }
+}
+
+/// What the edge must do, in this order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Write to a client.
+    Send {
+        /// To which connection.
+        conn: ConnId,
+        /// What.
+        what: Outgoing,
+    },
+    /// Close a socket after what was sent before; the core has already forgotten it.
+    Close {
+        /// Which connection.
+        conn: ConnId,
+        /// WebSocket close code.
+        code: u16,
+        /// For people.
+        reason: &'static str,
+    },
+    /// Run a storage operation; report it with [`Event::Stored`]. Operations on one database keep their order.
+    Store {
+        /// To report it by.
+        ticket: u64,
+        /// What to do.
+        op: StoreOp,
+    },
+}
+
+/// Totals since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Sockets opened.
+    pub connections: u64,
+    /// Logins refused.
+    pub auth_failures: u64,
+    /// Messages that entered the pipeline.
+    pub routed: u64,
+    /// Messages taken into custody.
+    pub accepted: u64,
+    /// Messages confirmed by their recipient.
+    pub delivered: u64,
+    /// Messages whose sender heard `queued`.
+    pub queued: u64,
+    /// Messages refused.
+    pub rejected: u64,
+    /// Messages given up.
+    pub expired: u64,
+    /// Messages offered again.
+    pub redelivered: u64,
+    /// Bans.
+    pub bans: u64,
+    /// `discover` frames answered.
+    pub discoveries: u64,
+    /// Keys refused because another key has their address.
+    pub conflicts: u64,
+}
+
+/// Numbers for `/health`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Agents with a live session.
+    pub agents: usize,
+    /// Open sockets.
+    pub connections: usize,
+    /// Totals of the queue.
+    pub queue: QueueTotals,
+    /// Agents with a message in the last hour.
+    pub tracked_agents: usize,
+    /// Live agents younger than an hour.
+    pub new_agents: usize,
+    /// Messages that entered the pipeline in the last minute.
+    pub messages_per_minute: u32,
+    /// Totals.
+    pub counters: Counters,
+    /// Whether messages may be accepted.
+    pub custody_open: bool,
+}
+
+/// What a ticket stands for.
+enum Pending {
+    Login { conn: ConnId, key: [u8; 32] },
+    Accept(Box<Submitted>),
+    Standing(Box<Submitted>),
+    Backlog(ConnId),
+    Confirm(Vec<u64>),
+    Discover(ConnId, threadline::v1::frames::DiscoverFilter),
+    Ban(Fingerprint),
+    Sweep,
+    Quiet,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Conn(ConnId),
+    Answer(u64),
+    Offline(Fingerprint),
+    Confirm(Vec<u64>),
+    Sweep,
+}
+
+const SWEEP_MS: i64 = 30_000;
+const SWEEP_BATCH: u32 = 500;
+/// Pause before a failed storage operation that must happen is tried again.
+const RETRY_MS: i64 = 1_000;
+
+/// The relay's state machine.
+pub struct Core {
+    config: Arc<RelayConfig>,
+    relay_id: String,
+    signer: SigningKey,
+    rng: StdRng,
+    conns: HashMap<ConnId, Conn>,
+    sessions: HashMap<Fingerprint, ConnId>,
+    leaving: HashMap<Fingerprint, Leaving>,
+    presences: Presences,
+    windows: CoreWindows,
+    pending: HashMap<u64, Pending>,
+    next_ticket: u64,
+    last_seq: u64,
+    /// Accepted messages whose sender has not heard yet, by number.
+    awaiting: HashMap<u64, Awaiting>,
+    /// Confirmed messages whose removal is not committed yet.
+    confirming: HashSet<u64>,
+    timers: BTreeSet<(i64, Timer)>,
+    effects: VecDeque<Effect>,
+    custody_open: bool,
+    totals: QueueTotals,
+    counters: Counters,
+}
+
+impl Core {
+    /// Starts with nobody connected. The first sweep for expired messages is due at once.
+    pub fn new(config: Arc<RelayConfig>, start: Start, now_ms: i64) -> Self {
+        let windows = CoreWindows::new(&config);
+        Self {
+            config,
+            relay_id: start.relay_id,
+            signer: start.signer,
+            rng: StdRng::from_seed(start.seed),
+            conns: HashMap::new(),
+            sessions: HashMap::new(),
+            leaving: HashMap::new(),
+            presences: Presences::default(),
+            windows,
+            pending: HashMap::new(),
+            next_ticket: 0,
+            last_seq: start.last_seq,
+            awaiting: HashMap::new(),
+            confirming: HashSet::new(),
+            timers: BTreeSet::from([(now_ms, Timer::Sweep)]),
+            effects: VecDeque::new(),
+            custody_open: true,
+            totals: start.totals,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes one event; then [`Core::poll_effect`] until it is empty.
+    pub fn handle(&mut self, event: Event, now_ms: i64) {
+        match event {
+            Event::Opened { conn, source } => self.opened(conn, source, now_ms),
+            Event::Received { conn, inbound } => self.received(conn, inbound, now_ms),
+            Event::Closed { conn } => self.closed(conn, now_ms),
+            Event::Stored { ticket, answer } => self.stored(ticket, answer, now_ms),
+            Event::Custody { open } => self.custody_open = open,
+            Event::Listed { key, listed } => self.listed(&key, listed),
+            Event::Tick => {}
+        }
+        self.run_timers(now_ms);
+    }
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When [`Event::Tick`] is due, in Unix milliseconds.
+    pub fn next_deadline(&self) -> Option<i64> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Whether the agent has a live session, or had one less than three seconds ago.
+    pub fn is_online(&self, address: &Fingerprint) -> bool {
+        self.sessions.contains_key(address) || self.leaving.contains_key(address)
+    }
+
+    /// Numbers for `/health`.
+    pub fn snapshot(&mut self, now_ms: i64) -> Snapshot {
+        let young = |conn: &Conn| conn.session().is_some_and(|s| now_ms - s.first_seen_ms < 3_600_000);
+        Snapshot {
+            agents: self.sessions.len(),
+            connections: self.conns.len(),
+            queue: self.totals,
+            tracked_agents: self.windows.hour.len(),
+            new_agents: self.conns.values().filter(|conn| young(conn)).count(),
+            messages_per_minute: self.windows.routed.count(&(), now_ms),
+            counters: self.counters,
+            custody_open: self.custody_open,
+        }
+    }
+
+    /// Totals since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn received(&mut self, id: ConnId, inbound: Inbound, now_ms: i64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.bytes_before_login += inbound.bytes;
+        let phase = match &conn.phase {
+            Phase::Challenged(_) | Phase::LoggingIn(_) if conn.bytes_before_login > login::MAX_BYTES => {
+                return self.drop_conn(id, close::TOO_LARGE, "Too much before login", now_ms);
+            }
+            phase => phase.kind(),
+        };
+        let frame = match inbound.content {
+            Ok(frame) => frame,
+            Err(error) => return self.junk(id, &error, now_ms),
+        };
+        match (phase, frame) {
+            (conn::Kind::Before, InboundFrame::Other(frame)) if matches!(*frame, ClientFrame::Auth(_)) => {
+                if let ClientFrame::Auth(auth) = *frame {
+                    self.authenticate(id, auth, now_ms);
+                }
+            }
+            (conn::Kind::Before | conn::Kind::TokenOnly, _) => {
+                self.send_error(id, ErrorCode::AuthFailed, "Not authenticated");
+            }
+            (conn::Kind::Live, InboundFrame::Message(submission)) => self.submit(id, *submission, now_ms),
+            (conn::Kind::Live, InboundFrame::Other(frame)) => self.frame(id, *frame, now_ms),
+        }
+    }
+
+    fn frame(&mut self, id: ConnId, frame: ClientFrame, now_ms: i64) {
+        let expected = match &frame {
+            ClientFrame::Ack(ack) => self.taken(id, ack, now_ms),
+            ClientFrame::Pong(_) => self.ponged(id, now_ms),
+            ClientFrame::Message(_) | ClientFrame::FlatMessage(_) => true,
+            _ => false,
+        };
+        if !expected && self.windows.frames.take(&id, now_ms).is_err() {
+            self.send_error(id, ErrorCode::RateLimited, "Too many frames");
+            return self.drop_conn(id, close::AUTH_RATE_LIMITED, "Too many frames", now_ms);
+        }
+        match frame {
+            ClientFrame::Discover(filter) => self.discover(id, filter.unwrap_or_default(), now_ms),
+            ClientFrame::Subscribe(ids) => self.subscribe(id, ids),
+            ClientFrame::Presence(notice) if notice.status == "offline" => {
+                self.drop_conn(id, close::NORMAL, "Agent going offline", now_ms);
+            }
+            ClientFrame::FlatMessage(flat) => self.submit_flat(id, flat, now_ms),
+            ClientFrame::Message(envelope) => self.submit(id, Submission::new(envelope), now_ms),
+            ClientFrame::Auth(_) => {
+                self.send_error(id, ErrorCode::AuthFailed, "Already authenticated");
+            }
+            ClientFrame::Ack(_) | ClientFrame::Pong(_) | ClientFrame::Presence(_) => {}
+        }
+    }
+
+    fn junk(&mut self, id: ConnId, error: &FrameError, now_ms: i64) {
+        self.send_error(id, ErrorCode::InvalidFrame, error.to_string());
+        if matches!(error, FrameError::TooLarge(_)) {
+            return self.drop_conn(id, close::TOO_LARGE, "Frame too large", now_ms);
+        }
+        if self.windows.junk.take(&id, now_ms).is_ok() {
+            return;
+        }
+        if self.session(id).is_some() {
+            self.ban(id, "too many malformed frames", "junk", 600_000, now_ms);
+        } else {
+            self.drop_conn(id, close::BANNED, "Too many malformed frames", now_ms);
+        }
+    }
+
+    /// Bans the key of a live session; the session ends when the ban is stored.
+    fn ban(
+        &mut self,
+        id: ConnId,
+        reason: &'static str,
+        pattern: &'static str,
+        duration_ms: i64,
+        now_ms: i64,
+    ) {
+        let Some(session) = self.session_mut(id) else { return };
+        if std::mem::replace(&mut session.banned, true) {
+            return;
+        }
+        let (key, address) = (session.key, session.address);
+        self.counters.bans += 1;
+        tracing::warn!(pattern, "identity banned");
+        let op = RegistryOp::Ban { key, reason, pattern, now_ms, duration_ms };
+        self.store_registry(Pending::Ban(address), op);
+    }
+
+    fn stored(&mut self, ticket: u64, answer: Result<StoreAnswer, StoreFailed>, now_ms: i64) {
+        let Some(pending) = self.pending.remove(&ticket) else { return };
+        match (pending, answer) {
+            (Pending::Login { conn, key }, Ok(StoreAnswer::Registry(RegistryAnswer::Login(outcome)))) => {
+                self.logged_in(conn, &key, outcome, now_ms);
+            }
+            (Pending::Login { conn, .. }, _) => self.login_failed(conn, now_ms),
+            (Pending::Accept(sub), Ok(StoreAnswer::Queue(QueueAnswer::Accepted(outcome)))) => {
+                self.accepted(*sub, outcome, now_ms);
+            }
+            (Pending::Accept(sub), _) => self.not_stored(*sub),
+            (Pending::Standing(sub), Ok(StoreAnswer::Queue(QueueAnswer::Standing { standing, reply }))) => {
+                self.standing(*sub, standing, reply, now_ms);
+            }
+            (Pending::Standing(sub), _) => self.reject(sub.sender, &sub.id, "Relay storage unavailable"),
+            (Pending::Backlog(conn), Ok(StoreAnswer::Queue(QueueAnswer::Backlog { rows, more }))) => {
+                self.backlog(conn, rows, more, now_ms);
+            }
+            (Pending::Backlog(conn), _) => self.backlog_failed(conn, now_ms),
+            (Pending::Confirm(seqs), Ok(StoreAnswer::Queue(QueueAnswer::Confirmed(gone)))) => {
+                self.confirmed(&seqs, gone);
+            }
+            (Pending::Confirm(seqs), _) => {
+                self.timers.insert((now_ms + RETRY_MS, Timer::Confirm(seqs)));
+            }
+            (Pending::Discover(conn, filter), Ok(StoreAnswer::Registry(RegistryAnswer::Found(found)))) => {
+                self.discovered(conn, &filter, found, now_ms);
+            }
+            (Pending::Discover(conn, _), _) => {
+                self.send_error(conn, ErrorCode::InternalError, "The directory is unavailable");
+            }
+            (Pending::Ban(address), answer) => self.banned(&address, answer, now_ms),
+            (Pending::Sweep, Ok(StoreAnswer::Queue(QueueAnswer::Expired(gone)))) => {
+                self.expired(gone, now_ms)
+            }
+            (Pending::Sweep | Pending::Quiet, _) => {}
+        }
+    }
+
+    fn banned(&mut self, address: &Fingerprint, answer: Result<StoreAnswer, StoreFailed>, now_ms: i64) {
+        let until = match answer {
+            Ok(StoreAnswer::Registry(RegistryAnswer::Banned(until))) => until,
+            _ => now_ms + 600_000,
+        };
+        if let Some(conn) = self.sessions.get(address).copied() {
+            self.send_error(conn, ErrorCode::Banned, login::banned_text(until));
+            self.drop_conn(conn, close::BANNED, "Banned", now_ms);
+        }
+    }
+
+    fn run_timers(&mut self, now_ms: i64) {
+        while let Some((at, _)) = self.timers.first()
+            && *at <= now_ms
+        {
+            let Some((at, timer)) = self.timers.pop_first() else { return };
+            match timer {
+                Timer::Conn(id) => self.conn_due(id, at, now_ms),
+                Timer::Answer(seq) => self.answer_due(seq, now_ms),
+                Timer::Offline(address) => self.offline_due(&address, now_ms),
+                Timer::Confirm(seqs) => {
+                    self.store_queue(Pending::Confirm(seqs.clone()), QueueOp::Confirm { seqs, now_ms })
+                }
+                Timer::Sweep => {
+                    self.windows.forget_idle(now_ms);
+                    self.store_queue(Pending::Sweep, QueueOp::Expire { now_ms, limit: SWEEP_BATCH });
+                    self.timers.insert((now_ms + SWEEP_MS, Timer::Sweep));
+                }
+            }
+        }
+    }
+
+    fn conn_due(&mut self, id: ConnId, at: i64, now_ms: i64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if conn.wake_at != Some(at) {
+            return;
+        }
+        conn.wake_at = None;
+        match &conn.phase {
+            Phase::Challenged(_) | Phase::LoggingIn(_) => {
+                if now_ms - conn.opened_ms >= login::TIMEOUT_MS {
+                    self.counters.auth_failures += 1;
+                    self.send_auth_error(id, ErrorCode::AuthTimeout, "Authentication timed out");
+                    self.drop_conn(id, close::AUTH_TIMEOUT, "Authentication timed out", now_ms);
+                }
+            }
+            Phase::TokenOnly => self.drop_conn(id, close::NORMAL, "Token session ended", now_ms),
+            Phase::Live(_) => self.session_due(id, now_ms),
+        }
+    }
+
+    /// Sees to it that [`Core::conn_due`] runs at `at` or earlier.
+    fn wake(&mut self, id: ConnId, at: i64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        match conn.wake_at {
+            Some(earlier) if earlier <= at => return,
+            Some(later) => {
+                self.timers.remove(&(later, Timer::Conn(id)));
+            }
+            None => {}
+        }
+        conn.wake_at = Some(at);
+        self.timers.insert((at, Timer::Conn(id)));
+    }
+
+    fn session(&self, id: ConnId) -> Option<&Session> {
+        self.conns.get(&id)?.session()
+    }
+
+    fn session_mut(&mut self, id: ConnId) -> Option<&mut Session> {
+        self.conns.get_mut(&id)?.session_mut()
+    }
+
+    /// Closes a connection from our side and forgets it.
+    fn drop_conn(&mut self, id: ConnId, code: u16, reason: &'static str, now_ms: i64) {
+        if self.conns.contains_key(&id) {
+            self.effects.push_back(Effect::Close { conn: id, code, reason });
+            self.closed(id, now_ms);
+        }
+    }
+
+    fn closed(&mut self, id: ConnId, now_ms: i64) {
+        let Some(conn) = self.conns.remove(&id) else { return };
+        if let Some(at) = conn.wake_at {
+            self.timers.remove(&(at, Timer::Conn(id)));
+        }
+        self.windows.left(&conn.source, conn.is_before_login());
+        if let Phase::Live(session) = conn.phase {
+            self.presences.forget(id, &session);
+            self.give_back(&session);
+            if self.sessions.get(&session.address) == Some(&id) {
+                self.sessions.remove(&session.address);
+                self.start_leaving(*session, now_ms);
+            }
+        }
+    }
+
+    fn store_queue(&mut self, pending: Pending, op: QueueOp) {
+        self.store(pending, StoreOp::Queue(op));
+    }
+
+    fn store_registry(&mut self, pending: Pending, op: RegistryOp) {
+        self.store(pending, StoreOp::Registry(op));
+    }
+
+    fn store(&mut self, pending: Pending, op: StoreOp) {
+        self.next_ticket += 1;
+        self.pending.insert(self.next_ticket, pending);
+        self.effects.push_back(Effect::Store { ticket: self.next_ticket, op });
+    }
+
+    fn send(&mut self, conn: ConnId, frame: ServerFrame) {
+        self.effects.push_back(Effect::Send { conn, what: Outgoing::Frame(Box::new(frame)) });
+    }
+
+    /// To the live session of an agent, if it has one.
+    fn send_to(&mut self, address: Fingerprint, frame: ServerFrame) {
+        if let Some(conn) = self.sessions.get(&address).copied() {
+            self.send(conn, frame);
+        }
+    }
+
+    fn send_ack(&mut self, to: Fingerprint, ack: Ack) {
+        self.send_to(to, ServerFrame::Ack(ack));
+    }
+
+    fn send_error(&mut self, conn: ConnId, code: ErrorCode, message: impl Into<String>) {
+        let error = RelayError { code, message: message.into(), related_message_id: None };
+        self.send(conn, ServerFrame::Error(error));
+    }
+
+    fn send_auth_error(&mut self, conn: ConnId, code: ErrorCode, message: impl Into<String>) {
+        let error = RelayError { code, message: message.into(), related_message_id: None };
+        self.send(conn, ServerFrame::AuthError(error));
+    }
+
+    fn random<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.rng.fill_bytes(&mut bytes);
+        bytes
+    }
+}

@@ -1,0 +1,150 @@
+//! One socket and, once logged in, its session.
+
+use std::collections::VecDeque;
+
+use threadline::Fingerprint;
+use threadline::identity::LoginNonce;
+use threadline::v1::frames::{Auth, Metadata, Visibility};
+
+use super::Source;
+use crate::store::{Row, TierCounts};
+
+pub(super) struct Conn {
+    pub(super) source: Source,
+    pub(super) opened_ms: i64,
+    pub(super) bytes_before_login: usize,
+    pub(super) phase: Phase,
+    /// When its timer is set, in Unix milliseconds.
+    pub(super) wake_at: Option<i64>,
+}
+
+pub(super) enum Phase {
+    /// The challenge is sent.
+    Challenged(Box<LoginNonce>),
+    /// The signature is good; storage is asked.
+    LoggingIn(Box<LoggingIn>),
+    /// Has a token, may do nothing.
+    TokenOnly,
+    /// Logged in.
+    Live(Box<Session>),
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Before,
+    TokenOnly,
+    Live,
+}
+
+impl Phase {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Challenged(_) | Self::LoggingIn(_) => Kind::Before,
+            Self::TokenOnly => Kind::TokenOnly,
+            Self::Live(_) => Kind::Live,
+        }
+    }
+}
+
+pub(super) struct LoggingIn {
+    pub(super) key: [u8; 32],
+    pub(super) address: Fingerprint,
+    pub(super) auth: Auth,
+}
+
+pub(super) enum Subscription {
+    None,
+    All,
+    Named(Box<[Fingerprint]>),
+}
+
+pub(super) struct Session {
+    pub(super) key: [u8; 32],
+    pub(super) address: Fingerprint,
+    pub(super) source: Source,
+    pub(super) visibility: Visibility,
+    pub(super) listed: bool,
+    pub(super) metadata: Box<Metadata>,
+    pub(super) since_ms: i64,
+    pub(super) first_seen_ms: i64,
+    /// Only of young identities.
+    pub(super) tier: Option<Box<TierCounts>>,
+    pub(super) subscription: Subscription,
+    pub(super) heartbeat_ms: i64,
+    pub(super) unanswered: u8,
+    pub(super) banned: bool,
+    pub(super) delivery: Delivery,
+}
+
+impl Session {
+    /// Whether everybody may see that the agent is there.
+    pub(super) fn is_open(&self, aging_ms: i64, now_ms: i64) -> bool {
+        let visible = self.visibility == Visibility::Public || self.listed;
+        visible && self.visibility != Visibility::Private && now_ms >= self.first_seen_ms + aging_ms
+    }
+}
+
+/// Messages on their way to one session.
+#[derive(Default)]
+pub(super) struct Delivery {
+    /// Read and not yet written, in order.
+    pub(super) ready: VecDeque<Row>,
+    /// Highest number that was put into `ready`.
+    pub(super) read_to: u64,
+    /// Highest number in storage at login: older mail is drained slowly.
+    pub(super) old_to: u64,
+    /// Whether nothing is waiting in storage behind `read_to`.
+    pub(super) caught_up: bool,
+    pub(super) reading: bool,
+    /// Something was stored while a read was under way.
+    pub(super) behind: bool,
+    pub(super) flight: VecDeque<InFlight>,
+    pub(super) flight_bytes: usize,
+    /// Messages and pings written so far.
+    pub(super) written: u64,
+    /// Pings without a pong, oldest first.
+    pub(super) pings: VecDeque<Ping>,
+    pub(super) ping_due_ms: Option<i64>,
+    pub(super) redeliver_ms: Option<i64>,
+    pub(super) retry_ms: Option<i64>,
+    /// Second of the slow drain, and messages drained in it.
+    pub(super) drained: (i64, u32),
+}
+
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) seq: u64,
+    pub(super) id: threadline::MessageId,
+    pub(super) size: usize,
+    /// Value of `written` when it was first written.
+    pub(super) at: u64,
+    /// Must be written again.
+    pub(super) again: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Ping {
+    pub(super) sent_ms: i64,
+    /// Value of `written` when it was written.
+    pub(super) at: u64,
+}
+
+impl Conn {
+    pub(super) fn session(&self) -> Option<&Session> {
+        match &self.phase {
+            Phase::Live(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    pub(super) fn session_mut(&mut self) -> Option<&mut Session> {
+        match &mut self.phase {
+            Phase::Live(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_before_login(&self) -> bool {
+        matches!(self.phase.kind(), Kind::Before)
+    }
+}

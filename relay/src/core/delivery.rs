@@ -1,0 +1,272 @@
+//! Custody to a v1 session: in order, at most 32 in flight, gone only when confirmed (`relay.md` §7).
+
+use threadline::v1::close;
+use threadline::v1::frames::{Ack, AckStatus, ServerFrame};
+
+use super::conn::{Delivery, InFlight, Ping, Session};
+use super::{ConnId, Core, Effect, Outgoing, Pending, RETRY_MS};
+use crate::store::{QueueOp, Row};
+
+const IN_FLIGHT: usize = 32;
+const IN_FLIGHT_BYTES: usize = 1 << 20;
+/// Messages read from storage or held ready at a time.
+const PORTION: u32 = 64;
+const PORTION_BYTES: u64 = 512 << 10;
+/// Messages of a returning recipient per second.
+const DRAIN_PER_SECOND: u32 = 200;
+/// A ping follows a message within this time.
+const PING_AFTER_MS: i64 = 50;
+/// Without a pong for this long messages are sent again.
+const PONG_WITHIN_MS: i64 = 20_000;
+/// Unanswered pings after which the next heartbeat closes.
+const MISSED: u8 = 3;
+const PINGS_KEPT: usize = 64;
+
+impl Core {
+    pub(super) fn read_backlog(&mut self, id: ConnId, now_ms: i64) {
+        let Some(session) = self.session_mut(id) else { return };
+        let recipient = session.address;
+        let delivery = &mut session.delivery;
+        if delivery.reading || delivery.retry_ms.is_some() {
+            return;
+        }
+        delivery.reading = true;
+        delivery.behind = false;
+        let after = delivery.read_to;
+        let op = QueueOp::Backlog { recipient, after, now_ms, limit: PORTION, bytes: PORTION_BYTES };
+        self.store_queue(Pending::Backlog(id), op);
+    }
+
+    pub(super) fn backlog(&mut self, id: ConnId, rows: Vec<Row>, more: bool, now_ms: i64) {
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
+        delivery.reading = false;
+        let new = rows.into_iter().filter(|row| row.seq > delivery.read_to);
+        delivery.ready.extend(new);
+        delivery.read_to = delivery.ready.back().map_or(delivery.read_to, |row| row.seq);
+        delivery.caught_up = !more && !delivery.behind;
+        self.pump(id, now_ms);
+    }
+
+    pub(super) fn backlog_failed(&mut self, id: ConnId, now_ms: i64) {
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
+        delivery.reading = false;
+        delivery.retry_ms = Some(now_ms + RETRY_MS);
+        self.wake(id, now_ms + RETRY_MS);
+    }
+
+    /// A message was stored for a live session.
+    pub(super) fn offer(&mut self, id: ConnId, row: Row, now_ms: i64) {
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
+        if row.seq <= delivery.read_to {
+            return;
+        }
+        let room = delivery.ready.len() < PORTION as usize;
+        if delivery.caught_up && !delivery.reading && room {
+            delivery.read_to = row.seq;
+            delivery.ready.push_back(row);
+            self.pump(id, now_ms);
+        } else {
+            delivery.caught_up = false;
+            delivery.behind = true;
+        }
+    }
+
+    /// Writes what may be written now.
+    fn pump(&mut self, id: ConnId, now_ms: i64) {
+        let Some(session) = self.conns.get_mut(&id).and_then(|conn| conn.session_mut()) else { return };
+        let delivery = &mut session.delivery;
+        let mut wake = None;
+        while let Some(row) = delivery.ready.front() {
+            let again = delivery.flight.iter().position(|sent| sent.seq == row.seq);
+            let written = again.and_then(|at| delivery.flight.get(at)).is_some_and(|sent| !sent.again);
+            if written || row.expires_ms <= now_ms || self.confirming.contains(&row.seq) {
+                delivery.ready.pop_front();
+                continue;
+            }
+            if again.is_none() && !delivery.has_room() {
+                break;
+            }
+            if row.seq <= delivery.old_to {
+                let second = now_ms.div_euclid(1000);
+                if delivery.drained.0 != second {
+                    delivery.drained = (second, 0);
+                }
+                if delivery.drained.1 >= DRAIN_PER_SECOND {
+                    wake = Some((second + 1) * 1000);
+                    break;
+                }
+                delivery.drained.1 += 1;
+            }
+            let Some(row) = delivery.ready.pop_front() else { break };
+            delivery.note_written(&row, again);
+            let due = delivery.ping_due_ms.get_or_insert(now_ms + PING_AFTER_MS);
+            wake = Some(wake.map_or(*due, |at: i64| at.min(*due)));
+            self.effects.push_back(Effect::Send { conn: id, what: Outgoing::Message(row.body) });
+        }
+        let full = !delivery.has_room();
+        let more = delivery.ready.is_empty() && !delivery.caught_up && (!full || delivery.resends());
+        let ping_now = full && delivery.ping_due_ms.is_some();
+        if let Some(at) = wake {
+            self.wake(id, at);
+        }
+        if ping_now {
+            self.ping(id, now_ms);
+        }
+        if more {
+            self.read_backlog(id, now_ms);
+        }
+    }
+
+    fn ping(&mut self, id: ConnId, now_ms: i64) {
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
+        delivery.ping_due_ms = None;
+        delivery.written += 1;
+        delivery.pings.push_back(Ping { sent_ms: now_ms, at: delivery.written });
+        if delivery.pings.len() > PINGS_KEPT {
+            delivery.pings.pop_front();
+        }
+        let due = delivery.redeliver_at();
+        delivery.redeliver_ms = due;
+        self.send(id, ServerFrame::Ping(Some(now_ms.into())));
+        if let Some(at) = due {
+            self.wake(id, at);
+        }
+    }
+
+    /// The client took a message. Returns whether one was in flight.
+    pub(super) fn taken(&mut self, id: ConnId, ack: &Ack, now_ms: i64) -> bool {
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return false };
+        if ack.status != AckStatus::Delivered {
+            return false;
+        }
+        let Some(at) = delivery.flight.iter().position(|sent| sent.id.as_str() == ack.message_id) else {
+            return false;
+        };
+        let Some(sent) = delivery.flight.remove(at) else { return false };
+        delivery.flight_bytes -= sent.size;
+        self.confirm(id, vec![sent.seq], now_ms);
+        true
+    }
+
+    /// The client answered the oldest ping: it has read everything that was written before.
+    /// Returns whether a ping was out.
+    pub(super) fn ponged(&mut self, id: ConnId, now_ms: i64) -> bool {
+        let Some(session) = self.session_mut(id) else { return false };
+        session.unanswered = 0;
+        let delivery = &mut session.delivery;
+        let Some(ping) = delivery.pings.pop_front() else { return false };
+        let mut seqs = Vec::new();
+        delivery.flight.retain(|sent| {
+            let read = sent.at < ping.at;
+            if read {
+                seqs.push(sent.seq);
+            }
+            !read
+        });
+        delivery.flight_bytes = delivery.flight.iter().map(|sent| sent.size).sum();
+        delivery.redeliver_ms = delivery.redeliver_at();
+        let wake = delivery.redeliver_ms;
+        if let Some(at) = wake {
+            self.wake(id, at);
+        }
+        if !seqs.is_empty() {
+            self.confirm(id, seqs, now_ms);
+        }
+        true
+    }
+
+    fn confirm(&mut self, id: ConnId, seqs: Vec<u64>, now_ms: i64) {
+        self.confirming.extend(&seqs);
+        self.store_queue(Pending::Confirm(seqs.clone()), QueueOp::Confirm { seqs, now_ms });
+        self.pump(id, now_ms);
+    }
+
+    /// What a session had in flight will be offered again.
+    pub(super) fn give_back(&mut self, session: &Session) {
+        let seqs: Vec<u64> = session.delivery.flight.iter().map(|sent| sent.seq).collect();
+        if !seqs.is_empty() {
+            self.counters.redelivered += seqs.len() as u64;
+            self.store_queue(Pending::Quiet, QueueOp::Returned { seqs });
+        }
+    }
+
+    /// The timer of a live session.
+    pub(super) fn session_due(&mut self, id: ConnId, now_ms: i64) {
+        let Some(session) = self.session_mut(id) else { return };
+        if session.heartbeat_ms <= now_ms {
+            if session.unanswered >= MISSED {
+                return self.drop_conn(id, close::HEARTBEAT_LOST, "Heartbeat lost", now_ms);
+            }
+            session.unanswered += 1;
+            let next = now_ms + self.next_heartbeat();
+            if let Some(session) = self.session_mut(id) {
+                session.heartbeat_ms = next;
+            }
+            self.ping(id, now_ms);
+        }
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
+        let redeliver = delivery.redeliver_ms.is_some_and(|at| at <= now_ms);
+        let ping = delivery.ping_due_ms.is_some_and(|at| at <= now_ms);
+        if delivery.retry_ms.is_some_and(|at| at <= now_ms) {
+            delivery.retry_ms = None;
+        }
+        if redeliver {
+            self.redeliver(id);
+        }
+        self.pump(id, now_ms);
+        if ping {
+            self.ping(id, now_ms);
+        }
+        let Some(session) = self.session(id) else { return };
+        let delivery = &session.delivery;
+        let due = [delivery.ping_due_ms, delivery.redeliver_ms, delivery.retry_ms];
+        let next = due.into_iter().flatten().fold(session.heartbeat_ms, i64::min);
+        self.wake(id, next);
+    }
+
+    fn redeliver(&mut self, id: ConnId) {
+        let Some(session) = self.session_mut(id) else { return };
+        session.unanswered = session.unanswered.saturating_add(1);
+        let delivery = &mut session.delivery;
+        delivery.redeliver_ms = None;
+        let Some(first) = delivery.flight.iter().map(|sent| sent.seq).min() else { return };
+        delivery.flight.iter_mut().for_each(|sent| sent.again = true);
+        delivery.ready.clear();
+        delivery.read_to = first - 1;
+        delivery.caught_up = false;
+        // A read that is under way began behind the rows that are needed again.
+        delivery.behind = true;
+        let seqs: Vec<u64> = delivery.flight.iter().map(|sent| sent.seq).collect();
+        self.counters.redelivered += seqs.len() as u64;
+        self.store_queue(Pending::Quiet, QueueOp::Returned { seqs });
+    }
+}
+
+impl Delivery {
+    fn has_room(&self) -> bool {
+        self.flight.len() < IN_FLIGHT && self.flight_bytes < IN_FLIGHT_BYTES
+    }
+
+    fn resends(&self) -> bool {
+        self.flight.iter().any(|sent| sent.again)
+    }
+
+    fn note_written(&mut self, row: &Row, again: Option<usize>) {
+        self.written += 1;
+        if let Some(sent) = again.and_then(|at| self.flight.get_mut(at)) {
+            sent.again = false;
+            return;
+        }
+        let size = row.body.len();
+        self.flight_bytes += size;
+        let (seq, id, at) = (row.seq, row.id.clone(), self.written);
+        self.flight.push_back(InFlight { seq, id, size, at, again: false });
+    }
+
+    /// When messages must be sent again: 20 s after the oldest unanswered ping that covers one.
+    fn redeliver_at(&self) -> Option<i64> {
+        let oldest = self.flight.iter().map(|sent| sent.at).min()?;
+        let ping = self.pings.iter().rev().take_while(|ping| ping.at > oldest).last()?;
+        Some(ping.sent_ms + PONG_WITHIN_MS)
+    }
+}

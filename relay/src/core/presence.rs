@@ -1,0 +1,221 @@
+//! Who is there, who may know, and `discover` (`relay.md` §5).
+
+use std::collections::{HashMap, HashSet};
+
+use threadline::Fingerprint;
+use threadline::time::iso_ms;
+use threadline::v1::frames::{
+    DiscoverFilter, DiscoveredAgent, ErrorCode, Metadata, Presence, PresenceChange, ServerFrame, Visibility,
+};
+
+use super::conn::{Session, Subscription};
+use super::{ConnId, Core, Pending, Timer};
+use crate::registry::clean;
+use crate::store::RegistryOp;
+use crate::store::registry::Found;
+
+/// Milliseconds without a new session before an agent counts as gone.
+const GRACE_MS: i64 = 3_000;
+const NAMED_PER_SESSION: usize = 512;
+const NAMED_IN_ALL: usize = 100_000;
+const DISCOVERED: usize = 100;
+
+/// Who wants to hear of whom.
+#[derive(Default)]
+pub(super) struct Presences {
+    all: HashSet<ConnId>,
+    named: HashMap<Fingerprint, Vec<ConnId>>,
+    count: usize,
+}
+
+impl Presences {
+    pub(super) fn forget(&mut self, id: ConnId, session: &Session) {
+        self.all.remove(&id);
+        let Subscription::Named(addresses) = &session.subscription else { return };
+        self.count -= addresses.len();
+        for address in addresses {
+            if let Some(watchers) = self.named.get_mut(address) {
+                watchers.retain(|watcher| *watcher != id);
+                if watchers.is_empty() {
+                    self.named.remove(address);
+                }
+            }
+        }
+    }
+}
+
+/// An agent whose session ended less than three seconds ago.
+pub(super) struct Leaving {
+    at_ms: i64,
+    session: Session,
+}
+
+impl Core {
+    pub(super) fn subscribe(&mut self, id: ConnId, ids: Option<Vec<String>>) {
+        let Some(Some(session)) = self.conns.get_mut(&id).map(|conn| conn.session_mut()) else { return };
+        self.presences.forget(id, session);
+        session.subscription = Subscription::None;
+        let Some(ids) = ids else {
+            session.subscription = Subscription::All;
+            self.presences.all.insert(id);
+            return;
+        };
+        let mut addresses: Vec<Fingerprint> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.truncate(NAMED_PER_SESSION.min(NAMED_IN_ALL.saturating_sub(self.presences.count)));
+        self.presences.count += addresses.len();
+        for address in &addresses {
+            self.presences.named.entry(*address).or_default().push(id);
+        }
+        session.subscription = Subscription::Named(addresses.into());
+    }
+
+    /// A session is live: said to others unless the agent was there a moment ago.
+    pub(super) fn came(&mut self, id: ConnId, now_ms: i64) {
+        let Some(address) = self.address(id) else { return };
+        if let Some(leaving) = self.leaving.remove(&address) {
+            self.timers.remove(&(leaving.at_ms, Timer::Offline(address)));
+            return;
+        }
+        let Some(session) = self.session(id) else { return };
+        let audience = self.audience(session, now_ms);
+        let metadata = (*session.metadata).clone();
+        self.announce(&audience, address, Presence::Online, Some(metadata));
+    }
+
+    pub(super) fn start_leaving(&mut self, session: Session, now_ms: i64) {
+        let (address, at_ms) = (session.address, now_ms + GRACE_MS);
+        self.timers.insert((at_ms, Timer::Offline(address)));
+        self.leaving.insert(address, Leaving { at_ms, session });
+    }
+
+    pub(super) fn offline_due(&mut self, address: &Fingerprint, now_ms: i64) {
+        let Some(Leaving { session, .. }) = self.leaving.remove(address) else { return };
+        let audience = self.audience(&session, now_ms);
+        self.announce(&audience, *address, Presence::Offline, None);
+        self.store_registry(Pending::Quiet, RegistryOp::Left { key: session.key, at_ms: now_ms });
+    }
+
+    fn audience(&self, session: &Session, now_ms: i64) -> Vec<ConnId> {
+        if session.visibility == Visibility::Private {
+            return Vec::new();
+        }
+        let mut audience: Vec<ConnId> =
+            self.presences.named.get(&session.address).cloned().unwrap_or_default();
+        if session.is_open(self.config.aging_ms(), now_ms) {
+            audience.extend(&self.presences.all);
+        }
+        audience.sort_unstable();
+        audience
+    }
+
+    fn announce(
+        &mut self,
+        audience: &[ConnId],
+        agent_id: Fingerprint,
+        status: Presence,
+        metadata: Option<Metadata>,
+    ) {
+        let itself = self.sessions.get(&agent_id).copied();
+        for conn in audience.iter().filter(|conn| Some(**conn) != itself) {
+            let change = PresenceChange { agent_id, status, metadata: metadata.clone() };
+            self.send(*conn, ServerFrame::PresenceChange(change));
+        }
+    }
+
+    pub(super) fn listed(&mut self, key: &[u8; 32], listed: bool) {
+        let Some(address) = key.first_chunk().map(|bytes| Fingerprint::from_bytes(*bytes)) else { return };
+        let conn = self.sessions.get(&address).copied();
+        if let Some(session) = conn.and_then(|conn| self.session_mut(conn)) {
+            session.listed = listed;
+            if !listed && session.visibility == Visibility::Public {
+                session.visibility = Visibility::Unlisted;
+            }
+        }
+    }
+
+    pub(super) fn discover(&mut self, id: ConnId, filter: DiscoverFilter, now_ms: i64) {
+        let Some(address) = self.address(id) else { return };
+        if self.windows.discover.take(&address, now_ms).is_err() {
+            return self.send_error(id, ErrorCode::RateLimited, "Rate limited (discover)");
+        }
+        let op = RegistryOp::Discover {
+            name: filter.name.clone(),
+            capability: filter.capability.clone(),
+            framework: filter.framework.clone(),
+            now_ms,
+            limit: DISCOVERED as u32,
+        };
+        self.store_registry(Pending::Discover(id, filter), op);
+    }
+
+    pub(super) fn discovered(&mut self, id: ConnId, filter: &DiscoverFilter, found: Vec<Found>, now_ms: i64) {
+        if self.session(id).is_none() {
+            return;
+        }
+        self.counters.discoveries += 1;
+        let mut agents: Vec<DiscoveredAgent> =
+            found.iter().filter_map(|entry| self.entry(entry, now_ms)).collect();
+        let listed: HashSet<Fingerprint> = agents.iter().map(|agent| agent.agent_id).collect();
+        let aging = self.config.aging_ms();
+        let live = self.conns.values().filter_map(|conn| conn.session());
+        let more = live
+            .filter(|s| s.is_open(aging, now_ms) && !listed.contains(&s.address) && matches(s, filter))
+            .take(DISCOVERED.saturating_sub(agents.len()))
+            .map(|session| live_entry(session, now_ms));
+        agents.extend(more);
+        self.send(id, ServerFrame::DiscoverResult(agents));
+    }
+
+    fn entry(&self, found: &Found, now_ms: i64) -> Option<DiscoveredAgent> {
+        let address = Fingerprint::from_bytes(*found.key.first_chunk()?);
+        let conn = self.sessions.get(&address).and_then(|conn| self.session(*conn));
+        let leaving = self.leaving.get(&address).map(|leaving| &leaving.session);
+        let session = conn.or(leaving).filter(|session| session.visibility != Visibility::Private);
+        let seen = if session.is_some() { now_ms } else { found.last_seen_ms };
+        Some(DiscoveredAgent {
+            agent_id: address,
+            name: found.name.clone(),
+            framework: found.framework.clone(),
+            capabilities: Some(found.capabilities.clone()),
+            status: if session.is_some() { Presence::Online } else { Presence::Offline },
+            connected_since: session.map(|session| iso_ms(session.since_ms)),
+            last_seen: Some(iso_ms(seen)),
+            identity_key: Some(encode(&found.key)),
+        })
+    }
+}
+
+fn live_entry(session: &Session, now_ms: i64) -> DiscoveredAgent {
+    DiscoveredAgent {
+        agent_id: session.address,
+        name: session.metadata.name.clone(),
+        framework: session.metadata.framework.clone(),
+        capabilities: session.metadata.capabilities.clone(),
+        status: Presence::Online,
+        connected_since: Some(iso_ms(session.since_ms)),
+        last_seen: Some(iso_ms(now_ms)),
+        identity_key: Some(encode(&session.key)),
+    }
+}
+
+fn matches(session: &Session, filter: &DiscoverFilter) -> bool {
+    let metadata = &session.metadata;
+    let has = |tags: &Option<Vec<String>>, wanted: &str| {
+        clean::tag(wanted).is_some_and(|wanted| tags.as_ref().is_some_and(|tags| tags.contains(&wanted)))
+    };
+    let by_name = filter.name.as_ref().is_none_or(|wanted| {
+        let name = metadata.name.to_lowercase();
+        wanted.to_lowercase().split_whitespace().all(|word| name.contains(word))
+    });
+    let by_capability = filter.capability.as_ref().is_none_or(|wanted| has(&metadata.capabilities, wanted));
+    let framework = metadata.framework.as_deref();
+    let by_framework = filter.framework.as_ref().is_none_or(|wanted| framework == Some(wanted.as_str()));
+    by_name && by_capability && by_framework
+}
+
+fn encode(key: &[u8; 32]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(key)
+}
