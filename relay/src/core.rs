@@ -394,7 +394,7 @@ impl Core {
         match (phase, frame) {
             (conn::Kind::Before, InboundFrame::Other(frame)) if matches!(*frame, ClientFrame::Auth(_)) => {
                 if let ClientFrame::Auth(auth) = *frame {
-                    self.authenticate(id, auth, now_ms);
+                    self.authenticate(id, *auth, now_ms);
                 }
             }
             (conn::Kind::Before | conn::Kind::TokenOnly, _) => {
