@@ -79,7 +79,7 @@ fn a_send_that_cannot_be_done_says_why() {
 }
 
 /// Waits until each of the two finds the other.
-pub(super) async fn see_each_other(one: &Agent, other: &Agent) -> anyhow::Result<()> {
+pub(crate) async fn see_each_other(one: &Agent, other: &Agent) -> anyhow::Result<()> {
     for (seer, seen) in [(one, other), (other, one)] {
         let what = format!("{} discovers {}", seer.name(), seen.name());
         eventually(LIMIT, &what, async || {
@@ -93,7 +93,7 @@ pub(super) async fn see_each_other(one: &Agent, other: &Agent) -> anyhow::Result
 }
 
 /// Waits until both copies of a thread hold this many messages.
-pub(super) async fn both_have(
+pub(crate) async fn both_have(
     one: &Agent,
     other: &Agent,
     thread: &str,

@@ -1,5 +1,6 @@
 //! Scenarios with real binaries and real peers, each in a namespace with loopback only.
 
-mod direct;
+mod bad_input;
+pub(crate) mod direct;
 mod doubles;
 mod sessions;
