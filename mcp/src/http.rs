@@ -158,11 +158,12 @@ fn router(
         .with_allowed_hosts(own.into_iter().chain(config.allowed_hosts.iter().cloned()))
         .with_allowed_origins(config.allowed_origins.iter().cloned())
         .enforce_origin_validation();
-    let endpoint = StreamableHttpService::new(
-        move || Ok(Server::new(Arc::clone(&service), Arc::clone(&identity), CallerSource::Request)),
-        Arc::clone(&sessions),
-        protocol,
-    );
+    let stopping = cancel.clone();
+    let serve = move || {
+        let (service, identity) = (Arc::clone(&service), Arc::clone(&identity));
+        Ok(Server::new(service, identity, CallerSource::Request, stopping.clone()))
+    };
+    let endpoint = StreamableHttpService::new(serve, Arc::clone(&sessions), protocol);
     let guard = Arc::new(Guard::new(tokens, sessions));
     Router::new()
         .route_service(&config.path, endpoint)

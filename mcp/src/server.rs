@@ -47,22 +47,26 @@ pub(crate) struct Server {
     service: Arc<dyn Threadline>,
     identity: Arc<ServerIdentity>,
     callers: CallerSource,
+    stopping: CancellationToken,
     watched: AtomicBool,
     ended: CancellationToken,
     _ends_with_self: DropGuard,
 }
 
 impl Server {
+    /// A server whose waiting calls are dropped when `stopping` fires.
     pub(crate) fn new(
         service: Arc<dyn Threadline>,
         identity: Arc<ServerIdentity>,
         callers: CallerSource,
+        stopping: CancellationToken,
     ) -> Self {
-        let ended = CancellationToken::new();
+        let ended = stopping.child_token();
         Self {
             service,
             identity,
             callers,
+            stopping,
             watched: AtomicBool::new(false),
             _ends_with_self: ended.clone().drop_guard(),
             ended,
@@ -180,6 +184,7 @@ impl ServerHandler for Server {
         tokio::select! {
             // Dropping the call is what ends the wait; nobody reads an answer to a cancelled request.
             () = context.ct.cancelled() => Err(ErrorData::internal_error("cancelled by the client", None)),
+            () = self.stopping.cancelled() => Err(ErrorData::internal_error("the server stops", None)),
             answered = answered => Ok(match answered {
                 Ok(result) => answer::result(result),
                 Err(error) => answer::failure(&error),

@@ -1,13 +1,21 @@
 //! The server over two byte streams, usually stdin and stdout of a child process.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rmcp::service::{QuitReason, ServerInitializeError, ServiceExt};
 use threadline::service::{Caller, Threadline};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use crate::server::{CallerSource, Server, ServerIdentity};
+
+/// How long calls may still answer once the client has closed its side; a script that pipes in its requests reads the
+/// answers after that.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// Why serving one client ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -47,15 +55,54 @@ where
     R: AsyncRead + Send + Unpin + 'static,
     W: AsyncWrite + Send + Unpin + 'static,
 {
-    let server = Server::new(service, Arc::new(identity), CallerSource::Fixed(caller));
+    let stopping = cancel.child_token();
+    let input_ended = CancellationToken::new();
+    let reader = Watched { reader, ended: input_ended.clone() };
+    let server = Server::new(service, Arc::new(identity), CallerSource::Fixed(caller), stopping.clone());
     let running = match server.serve_with_ct((reader, writer), cancel).await {
         Ok(running) => running,
         // A client that leaves before it says anything is no error.
         Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => return Ok(()),
         Err(error) => return Err(StdioError::Handshake(error.to_string())),
     };
-    match running.waiting().await {
+    let drop_late_calls = async {
+        input_ended.cancelled().await;
+        tokio::time::sleep(LAST_ANSWERS).await;
+        stopping.cancel();
+        std::future::pending::<std::convert::Infallible>().await
+    };
+    let ended = tokio::select! {
+        ended = running.waiting() => ended,
+        never = drop_late_calls => match never {},
+    };
+    match ended {
         Ok(QuitReason::JoinError(error)) | Err(error) => Err(StdioError::Broken(error.to_string())),
         Ok(_) => Ok(()),
+    }
+}
+
+/// A reader that tells when it came to its end.
+struct Watched<R> {
+    reader: R,
+    ended: CancellationToken,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Watched<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.reader).poll_read(context, buffer);
+        let ended = match &polled {
+            Poll::Ready(Ok(())) => buffer.filled().len() == before && buffer.remaining() > 0,
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        };
+        if ended {
+            self.ended.cancel();
+        }
+        polled
     }
 }

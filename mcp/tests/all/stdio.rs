@@ -14,7 +14,7 @@ use rmcp::service::{
 use rmcp::transport::TokioChildProcess;
 use serde_json::{Value, json};
 use threadline::service::{Caller, SessionCaller, ToolCall};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex, split};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex, split};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -177,7 +177,8 @@ async fn a_client_that_leaves_ends_the_server_and_its_calls() {
     });
     within(service.waiting(1)).await;
     client.cancel().await.expect("closed");
-    within(serving).await.expect("no panic").expect("a clean end");
+    let soon = tokio::time::timeout(Duration::from_secs(2), serving).await.expect("soon");
+    soon.expect("no panic").expect("a clean end");
     within(service.waiting(0)).await;
     within(call).await.expect("no panic").expect_err("nobody answers");
 }
@@ -190,14 +191,51 @@ async fn a_client_that_says_nothing_is_no_error() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_told_to_stop_stops() {
-    let (ours, _theirs) = duplex(1024);
+async fn a_server_that_is_told_to_stop_drops_its_calls_and_stops() {
+    let (ours, theirs) = duplex(1024);
     let (reader, writer) = split(ours);
-    let cancel = CancellationToken::new();
-    let serving =
-        serve_streams(reader, writer, Memory::new(false), Caller::Local, identity(), cancel.clone());
+    let (service, cancel) = (Memory::new(false), CancellationToken::new());
+    let serving = tokio::spawn(serve_streams(
+        reader,
+        writer,
+        Arc::clone(&service) as Arc<_>,
+        Caller::Local,
+        identity(),
+        cancel.clone(),
+    ));
+    let client = within(Listener::new().serve(theirs)).await.expect("a session");
+    let peer = client.peer().clone();
+    let call = tokio::spawn(async move {
+        peer.call_tool(request("threadline_send", json!({"agentId": "slow", "message": "hi"}))).await
+    });
+    within(service.waiting(1)).await;
     cancel.cancel();
-    within(serving).await.expect("a clean end");
+    let soon = tokio::time::timeout(Duration::from_millis(900), serving).await.expect("within a second");
+    soon.expect("no panic").expect("a clean end");
+    within(call).await.expect("no panic").expect_err("no answer");
+}
+
+#[tokio::test]
+async fn requests_piped_in_at_once_are_answered_after_the_input_ended() {
+    let (mut stream, serving) = serve(Memory::new(false), Caller::Local);
+    for message in [
+        json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+            "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}}),
+        json!({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+        json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call",
+            "params": {"name": "threadline_agents", "arguments": {}}}),
+    ] {
+        stream.write_all(format!("{message}\n").as_bytes()).await.expect("written");
+    }
+    stream.shutdown().await.expect("closed");
+    within(serving).await.expect("no panic").expect("a clean end");
+    let mut lines = String::new();
+    within(stream.read_to_string(&mut lines)).await.expect("read");
+    let ids: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("nothing but messages")["id"].clone())
+        .collect();
+    assert_eq!(ids, [json!(1), json!(2)]);
 }
 
 /// One line per message, as clients of each handshake version write them.
