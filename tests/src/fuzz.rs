@@ -3,13 +3,18 @@
 //! A body panics when an invariant breaks; refusing the input is fine. To add one: the function, its line in
 //! [`BODIES`], a line in `tests/fuzz/Cargo.toml`, and at least one seed in `tests/fuzz/corpus/<name>/`.
 
+use std::path::Path;
+
 use std::sync::Arc;
 
 use instar_outbound::{
     ChannelId, Origin, OutboundMessage, Pel, PelConfig, Recipient, RecipientKind, ReplyTarget, SendFlags,
 };
 use serde_json::Value;
+use threadline::identity::{CanonicalFile, Identity, LoginNonce};
 use threadline::service::{MAX_MESSAGE_BYTES, TIMEOUT_SECONDS, Tool, ToolCall};
+use threadline::v1::envelope::{Authentication, Envelope, authenticate};
+use threadline::v1::frames::{ClientFrame, ServerFrame};
 
 use crate::script::{Conversation, Script};
 
@@ -17,8 +22,18 @@ use crate::script::{Conversation, Script};
 pub type Body = fn(&[u8]);
 
 /// Every body by its name, which is also the name of its fuzz target and of its corpus folder.
-pub const BODIES: &[(&str, Body)] =
-    &[("rules", rules), ("outgoing_text", outgoing_text), ("tool_arguments", tool_arguments)];
+pub const BODIES: &[(&str, Body)] = &[
+    ("client_frame", client_frame),
+    ("server_frame", server_frame),
+    ("envelope", envelope),
+    ("identity_file", identity_file),
+    ("hook_input", hook_input),
+    ("node_config", node_config),
+    ("agent_registry", agent_registry),
+    ("outgoing_text", outgoing_text),
+    ("tool_arguments", tool_arguments),
+    ("rules", rules),
+];
 
 /// Runs the body of that name.
 ///
@@ -30,6 +45,74 @@ pub fn run(name: &str, data: &[u8]) {
         .find(|(known, _)| *known == name)
         .unwrap_or_else(|| panic!("no fuzz body is called {name}; see tests/src/fuzz.rs"));
     body(data);
+}
+
+/// What a client sends to a relay.
+pub fn client_frame(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(frame) = ClientFrame::parse(text) else { return };
+    let written = frame.to_text();
+    let again = ClientFrame::parse(&written).expect("a written frame can be read");
+    assert_eq!(again.to_text(), written, "writing is stable");
+}
+
+/// What a relay sends to a client.
+pub fn server_frame(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(frame) = ServerFrame::parse(text) else { return };
+    if let ServerFrame::Challenge(nonce) = &frame
+        && let Some(nonce) = LoginNonce::parse(nonce)
+    {
+        assert_eq!(nonce.as_str().len(), 44, "only a nonce is ever signed");
+    }
+    let written = frame.to_text();
+    let again = ServerFrame::parse(&written).expect("a written frame can be read");
+    assert_eq!(again.to_text(), written, "writing is stable");
+}
+
+/// An envelope that a stranger made, up to its content.
+pub fn envelope(data: &[u8]) {
+    let Ok(envelope) = Envelope::parse(data) else { return };
+    let bytes = envelope.to_bytes();
+    assert_eq!(Envelope::parse(&bytes).expect("a stored envelope can be read").to_bytes(), bytes);
+    let Ok(header) = envelope.header() else { return };
+    let us = Identity::from_seed(&[7; 32]);
+    let sender = Identity::from_seed(&[8; 32]);
+    let taken = authenticate(&envelope, &header.to, Some(sender.public()), header.timestamp);
+    if let Ok(authentic) = taken {
+        if authentic.authentication() == Authentication::E2e {
+            assert_eq!(header.from, sender.fingerprint(), "a signature is of the sender's key");
+        }
+        let _ = authentic.open(&us);
+    }
+}
+
+/// Identity files, of ours and of older installs.
+pub fn identity_file(data: &[u8]) {
+    let _ = threadline::identity::parse_legacy(data);
+    if let Ok(file) = CanonicalFile::parse(data) {
+        assert_eq!(file.public().canonical_id().len(), 64);
+    }
+}
+
+/// What a runtime hands to a hook, and the hook's own files.
+pub fn hook_input(data: &[u8]) {
+    let _ = instar_hooks::snapshot::decode(data);
+    if let Ok(input) = instar_hooks::EventInput::parse(data)
+        && let Some(ulid) = input.text("prompt").and_then(instar_hooks::ulid_of_prompt)
+    {
+        assert_eq!(ulid.len(), 26);
+    }
+}
+
+/// `config.json`, as a person left it.
+pub fn node_config(data: &[u8]) {
+    let _ = instar_state::config::parse(data, Path::new("config.json"));
+}
+
+/// The account's list of agents.
+pub fn agent_registry(data: &[u8]) {
+    let _ = instar_state::registry::parse(data);
 }
 
 /// Rule files of the doubles and the conversations they are matched against.
