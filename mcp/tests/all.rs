@@ -6,6 +6,8 @@ mod client;
 mod http;
 #[path = "all/memory.rs"]
 mod memory;
+#[path = "all/peers.rs"]
+mod peers;
 #[path = "all/schemas.rs"]
 mod schemas;
 #[path = "all/stdio.rs"]
