@@ -174,7 +174,7 @@ struct WhenFile {
     result: Option<String>,
 }
 
-/// One call for every match in the input, until each got a result that is no retryable error.
+/// One call for every match in the input, until each got a result or was answered by somebody else.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct AnswerFile {

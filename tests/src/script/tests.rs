@@ -33,7 +33,7 @@ fn steps_follow_the_assistant_messages_of_this_turn() {
 }
 
 #[test]
-fn answers_every_match_once_and_retries_what_may_be_mended() {
+fn answers_every_match_once_and_retries_what_failed() {
     let script = script(json!([{
         "name": "answer", "when": {"user": "ask"},
         "answer": {

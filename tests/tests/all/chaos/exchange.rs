@@ -259,14 +259,18 @@ fn turn_in(body: &str) -> String {
 /// Every turn but the last is answered by the next one.
 fn rules(turns: usize) -> Value {
     let open: Vec<String> = (1..turns).map(|turn| turn.to_string()).collect();
-    let each = format!("PEER_MESSAGE[^>]*>>>\\s*turn (?<n>{}) of (?<c>c\\d+)", open.join("|"));
+    let each = format!(
+        "agentId \"(?<peer>\\w+)\", threadId \"(?<thread>[^\"]+)\" and inReplyTo \"(?<id>[^\"]+)\"\
+         [\\s\\S]*?<<<PEER_MESSAGE nonce=\\w+>>>\\s*turn (?<n>{}) of (?<c>c\\d+)",
+        open.join("|")
+    );
     json!({"rules": [{
         "name": "next turn",
-        "when": {"user": "\\[threadline:(?<thread>\\S+) from (?<peer>[0-9a-f]+)"},
+        "when": {"user": "\\[threadline:"},
         "answer": {
             "each": each,
             "call": {"tool": "mcp__threadline__threadline_send", "input": {
-                "agentId": "{peer}", "threadId": "{thread}", "waitForReply": false,
+                "agentId": "{peer}", "threadId": "{thread}", "inReplyTo": "{id}", "waitForReply": false,
                 "message": "turn {n+1} of {c}: and what about {noise}?"
             }},
             "attempts": 40, "retry_delay_ms": 500, "then": "answered"

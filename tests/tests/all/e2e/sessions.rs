@@ -147,14 +147,18 @@ fn rules() -> Value {
             call("history", json!({"threadId": "{result:/threadId}"})),
             {"text": "Beta has answered."}
         ]},
-        {"name": "answerer", "when": {"user": "\\[threadline:(?<thread>\\S+) from (?<peer>[0-9a-f]+)[\\s\\S]*Which colour"},
+        {"name": "answerer", "when": {"user": concat!(
+            "agentId \"(?<peer>\\w+)\", threadId \"(?<thread>[^\"]+)\" and inReplyTo \"(?<id>[^\"]+)\"",
+            "[\\s\\S]*Which colour"
+        )},
          "steps": [
             {"calls": [tools(&["send", "history"])]},
             call("history", json!({"threadId": "{thread}"})),
             {"calls": [{"tool": "Bash", "input": {"command": "cat /etc/passwd", "description": "look around"}}]},
             call("history", json!({"threadId": "some-other-thread"})),
             call("send", json!({
-                "agentId": "{peer}", "threadId": "{thread}", "message": ANSWER, "waitForReply": false
+                "agentId": "{peer}", "threadId": "{thread}", "inReplyTo": "{id}", "message": ANSWER,
+                "waitForReply": false
             })),
             {"text": "Answered."}
         ]}
