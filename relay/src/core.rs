@@ -229,6 +229,28 @@ pub struct Counters {
     pub conflicts: u64,
 }
 
+impl std::fmt::Display for Counters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "connections {}, auth failures {}, routed {}, accepted {}, delivered {}, queued {}, rejected {}, \
+             expired {}, redelivered {}, bans {}, discoveries {}, conflicts {}",
+            self.connections,
+            self.auth_failures,
+            self.routed,
+            self.accepted,
+            self.delivered,
+            self.queued,
+            self.rejected,
+            self.expired,
+            self.redelivered,
+            self.bans,
+            self.discoveries,
+            self.conflicts
+        )
+    }
+}
+
 /// Numbers for `/health`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Snapshot {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as B64;
-use ed25519_dalek::{SigningKey, VerifyingKey};
+use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -76,11 +76,6 @@ pub fn load_secret(path: &Path, fresh: Zeroizing<[u8; 32]>) -> Result<Zeroizing<
 /// A public key from standard base64, if it is exactly 32 bytes.
 pub fn decode_public(text: &str) -> Option<[u8; 32]> {
     B64.decode(text).ok()?.try_into().ok()
-}
-
-/// A key that may identify somebody: 32 bytes on the curve, not of small order.
-pub fn usable_public(bytes: &[u8; 32]) -> Option<VerifyingKey> {
-    VerifyingKey::from_bytes(bytes).ok().filter(|key| !key.is_weak())
 }
 
 fn read_optional(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyError> {

@@ -3,12 +3,16 @@
 
 pub mod config;
 pub mod core;
+pub mod embedded;
 pub mod keys;
 pub mod limits;
 mod lock;
 pub mod registry;
+mod server;
 pub mod store;
 pub mod token;
 
 pub use config::{ConfigError, RelayConfig};
+pub use core::Counters;
 pub use lock::{DataDirError, DataDirLock};
+pub use server::{Launch, RelayError, serve};

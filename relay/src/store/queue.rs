@@ -203,9 +203,9 @@ pub enum QueueOp {
 }
 
 impl QueueOp {
-    /// Whether the operation only reads, so that it works on a full disk.
+    /// Whether the operation only reads and may overtake writes, so that it works on a full disk.
     pub fn is_read(&self) -> bool {
-        matches!(self, Self::Standing { .. } | Self::Backlog { .. })
+        matches!(self, Self::Backlog { .. })
     }
 }
 

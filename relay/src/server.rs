@@ -1,0 +1,336 @@
+//! The relay as a process part: databases, core, listener, orderly stop.
+
+mod clock;
+mod connection;
+mod disk;
+mod driver;
+mod http;
+mod outbox;
+mod rest;
+mod source;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use instar_durable::{Database, DatabaseError, Durability, OpenOptions};
+use rand::Rng as _;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
+
+use crate::config::{DurabilityMode, RelayConfig};
+use crate::core::{Core, Counters, Start};
+use crate::keys;
+use crate::lock::{DataDirError, DataDirLock};
+use crate::store::{BodyCipher, QueueRules, queue, registry};
+use clock::Clock;
+use driver::{Driver, DriverHandle};
+
+/// Longest time over which the closes of a stop are spread.
+const SPREAD: Duration = Duration::from_secs(5);
+const SPREAD_EACH: Duration = Duration::from_millis(50);
+
+/// Why the relay does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The data directory cannot be used, or another relay uses it.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// A key file cannot be used.
+    #[error(transparent)]
+    Key(#[from] keys::KeyError),
+    /// A database is damaged.
+    #[error(
+        "{path} is damaged ({detail}). It is left as it is; start with --accept-data-loss to set it aside and go on \
+         without the messages in it"
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What the check said.
+        detail: String,
+    },
+    /// A database cannot be used.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The address cannot be listened on.
+    #[error(
+        "cannot listen on {address}: {source}. Free it, or choose another with --port or `port` in relay.toml"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A part of the relay ended that must not.
+    #[error("the relay stopped by itself: {0}")]
+    Internal(String),
+}
+
+impl RelayError {
+    /// Exit code of the program: 3 second start, 4 damaged database, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::DataDir(DataDirError::Held { .. }) => 3,
+            Self::Corrupt { .. } => 4,
+            _ => 1,
+        }
+    }
+}
+
+/// How to start; the default takes the lock and binds by itself.
+#[derive(Debug, Default)]
+pub struct Launch {
+    /// The lock of the data directory, if the caller has it already.
+    pub lock: Option<DataDirLock>,
+    /// A bound listener, if the caller has one already.
+    pub listener: Option<std::net::TcpListener>,
+    /// Hears the address once connections are accepted.
+    pub ready: Option<oneshot::Sender<SocketAddr>>,
+    /// When cancelled, a stop closes all connections at once.
+    pub hurry: CancellationToken,
+}
+
+/// Runs a relay until `shutdown` is cancelled and it has drained.
+pub async fn serve(
+    config: RelayConfig,
+    launch: Launch,
+    shutdown: CancellationToken,
+) -> Result<Counters, RelayError> {
+    let lock = match launch.lock {
+        Some(lock) => lock,
+        None => DataDirLock::try_take(&config.data_dir)?,
+    };
+    let config = Arc::new(config);
+    let clock = Clock::new();
+    let prepared = {
+        let (config, now_ms) = (Arc::clone(&config), clock.now_ms());
+        tokio::task::spawn_blocking(move || Prepared::open(&config, now_ms))
+            .await
+            .map_err(|e| RelayError::Internal(e.to_string()))??
+    };
+    let listener = bind(&config, launch.listener)?;
+    let address = listener.local_addr().map_err(|source| listen_error(&config, source))?;
+    let listener =
+        tokio::net::TcpListener::from_std(listener).map_err(|source| listen_error(&config, source))?;
+
+    let core = prepared.core(Arc::clone(&config), &clock);
+    let (queue_db, registry_db) = (prepared.queue.clone(), prepared.registry.clone());
+    let (driver, handle) =
+        Driver::new(core, clock.clone(), prepared.queue.clone(), prepared.registry.clone(), prepared.store);
+    let driver = tokio::spawn(driver.run());
+    let state = Arc::new(Shared {
+        config: Arc::clone(&config),
+        clock,
+        driver: handle.clone(),
+        registry: prepared.registry,
+        relay_id: prepared.relay_id,
+        verifier: prepared.signer.verifying_key(),
+        cursor_secret: prepared.cursor_secret,
+        sources: source::Sources::new(&prepared.source_key, config.trusted_proxies.clone()),
+        limits: rest::RestLimits::new(&config),
+        health: http::HealthCache::default(),
+        draining: AtomicBool::new(false),
+        connections: TaskTracker::new(),
+    });
+    let stop_helpers = CancellationToken::new();
+    let helpers = TaskTracker::new();
+    helpers.spawn(disk::watch(Arc::clone(&state), stop_helpers.clone()));
+    helpers.spawn(rest::age_daily(Arc::clone(&state), stop_helpers.clone()));
+    let stop_accepting = CancellationToken::new();
+    let accepting = tokio::spawn(http::accept(listener, Arc::clone(&state), stop_accepting.clone()));
+    tracing::info!(%address, data_dir = %config.data_dir.display(), "relay is listening");
+    if let Some(ready) = launch.ready {
+        // The caller may have lost interest.
+        let _ = ready.send(address);
+    }
+
+    shutdown.cancelled().await;
+    state.draining.store(true, Ordering::Relaxed);
+    stop_accepting.cancel();
+    let _ = accepting.await;
+    let grace = Duration::from_secs(u64::from(config.drain_grace_s));
+    let drained = tokio::time::timeout(grace, drain(&state, &launch.hurry)).await;
+    if drained.is_err() {
+        tracing::warn!("connections were still open after the grace time; their mail stays in storage");
+    }
+    stop_helpers.cancel();
+    helpers.close();
+    helpers.wait().await;
+    handle.stop().await;
+    let counters = driver.await.map_err(|e| RelayError::Internal(e.to_string()))?;
+    tokio::task::spawn_blocking(move || {
+        queue_db.close();
+        registry_db.close();
+    })
+    .await
+    .map_err(|e| RelayError::Internal(e.to_string()))?;
+    drop(lock);
+    tracing::info!(?counters, "relay stopped");
+    Ok(counters)
+}
+
+async fn drain(state: &Shared, hurry: &CancellationToken) {
+    let outboxes = state.driver.outboxes().await;
+    let pause = SPREAD_EACH.min(SPREAD / u32::try_from(outboxes.len()).unwrap_or(u32::MAX).max(1));
+    for outbox in outboxes {
+        outbox.close(threadline::v1::close::GOING_AWAY, "Relay is stopping");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = hurry.cancelled() => {}
+        }
+    }
+    state.connections.close();
+    state.connections.wait().await;
+}
+
+/// What every part of the edge shares.
+struct Shared {
+    config: Arc<RelayConfig>,
+    clock: Clock,
+    driver: DriverHandle,
+    registry: Database,
+    relay_id: String,
+    verifier: ed25519_dalek::VerifyingKey,
+    cursor_secret: [u8; 32],
+    sources: source::Sources,
+    limits: rest::RestLimits,
+    health: http::HealthCache,
+    draining: AtomicBool,
+    connections: TaskTracker,
+}
+
+/// Everything that is read from disk before the first connection.
+struct Prepared {
+    queue: Database,
+    registry: Database,
+    store: driver::StoreContext,
+    signer: ed25519_dalek::SigningKey,
+    relay_id: String,
+    source_key: Zeroizing<[u8; 32]>,
+    cursor_secret: [u8; 32],
+    last_seq: u64,
+    totals: queue::QueueTotals,
+}
+
+impl Prepared {
+    fn open(config: &RelayConfig, now_ms: i64) -> Result<Self, RelayError> {
+        let dir = &config.data_dir;
+        let signer = keys::load_signing_key(dir, fresh())?;
+        let queue_key = keys::load_secret(&dir.join("queue.key"), fresh())?;
+        let source_key = keys::load_secret(&dir.join("source.key"), fresh())?;
+        let durability = match config.durability {
+            DurabilityMode::Power => Durability::Full,
+            DurabilityMode::Process => Durability::Normal,
+        };
+        let open = |name, migrations| {
+            let path = dir.join(name);
+            let options = || OpenOptions::new(&path, migrations, durability);
+            match open_checked(options()) {
+                Err(DatabaseError::Corrupt { .. }) if config.accept_data_loss => {
+                    set_aside(&path, now_ms)?;
+                    open_checked(options()).map_err(RelayError::from)
+                }
+                Err(DatabaseError::Corrupt { path, detail }) => Err(RelayError::Corrupt { path, detail }),
+                other => other.map_err(RelayError::from),
+            }
+        };
+        let queue = open("queue.db", queue::MIGRATIONS)?;
+        let registry = open("registry.db", registry::MIGRATIONS)?;
+        registry.write_blocking(registry::reset_online)?;
+        let last_seq = queue.read_blocking(queue::last_seq)?;
+        let totals = queue.read_blocking(queue::totals)?;
+        let relay_id = config
+            .relay_id
+            .clone()
+            .unwrap_or_else(|| format!("relay-{}", &hex::encode(signer.verifying_key().as_bytes())[..12]));
+        let rules = QueueRules { queue: config.queue.clone() };
+        let store = driver::StoreContext { rules, cipher: BodyCipher::new(&queue_key) };
+        // Cursors live for minutes; a restart may end them.
+        let cursor_secret = *fresh();
+        Ok(Self { queue, registry, store, signer, relay_id, source_key, cursor_secret, last_seq, totals })
+    }
+
+    fn core(&self, config: Arc<RelayConfig>, clock: &Clock) -> Core {
+        let start = Start {
+            last_seq: self.last_seq,
+            totals: self.totals,
+            relay_id: self.relay_id.clone(),
+            signer: self.signer.clone(),
+            seed: *fresh(),
+        };
+        Core::new(config, start, clock.now_ms())
+    }
+}
+
+fn open_checked(options: OpenOptions) -> Result<Database, DatabaseError> {
+    const FULL_CHECK_BELOW: u64 = 1 << 30;
+    let database = Database::open(options)?;
+    let size = std::fs::metadata(database.path()).map_or(0, |meta| meta.len());
+    if database.unclean_stop().0 && size < FULL_CHECK_BELOW {
+        let verdict: String =
+            database.read_blocking(|c| c.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)))?;
+        if verdict != "ok" {
+            let path = database.path().to_owned();
+            database.close();
+            return Err(DatabaseError::Corrupt { path, detail: verdict });
+        }
+    }
+    Ok(database)
+}
+
+/// Moves a damaged database out of the way together with its log, which belongs to no other file.
+fn set_aside(path: &Path, now_ms: i64) -> Result<(), RelayError> {
+    let failed = |e: std::io::Error| RelayError::Corrupt { path: path.to_owned(), detail: e.to_string() };
+    let kept = instar_durable::set_aside(path, now_ms).map_err(failed)?;
+    for suffix in ["-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        let name = PathBuf::from(name);
+        if name.exists() {
+            instar_durable::set_aside(&name, now_ms).map_err(failed)?;
+        }
+    }
+    tracing::error!(file = %path.display(), kept = %kept.display(), "damaged database set aside, starting empty");
+    Ok(())
+}
+
+fn fresh() -> Zeroizing<[u8; 32]> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    rand::rng().fill_bytes(&mut *bytes);
+    bytes
+}
+
+fn bind(
+    config: &RelayConfig,
+    given: Option<std::net::TcpListener>,
+) -> Result<std::net::TcpListener, RelayError> {
+    let listener = match given {
+        Some(listener) => Ok(listener),
+        None => listen((config.host, config.port).into()),
+    };
+    let listener = listener.map_err(|source| listen_error(config, source))?;
+    listener.set_nonblocking(true).map_err(|source| listen_error(config, source))?;
+    Ok(listener)
+}
+
+/// Binds with a long queue of waiting connections; a relay that restarts meets all its clients at once.
+pub(crate) fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+    const WAITING: i32 = 1024;
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, WAITING)?;
+    Ok(socket.into())
+}
+
+fn listen_error(config: &RelayConfig, source: std::io::Error) -> RelayError {
+    RelayError::Listen { address: (config.host, config.port).into(), source }
+}

@@ -1,0 +1,325 @@
+//! Carries out the effects of the core: the one task that owns it.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use instar_durable::{Database, DatabaseError};
+use tokio::sync::{mpsc, oneshot};
+
+use super::clock::Clock;
+use super::outbox::Outbox;
+use crate::core::{ConnId, Core, Counters, Effect, Event, Snapshot, Source};
+use crate::store::{
+    BodyCipher, QueueOp, QueueRules, RegistryOp, StoreAnswer, StoreFailed, StoreOp, queue, registry,
+};
+
+/// Events waiting for the core; when full, connections wait and stop reading.
+const EVENTS: usize = 1024;
+/// Storage operations waiting; when more, no new events are taken until some are done.
+const OPERATIONS: usize = 4096;
+/// Operations per transaction.
+const GROUP: usize = 256;
+const READS: usize = 64;
+
+type Answers = Vec<(u64, Result<StoreAnswer, StoreFailed>)>;
+type Running = Pin<Box<dyn Future<Output = Answers> + Send>>;
+
+enum Command {
+    Open { source: Source, outbox: Arc<Outbox>, reply: oneshot::Sender<ConnId> },
+    Event(Event),
+    Snapshot(oneshot::Sender<Snapshot>),
+    Outboxes(oneshot::Sender<Vec<Arc<Outbox>>>),
+    Stop,
+}
+
+/// How the other parts reach the core.
+#[derive(Clone)]
+pub(super) struct DriverHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl DriverHandle {
+    /// Announces a socket.
+    pub(super) async fn open(&self, source: Source, outbox: Arc<Outbox>) -> Option<ConnId> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Open { source, outbox, reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Hands an event to the core; waits when the core is busy, is silent when it has stopped.
+    pub(super) async fn event(&self, event: Event) {
+        let _ = self.commands.send(Command::Event(event)).await;
+    }
+
+    pub(super) async fn snapshot(&self) -> Option<Snapshot> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Snapshot(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    pub(super) async fn outboxes(&self) -> Vec<Arc<Outbox>> {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Outboxes(reply)).await.is_err() {
+            return Vec::new();
+        }
+        answer.await.unwrap_or_default()
+    }
+
+    /// Ends the task after the storage operations that were begun.
+    pub(super) async fn stop(&self) {
+        let _ = self.commands.send(Command::Stop).await;
+    }
+}
+
+/// What operations on the queue need besides the database.
+pub(super) struct StoreContext {
+    pub(super) rules: QueueRules,
+    pub(super) cipher: BodyCipher,
+}
+
+/// Operations that wait for one writer, and the transaction that is under way.
+struct Lane<O> {
+    waiting: VecDeque<(u64, O)>,
+    running: Option<Running>,
+}
+
+impl<O> Default for Lane<O> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), running: None }
+    }
+}
+
+impl<O> Lane<O> {
+    /// Starts the next transaction with everything that came while the last one ran.
+    fn advance(&mut self, start: impl FnOnce(Vec<(u64, O)>) -> Running) {
+        if self.running.is_none() && !self.waiting.is_empty() {
+            let group = self.waiting.drain(..self.waiting.len().min(GROUP)).collect();
+            self.running = Some(start(group));
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_none() && self.waiting.is_empty()
+    }
+
+    async fn finished(&mut self) -> Answers {
+        let Some(running) = self.running.as_mut() else { return std::future::pending().await };
+        let answers = running.await;
+        self.running = None;
+        answers
+    }
+}
+
+pub(super) struct Driver {
+    core: Core,
+    clock: Clock,
+    commands: mpsc::Receiver<Command>,
+    outboxes: HashMap<ConnId, Arc<Outbox>>,
+    next_conn: ConnId,
+    queue: Database,
+    registry: Database,
+    store: Arc<StoreContext>,
+    queue_lane: Lane<QueueOp>,
+    registry_lane: Lane<RegistryOp>,
+    waiting_reads: VecDeque<(u64, QueueOp)>,
+    reads: FuturesUnordered<Running>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        core: Core,
+        clock: Clock,
+        queue: Database,
+        registry: Database,
+        store: StoreContext,
+    ) -> (Self, DriverHandle) {
+        let (sender, commands) = mpsc::channel(EVENTS);
+        let driver = Self {
+            core,
+            clock,
+            commands,
+            outboxes: HashMap::new(),
+            next_conn: 0,
+            queue,
+            registry,
+            store: Arc::new(store),
+            queue_lane: Lane::default(),
+            registry_lane: Lane::default(),
+            waiting_reads: VecDeque::new(),
+            reads: FuturesUnordered::new(),
+        };
+        (driver, DriverHandle { commands: sender })
+    }
+
+    /// Runs until [`DriverHandle::stop`].
+    pub(super) async fn run(mut self) -> Counters {
+        let mut stopping = false;
+        self.carry_out();
+        while !(stopping && self.queue_lane.is_idle() && self.registry_lane.is_idle()) {
+            let due = self.core.next_deadline().unwrap_or(i64::MAX).saturating_sub(self.clock.now_ms());
+            let pause = Duration::from_millis(u64::try_from(due).unwrap_or(0).min(60_000));
+            let room = self.queue_lane.waiting.len() + self.registry_lane.waiting.len() < OPERATIONS;
+            tokio::select! {
+                answers = self.queue_lane.finished() => self.report(answers),
+                answers = self.registry_lane.finished() => self.report(answers),
+                Some(answers) = self.reads.next() => self.report(answers),
+                command = self.commands.recv(), if room && !stopping => match command {
+                    Some(Command::Stop) | None => stopping = true,
+                    Some(command) => self.command(command),
+                },
+                () = tokio::time::sleep(pause) => self.handle(Event::Tick),
+            }
+            self.advance();
+        }
+        self.core.counters()
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Open { source, outbox, reply } => {
+                self.next_conn += 1;
+                let conn = self.next_conn;
+                self.outboxes.insert(conn, outbox);
+                let _ = reply.send(conn);
+                self.handle(Event::Opened { conn, source });
+            }
+            Command::Event(event) => {
+                let closed = match &event {
+                    Event::Closed { conn } => Some(*conn),
+                    _ => None,
+                };
+                self.handle(event);
+                if let Some(conn) = closed {
+                    self.outboxes.remove(&conn);
+                }
+            }
+            Command::Snapshot(reply) => {
+                let now_ms = self.clock.now_ms();
+                let _ = reply.send(self.core.snapshot(now_ms));
+            }
+            Command::Outboxes(reply) => {
+                let _ = reply.send(self.outboxes.values().cloned().collect());
+            }
+            Command::Stop => {}
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.core.handle(event, self.clock.now_ms());
+        self.carry_out();
+    }
+
+    fn report(&mut self, answers: Answers) {
+        for (ticket, answer) in answers {
+            self.handle(Event::Stored { ticket, answer });
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.core.poll_effect() {
+            match effect {
+                Effect::Send { conn, what } => {
+                    if let Some(outbox) = self.outboxes.get(&conn) {
+                        outbox.push(what.to_text());
+                    }
+                }
+                Effect::Close { conn, code, reason } => {
+                    if let Some(outbox) = self.outboxes.get(&conn) {
+                        outbox.close(code, reason);
+                    }
+                }
+                Effect::Store { ticket, op: StoreOp::Queue(op) } if op.is_read() => {
+                    self.waiting_reads.push_back((ticket, op));
+                }
+                Effect::Store { ticket, op: StoreOp::Queue(op) } => {
+                    self.queue_lane.waiting.push_back((ticket, op));
+                }
+                Effect::Store { ticket, op: StoreOp::Registry(op) } => {
+                    self.registry_lane.waiting.push_back((ticket, op));
+                }
+            }
+        }
+    }
+
+    fn advance(&mut self) {
+        let (queue, store) = (&self.queue, &self.store);
+        self.queue_lane.advance(|group| Box::pin(write_queue(queue.clone(), Arc::clone(store), group)));
+        let registry = &self.registry;
+        self.registry_lane.advance(|group| Box::pin(write_registry(registry.clone(), group)));
+        while self.reads.len() < READS {
+            let Some((ticket, op)) = self.waiting_reads.pop_front() else { break };
+            self.reads.push(Box::pin(read_queue(self.queue.clone(), Arc::clone(&self.store), ticket, op)));
+        }
+    }
+}
+
+async fn read_queue(database: Database, store: Arc<StoreContext>, ticket: u64, op: QueueOp) -> Answers {
+    let answer = database
+        .read(move |c| queue::apply(c, &op, &store.rules, &store.cipher).map_err(DatabaseError::from))
+        .await;
+    vec![(ticket, settle(answer.map(StoreAnswer::Queue)))]
+}
+
+async fn write_queue(database: Database, store: Arc<StoreContext>, group: Vec<(u64, QueueOp)>) -> Answers {
+    let apply = move |c: &rusqlite::Connection, op: &QueueOp| {
+        queue::apply(c, op, &store.rules, &store.cipher).map(StoreAnswer::Queue)
+    };
+    write(&database, Arc::new(apply), group).await
+}
+
+async fn write_registry(database: Database, group: Vec<(u64, RegistryOp)>) -> Answers {
+    let apply = |c: &rusqlite::Connection, op: &RegistryOp| registry::apply(c, op).map(StoreAnswer::Registry);
+    write(&database, Arc::new(apply), group).await
+}
+
+/// Runs a group in one transaction. When that fails each operation gets its own, so that what frees space still
+/// works on a full disk.
+async fn write<O, F>(database: &Database, apply: Arc<F>, group: Vec<(u64, O)>) -> Answers
+where
+    O: Send + Sync + 'static,
+    F: Fn(&rusqlite::Connection, &O) -> rusqlite::Result<StoreAnswer> + Send + Sync + 'static,
+{
+    let group = Arc::new(group);
+    let (all, run) = (Arc::clone(&group), Arc::clone(&apply));
+    let together = database
+        .write(move |c| {
+            let answers: rusqlite::Result<Vec<StoreAnswer>> = all.iter().map(|(_, op)| run(c, op)).collect();
+            answers.map_err(DatabaseError::from)
+        })
+        .await;
+    let failed = match together {
+        Ok(answers) => {
+            return group.iter().map(|(ticket, _)| *ticket).zip(answers.into_iter().map(Ok)).collect();
+        }
+        Err(error) => error,
+    };
+    if group.len() == 1 {
+        return group.iter().map(|(ticket, _)| (*ticket, refuse(&failed))).collect();
+    }
+    let mut answers = Vec::with_capacity(group.len());
+    for index in 0..group.len() {
+        let (all, run) = (Arc::clone(&group), Arc::clone(&apply));
+        let answer = database
+            .write(move |c| match all.get(index) {
+                Some((_, op)) => run(c, op).map_err(DatabaseError::from),
+                None => Err(DatabaseError::Closed),
+            })
+            .await;
+        let Some((ticket, _)) = group.get(index) else { continue };
+        answers.push((*ticket, settle(answer)));
+    }
+    answers
+}
+
+fn settle(answer: Result<StoreAnswer, DatabaseError>) -> Result<StoreAnswer, StoreFailed> {
+    answer.or_else(|error| refuse(&error))
+}
+
+fn refuse(error: &DatabaseError) -> Result<StoreAnswer, StoreFailed> {
+    tracing::error!(%error, "storage operation failed");
+    Err(StoreFailed)
+}
