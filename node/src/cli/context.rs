@@ -83,6 +83,19 @@ impl Ctx {
         start.ancestors().find_map(agent_in).ok_or_else(|| no_agent(&self.cwd))
     }
 
+    /// The agent that is meant, or none if there is no agent here.
+    pub(crate) fn agent_here(&self) -> Result<Option<Agent>, Failure> {
+        match self.agent() {
+            Err(failure) if failure.code == "no_agent" && self.flags.agent.is_none() => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// The agent with this name, or without one the agent that the flags mean.
+    pub(crate) fn agent_or_named(&self, name: Option<&str>) -> Result<Agent, Failure> {
+        name.map_or_else(|| self.agent(), |name| self.agent_named(name))
+    }
+
     /// The agent with this name: of the registry, or a standalone one.
     pub(crate) fn agent_named(&self, name: &str) -> Result<Agent, Failure> {
         let mut found: Vec<PathBuf> =
@@ -148,15 +161,6 @@ impl Ctx {
         if !self.flags.quiet {
             super::say(text);
         }
-    }
-
-    /// Whether to use colours on stdout.
-    pub(crate) fn colours(&self) -> bool {
-        !self.flags.no_color
-            && !self.flags.json
-            && !self.env.contains_key("NO_COLOR")
-            && self.env.get("TERM").is_some_and(|t| t != "dumb")
-            && std::io::stdout().is_terminal()
     }
 }
 

@@ -4,9 +4,11 @@ mod api;
 mod config;
 mod context;
 mod identity;
+mod init;
 mod logs;
 mod node;
 mod owner;
+mod programs;
 mod reply;
 mod secrets;
 
@@ -18,6 +20,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::{Value, json};
 
 pub(crate) use context::{Agent, Ctx, GlobalFlags};
+pub(crate) use init::{init_here, refresh_links};
 pub(crate) use reply::{CommandResult, Exit, Failure, Reply};
 
 /// A personal agent on this machine that finds and talks to other agents.
@@ -33,6 +36,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make an agent here, or repair the one that is here
+    Init(init::Args),
     /// Read and change config.json
     #[command(subcommand)]
     Config(config::Command),
@@ -66,6 +71,7 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(ctx: &Ctx, command: Command) -> CommandResult {
     match command {
+        Command::Init(args) => init::run(ctx, args),
         Command::Config(command) => config::run(ctx, command),
         Command::Secrets(command) => secrets::run(ctx, command),
         Command::Identity(command) => identity::run(ctx, command),

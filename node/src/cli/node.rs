@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Agent, Ctx, Exit, Failure, owner};
-use crate::client::{Answer, Call, ClientError};
+use crate::client::{Answer, Call};
 
 /// Runs one piece of asynchronous work to its end.
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
@@ -28,7 +28,7 @@ pub(crate) fn call(ctx: &Ctx, agent: &Agent, call: Call) -> Result<Value, Failur
 /// Sends a request and returns whatever the node says. A node that wants the owner gets the PIN, once.
 pub(crate) fn exchange(ctx: &Ctx, agent: &Agent, call: Call) -> Result<Answer, Failure> {
     let client = agent.client(ctx);
-    let answer = block_on(client.send(call.clone()))?.map_err(unreachable)?;
+    let answer = block_on(client.send(call.clone()))??;
     let body = answer.json();
     if answer.status != 403 || body["code"] != "user_verification_required" {
         return Ok(answer);
@@ -39,17 +39,7 @@ pub(crate) fn exchange(ctx: &Ctx, agent: &Agent, call: Call) -> Result<Answer, F
     super::say(&super::reply::shown(action));
     let pin = owner::ask_hidden("PIN: ")?;
     let proven = call.header("x-instar-challenge", challenge).header("x-instar-pin", pin.expose().clone());
-    block_on(client.send(proven))?.map_err(unreachable)
-}
-
-/// Turns the client's errors into exit code 4.
-pub(crate) fn unreachable(error: ClientError) -> Failure {
-    let code = match error {
-        ClientError::NotRunning => "node_not_running",
-        ClientError::TimedOut(_) => "timeout",
-        ClientError::Socket { .. } | ClientError::Broken(_) => "node_unreachable",
-    };
-    Failure::new(Exit::NoNode, code, error.to_string())
+    Ok(block_on(client.send(proven))??)
 }
 
 /// What a refused request means for the command line.

@@ -138,6 +138,18 @@ impl From<instar_state::secrets::SecretsError> for Failure {
     }
 }
 
+impl From<crate::client::ClientError> for Failure {
+    fn from(error: crate::client::ClientError) -> Self {
+        use crate::client::ClientError as E;
+        let code = match error {
+            E::NotRunning => "node_not_running",
+            E::TimedOut(_) => "timeout",
+            E::Socket { .. } | E::Broken(_) => "node_unreachable",
+        };
+        Self::new(Exit::NoNode, code, error.to_string())
+    }
+}
+
 impl From<instar_state::registry::RegistryError> for Failure {
     fn from(error: instar_state::registry::RegistryError) -> Self {
         Self::failed(error.to_string())

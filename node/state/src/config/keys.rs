@@ -52,11 +52,11 @@ keys! {
     "Time limit of an API request." REQUEST_TIMEOUT: Duration =
         "requestTimeoutMs", int(1000, 600_000), Preset::Int(30_000);
     "Requests of one caller in a minute." HTTP_PER_MINUTE: u32 =
-        "http.limits.requestsPerMinute", int(1, 1_000_000), Preset::Int(300);
+        "http.limits.requestsPerMinute", int(1, 1_000_000), Preset::Int(300), operator;
     "Spawn requests of one caller in a minute." HTTP_SPAWNS_PER_MINUTE: u32 =
-        "http.limits.spawnsPerMinute", int(1, 1_000_000), Preset::Int(10);
+        "http.limits.spawnsPerMinute", int(1, 1_000_000), Preset::Int(10), operator;
     "Hook requests of one session in a second." HTTP_HOOKS_PER_SECOND: u32 =
-        "http.limits.hooksPerSecond", int(1, 1_000_000), Preset::Int(50);
+        "http.limits.hooksPerSecond", int(1, 1_000_000), Preset::Int(50), operator;
     "Least severe line that is logged." LOG_LEVEL: String =
         "logging.level", Kind::Choice(&["trace", "debug", "info", "warn", "error"]), Preset::Text("info");
     "Size at which logs/node.log is rotated." LOG_MAX_FILE_MB: u64 =
@@ -167,9 +167,9 @@ keys! {
     "Time after which a waiting message is dropped." THREADLINE_SPAWN_QUEUE_AGE: Duration =
         "threadline.spawn.maxQueueAgeMs", millis(1000), Preset::Int(600_000);
     "Messages of all peers in an hour." LIMIT_GLOBAL_PER_HOUR: u32 =
-        "threadline.limits.globalPerHour", count(), Preset::Int(200);
+        "threadline.limits.globalPerHour", count(), Preset::Int(200), operator;
     "Messages to all agents of the account in an hour." LIMIT_MACHINE_PER_HOUR: u32 =
-        "threadline.limits.machinePerHour", count(), Preset::Int(500);
+        "threadline.limits.machinePerHour", count(), Preset::Int(500), operator;
     "Hours for which a message to a v1 peer is retried." THREADLINE_TTL_HOURS: u64 =
         "threadline.delivery.ttlHoursV1", int(1, 720), Preset::Int(24);
     "Hours without confirmation after which the owner is told." THREADLINE_ESCALATE_HOURS: u64 =
@@ -199,10 +199,10 @@ macro_rules! level_limits {
         $(
             #[doc = concat!("`threadline.limits.<level>.", $leaf, "`: ", $doc, " In the order of [`LEVELS`].")]
             pub const $name: [Key<u32>; 4] = [
-                Key::new(&KeySpec::new(concat!("threadline.limits.untrusted.", $leaf), count(), Preset::Int($u), $doc)),
-                Key::new(&KeySpec::new(concat!("threadline.limits.verified.", $leaf), count(), Preset::Int($v), $doc)),
-                Key::new(&KeySpec::new(concat!("threadline.limits.trusted.", $leaf), count(), Preset::Int($t), $doc)),
-                Key::new(&KeySpec::new(concat!("threadline.limits.autonomous.", $leaf), count(), Preset::Int($a), $doc)),
+                Key::new(&KeySpec::new(concat!("threadline.limits.untrusted.", $leaf), count(), Preset::Int($u), $doc).operator()),
+                Key::new(&KeySpec::new(concat!("threadline.limits.verified.", $leaf), count(), Preset::Int($v), $doc).operator()),
+                Key::new(&KeySpec::new(concat!("threadline.limits.trusted.", $leaf), count(), Preset::Int($t), $doc).operator()),
+                Key::new(&KeySpec::new(concat!("threadline.limits.autonomous.", $leaf), count(), Preset::Int($a), $doc).operator()),
             ];
         )*
         const LEVEL_ROWS: &[[Key<u32>; 4]] = &[$($name),*];
