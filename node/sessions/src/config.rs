@@ -10,12 +10,8 @@ use crate::record::{SessionKind, Transport};
 /// The `sessions.*` keys of `config.json`, and the mesh's own cap (`agent-core.md` §2.2).
 #[derive(Debug, Clone)]
 pub struct SessionsConfig {
-    /// `sessions.maxSessions`, 1–100: live sessions that no person started.
+    /// `sessions.maxSessions`, 1–100: sessions that may live at once.
     pub max_sessions: usize,
-    /// `sessions.humanFactor`, 1–10: all live sessions stay below `max_sessions` times this.
-    pub human_factor: usize,
-    /// `sessions.reserveForHuman`: slots that jobs and peers may not take.
-    pub reserve_for_human: usize,
     /// `threadline.sessions.maxActive`: live sessions that serve peers.
     pub max_peer_sessions: usize,
     /// `sessions.protectedSessions`: names that only an explicit force ends.
@@ -34,6 +30,8 @@ pub struct SessionsConfig {
     pub default_model: Option<String>,
     /// `sessions.permissionMode`.
     pub permission_mode: PermissionMode,
+    /// `sessions.allowedTools`: rules for [`PermissionMode::DontAsk`].
+    pub allowed_tools: Vec<String>,
     /// `sessions.extraArgs.claude-code`, appended to the launch line.
     pub extra_args: Vec<String>,
     /// `sessions.envAllow`: further names of the node's environment that sessions may see.
@@ -53,8 +51,6 @@ impl Default for SessionsConfig {
         let tiers = [("fast", "haiku"), ("balanced", "sonnet"), ("capable", "opus")];
         Self {
             max_sessions: 10,
-            human_factor: 3,
-            reserve_for_human: 1,
             max_peer_sessions: 3,
             protected: Vec::new(),
             idle_minutes: 15,
@@ -64,6 +60,7 @@ impl Default for SessionsConfig {
             models: tiers.map(|(tier, id)| (tier.to_owned(), id.to_owned())).into(),
             default_model: None,
             permission_mode: PermissionMode::Bypass,
+            allowed_tools: Vec::new(),
             extra_args: Vec::new(),
             env_allow: Vec::new(),
             allow_root: false,

@@ -70,7 +70,8 @@ struct Open {
 }
 
 /// Time of each step after the text was given, in milliseconds, and the keys.
-const TMUX_STEPS: [(i64, &[&str]); 3] = [(4_000, &["Enter"]), (8_000, &["C-m"]), (15_000, &["Enter", "Enter"])];
+const TMUX_STEPS: [(i64, &[&str]); 3] =
+    [(4_000, &["Enter"]), (8_000, &["C-m"]), (15_000, &["Enter", "Enter"])];
 const TMUX_END: i64 = 30_000;
 const STDIO_RETRY: i64 = 10_000;
 const STDIO_END: i64 = 20_000;
@@ -119,12 +120,6 @@ impl Delivery {
             return true;
         }
         false
-    }
-
-    /// The input with this uuid, if it is the open one.
-    pub fn of_uuid(&self, uuid: &str) -> Option<Ulid> {
-        let uuid = Uuid::try_parse(uuid).ok()?;
-        self.open.as_ref().filter(|open| open.uuid == uuid).map(|open| open.ulid)
     }
 
     /// Forgets the open delivery without a verdict, because its runtime is gone or could not be reached.

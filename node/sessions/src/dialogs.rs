@@ -58,11 +58,7 @@ pub static CLAUDE: [Dialog; 6] = [
         screen: r"(?s)Bypass Permissions mode.*Yes, I accept",
         answer: Answer::Choose("Yes, I accept"),
     },
-    Dialog {
-        name: "api-key",
-        screen: r"(?s)Detected a custom API key.*Yes",
-        answer: Answer::Ask,
-    },
+    Dialog { name: "api-key", screen: r"(?s)Detected a custom API key.*Yes", answer: Answer::Ask },
     Dialog { name: "theme", screen: r"Choose the text style", answer: Answer::Press("Enter") },
     Dialog { name: "login", screen: r"Select login method", answer: Answer::Ask },
     Dialog {
@@ -124,7 +120,10 @@ mod tests {
     #[test]
     fn unknown_screens_get_no_key() {
         assert_eq!(step(&CLAUDE, "Something new\n ❯ No\n   Yes\n"), Step::Nothing);
-        assert_eq!(step(&CLAUDE, "Select login method:\n ❯ 1. Subscription\n"), Step::Ask { dialog: "login" });
+        assert_eq!(
+            step(&CLAUDE, "Select login method:\n ❯ 1. Subscription\n"),
+            Step::Ask { dialog: "login" }
+        );
         assert_eq!(step(&CLAUDE, "Quick safety check … Yes"), Step::Ask { dialog: "trust" });
     }
 

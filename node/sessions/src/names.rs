@@ -2,7 +2,8 @@
 
 /// Whether the text may name a session through the API: `^[A-Za-z0-9_-]{1,200}$`.
 pub fn is_api_name(text: &str) -> bool {
-    (1..=200).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    (1..=200).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
 /// Lower-case words joined by `-`, at most `max` characters, never empty.
@@ -28,7 +29,7 @@ pub fn tmux_name(agent: &str, name: &str, taken: impl Fn(&str) -> bool) -> Strin
     if !taken(&base) {
         return base;
     }
-    (2..).map(|n| format!("{base}-{n}")).find(|n| !taken(n)).unwrap_or(base)
+    (2..10_000).map(|n| format!("{base}-{n}")).find(|n| !taken(n)).unwrap_or(base)
 }
 
 /// Text that can stand inside a tag: no brackets, control or invisible characters, at most `max` characters.

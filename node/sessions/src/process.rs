@@ -156,8 +156,7 @@ mod tests {
     #[test]
     fn a_name_with_parentheses() {
         let line = "42 (a) b (c)) S 7 42 42 0 -1 4194304 1 0 0 0 11 22 0 0 20 0 1 0 9876 0 0";
-        let expected =
-            ProcStat { pid: 42, ppid: 7, pgrp: 42, state: 'S', cpu_ticks: 33, start_time: 9876 };
+        let expected = ProcStat { pid: 42, ppid: 7, pgrp: 42, state: 'S', cpu_ticks: 33, start_time: 9876 };
         assert_eq!(parse_stat(line), Some(expected));
     }
 

@@ -237,7 +237,9 @@ impl Status {
             return vec![next];
         }
         match (self, next) {
-            (Self::Starting | Self::Running, n) if Ending.allows(n) && (self, n) != (Self::Starting, Failed) => {
+            (Self::Starting | Self::Running, n)
+                if Ending.allows(n) && (self, n) != (Self::Starting, Failed) =>
+            {
                 vec![Ending, n]
             }
             _ => Vec::new(),

@@ -170,9 +170,10 @@ fn assistant(value: &Value) -> StreamEvent {
 }
 
 fn turn_result(value: &Value) -> TurnResult {
-    let errors = value.get("errors").and_then(Value::as_array).map(|list| {
-        list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
-    });
+    let errors = value
+        .get("errors")
+        .and_then(Value::as_array)
+        .map(|list| list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("; "));
     TurnResult {
         subtype: text(value, "subtype").unwrap_or_default(),
         is_error: value.get("is_error").and_then(Value::as_bool).unwrap_or(false),

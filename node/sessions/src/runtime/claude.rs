@@ -111,7 +111,9 @@ impl Runtime for ClaudeCode {
             env: environment(config, request.root),
             settings,
             first_lines: match request.transport {
-                Transport::Stdio => vec![control(READY_REQUEST, &json!({"subtype": "initialize", "hooks": null}))],
+                Transport::Stdio => {
+                    vec![control(READY_REQUEST, &json!({"subtype": "initialize", "hooks": null}))]
+                }
                 Transport::Tmux => Vec::new(),
             },
         })
@@ -194,8 +196,9 @@ fn record_key(path: &Path, key: &str) -> io::Result<()> {
     let lock_path = path.with_file_name(".claude.json.instar-lock");
     let _lock = FileLock::acquire_within(&lock_path, Duration::from_secs(5)).map_err(io::Error::other)?;
     let old = match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|e| io::Error::other(format!("it is not valid JSON ({e}); repair it or move it away")))?,
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+            io::Error::other(format!("it is not valid JSON ({e}); repair it or move it away"))
+        })?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => json!({}),
         Err(error) => return Err(error),
     };
@@ -206,7 +209,8 @@ fn record_key(path: &Path, key: &str) -> io::Result<()> {
     if new == old {
         return Ok(());
     }
-    let mode = fs::metadata(path).map_or(0o600, |m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()) & 0o777);
+    let mode = fs::metadata(path)
+        .map_or(0o600, |m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()) & 0o777);
     write_atomic(path, &serde_json::to_vec_pretty(&new)?, mode).map_err(|e| e.source)
 }
 
@@ -263,7 +267,8 @@ mod tests {
             allowed_tools: vec!["Read(src/**)".into(), "mcp__threadline__threadline_send".into()],
         };
         for transport in [Transport::Stdio, Transport::Tmux] {
-            let request = LaunchRequest { peer: Some(&peer), transport, root: true, ..request(&config, &files, id) };
+            let request =
+                LaunchRequest { peer: Some(&peer), transport, root: true, ..request(&config, &files, id) };
             let launch = ClaudeCode.launch(&request).expect("launch");
             let line = launch.argv.join(" ");
             assert!(line.contains("--permission-mode=default"), "{line}");
@@ -291,8 +296,11 @@ mod tests {
     fn nothing_secret_is_in_the_launch_line() {
         let id = SessionId::random();
         let files = SessionFiles::new(Path::new("/a/.instar"), id);
-        let credential =
-            Credential { kind: CredentialKind::ApiKey, value: "sk-secret".into(), base_url: Some("http://x".into()) };
+        let credential = Credential {
+            kind: CredentialKind::ApiKey,
+            value: "sk-secret".into(),
+            base_url: Some("http://x".into()),
+        };
         let config = SessionsConfig { anthropic: Some(credential), ..SessionsConfig::default() };
         let launch = ClaudeCode.launch(&request(&config, &files, id)).expect("launch");
         assert!(!launch.argv.join(" ").contains("sk-secret"));
@@ -302,7 +310,9 @@ mod tests {
 
     #[test]
     fn extra_arguments_cannot_undo_the_line() {
-        for bad in ["-p", "--dangerously-skip-permissions", "--settings=/x", "--permission-mode", "--mcp-config=x"] {
+        for bad in
+            ["-p", "--dangerously-skip-permissions", "--settings=/x", "--permission-mode", "--mcp-config=x"]
+        {
             assert!(forbidden_argument(&[bad.to_owned()]).is_some(), "{bad}");
         }
         assert!(forbidden_argument(&["--debug".to_owned()]).is_none());

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 /// Length at which a new file is begun.
 const ROTATE_AT: u64 = 50 * 1024 * 1024;
 /// Age at which a full file is removed.
-const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+const KEEP: Duration = Duration::from_hours(7 * 24);
 /// Longest line that is read.
 pub const MAX_LINE: usize = 64 * 1024 * 1024;
 
@@ -27,8 +27,7 @@ impl EventLog {
     /// Opens or creates the log. A last line without a newline is completed, so that it stands alone.
     pub fn open(path: &Path) -> io::Result<Self> {
         let base = rotated(path).last().map_or(0, |(end, _)| *end);
-        let mut file =
-            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
         let length = file.metadata()?.len();
         let mut log_end = base + length;
         if length > 0 {

@@ -1,0 +1,153 @@
+//! What the regular look at each session leads to (`agent-core.md` §6.8). Pure.
+
+use crate::reap::{Keep, ReapFacts, reason_to_keep};
+use crate::record::{Activity, Status};
+
+/// What is known of a live session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionFacts {
+    /// For the reap guard.
+    pub reap: ReapFacts,
+    /// Whether its conversation lives on without it.
+    pub bound: bool,
+    /// Milliseconds since it became idle.
+    pub idle_ms: Option<i64>,
+    /// Milliseconds after which an idle session of its kind is ended.
+    pub idle_limit_ms: i64,
+    /// Longest life in minutes.
+    pub max_duration_minutes: u32,
+    /// Whether its last turn ended with an error of the provider, not of its limits.
+    pub error_episode: bool,
+    /// Whether that episode was nudged.
+    pub nudged: bool,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// End it.
+    Reap(Reason),
+    /// It is over its time and busy: say so once.
+    Overdue,
+    /// Ask it to go on after an error.
+    Nudge,
+}
+
+/// Why a session is ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Over its time.
+    Timeout,
+    /// Nothing to do.
+    Idle,
+}
+
+impl Reason {
+    /// Word for records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// Sessions younger than this are left alone.
+const YOUNG_MS: i64 = 15_000;
+
+/// The first thing that is due. The end of a process is noticed elsewhere, at once.
+pub fn decide(facts: &SessionFacts) -> Option<Action> {
+    let reap = &facts.reap;
+    if reap.age_ms < YOUNG_MS || reap.status != Status::Running {
+        return None;
+    }
+    let keep = reason_to_keep(reap);
+    if reap.age_ms > life_limit_ms(facts.max_duration_minutes) {
+        return match keep {
+            None => Some(Action::Reap(Reason::Timeout)),
+            Some(Keep::Busy) => Some(Action::Overdue),
+            Some(_) => None,
+        };
+    }
+    if facts.error_episode && !facts.nudged && reap.activity == Activity::ErrorStalled {
+        return Some(Action::Nudge);
+    }
+    let idle_too_long = facts.idle_ms.is_some_and(|ms| ms > facts.idle_limit_ms);
+    (idle_too_long && keep.is_none()).then_some(Action::Reap(Reason::Idle))
+}
+
+/// The limit and 20 % more, but at most an hour more.
+fn life_limit_ms(minutes: u32) -> i64 {
+    let minutes = i64::from(minutes);
+    (minutes + (minutes / 5).min(60)) * 60_000
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn facts() -> SessionFacts {
+        SessionFacts {
+            reap: ReapFacts {
+                status: Status::Running,
+                activity: Activity::Idle,
+                protected: false,
+                attached: false,
+                age_ms: 20 * 60_000,
+                recovering: false,
+                open_user_inputs: 0,
+                queued_inputs: 0,
+                since_user_ms: None,
+                subagents: 0,
+                foreign_children: Some(0),
+                cpu_percent: Some(0.0),
+            },
+            bound: false,
+            idle_ms: Some(16 * 60_000),
+            idle_limit_ms: 15 * 60_000,
+            max_duration_minutes: 240,
+            error_episode: false,
+            nudged: false,
+        }
+    }
+
+    #[test]
+    fn idle_and_overdue_sessions_end_and_busy_ones_are_deferred() {
+        assert_eq!(decide(&facts()), Some(Action::Reap(Reason::Idle)));
+        let mut short = facts();
+        short.idle_ms = Some(60_000);
+        assert_eq!(decide(&short), None);
+        let mut overdue = short.clone();
+        overdue.reap.age_ms = (240 + 48) * 60_000 + 1;
+        assert_eq!(decide(&overdue), Some(Action::Reap(Reason::Timeout)));
+        overdue.reap.activity = Activity::Busy;
+        assert_eq!(decide(&overdue), Some(Action::Overdue));
+    }
+
+    #[test]
+    fn one_nudge_for_each_episode() {
+        let mut stalled = facts();
+        stalled.idle_ms = Some(0);
+        stalled.reap.activity = Activity::ErrorStalled;
+        stalled.error_episode = true;
+        assert_eq!(decide(&stalled), Some(Action::Nudge));
+        stalled.nudged = true;
+        assert_eq!(decide(&stalled), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_holds_an_attached_or_protected_session_is_never_reaped(
+            age in 0i64..1_000_000_000, idle in 0i64..1_000_000_000, attached in any::<bool>(),
+        ) {
+            let mut facts = facts();
+            facts.reap.age_ms = age;
+            facts.idle_ms = Some(idle);
+            facts.reap.attached = attached;
+            facts.reap.protected = !attached;
+            prop_assert!(!matches!(decide(&facts), Some(Action::Reap(_))));
+        }
+    }
+}
