@@ -208,8 +208,8 @@ impl Actor {
                 self.look = true;
                 self.steer().await;
             }
-            Command::Hook(facts) => {
-                for signal in signals::of_hook(&facts, self.transport) {
+            Command::Hook(report) => {
+                for signal in signals::of_hook(&report, self.transport, now_ms()) {
                     self.signal(signal).await;
                 }
             }
@@ -338,7 +338,8 @@ impl Actor {
                 let text = format!("The model provider's limit is reached{}.", until.unwrap_or_default());
                 self.shared.notice("quota", text, true);
             }
-            Signal::Ready | Signal::Working | Signal::Asking | Signal::Compacting => {}
+            Signal::SeenIdle if before == Activity::Busy => self.stopped_without_a_word().await,
+            Signal::SeenIdle | Signal::Ready | Signal::Working | Signal::Asking | Signal::Compacting => {}
         }
     }
 
@@ -381,6 +382,22 @@ impl Actor {
             self.shared.persist(self.id).await;
             self.shared.save_resume(self.id).await;
         }
+    }
+
+    /// A turn in a terminal that failed or was interrupted is only seen by its silence; the screen tells which.
+    async fn stopped_without_a_word(&mut self) {
+        let screen = match self.tmux() {
+            Ok(tmux) => tmux.capture(&self.tmux_name(), 0, false).await.unwrap_or_default(),
+            Err(_) => String::new(),
+        };
+        let error = signals::error_on_screen(&screen).unwrap_or_else(|| signals::TurnError {
+            text: String::new(),
+            quota: false,
+            interrupted: true,
+        });
+        let activity = if error.interrupted { Activity::Idle } else { Activity::ErrorStalled };
+        self.shared.set_activity(self.id, activity);
+        self.turn_ended(Some(error), None).await;
     }
 
     async fn turn_ended(&mut self, error: Option<signals::TurnError>, cost_usd: Option<f64>) {

@@ -45,5 +45,4 @@ pub use error::SessionError;
 pub use recovery::Recovered;
 pub use sessions::{Capacity, KEYS, MAX_INPUT, OutputFormat, SentInput, SessionCaller, Sessions};
 pub use shared::SessionsDeps;
-pub use signals::HookFacts;
 pub use spawn::{MAX_PROMPT, Resume, SpawnRequest};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use instar_hooks::HookReport;
 use instar_state::ids::{ConversationKey, SessionId};
 use instar_state::journal::{InboxFilter, InboxRow};
 use instar_state::ports::{InputKind, InputState, PeerBinding, SessionInput};
@@ -22,7 +23,6 @@ use crate::record::{Activity, SessionRecord, Status, Transport};
 use crate::recovery::Recovered;
 use crate::render;
 use crate::shared::{Command, SessionsDeps, Shared};
-use crate::signals::HookFacts;
 use crate::spawn::{Resume, SpawnRequest};
 use crate::supervisor::event_log;
 use crate::tokens;
@@ -414,12 +414,12 @@ impl Sessions {
         tokio::task::spawn_blocking(move || shared.forget_old()).await.unwrap_or_default()
     }
 
-    /// Takes a hook's report for this session. Unknown sessions are none of ours.
-    pub async fn hook_event(&self, id: SessionId, facts: HookFacts) {
+    /// Takes a hook's report of this session: the one that the caller proved to be, not the one the report names.
+    pub async fn hook_event(&self, id: SessionId, report: HookReport) {
         let mailbox = self.shared.update(id, |session| session.mailbox.clone()).flatten();
         if let Some(mailbox) = mailbox {
             // Waits while the task is busy: a lost confirmation would give the message twice.
-            let _ = mailbox.send(Command::Hook(facts)).await;
+            let _ = mailbox.send(Command::Hook(Box::new(report))).await;
         }
     }
 

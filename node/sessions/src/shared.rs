@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use instar_durable::{JsonlFile, write_atomic};
+use instar_hooks::HookReport;
 use instar_state::events::EventBus;
 use instar_state::ids::{ConversationKey, SessionId};
 use instar_state::journal::Journal;
@@ -26,7 +27,6 @@ use crate::record::{Activity, SessionRecord, Status};
 use crate::resume::{ResumeEntry, ResumeMap};
 use crate::runtime::Runtime;
 use crate::runtime::claude::ClaudeCode;
-use crate::signals::HookFacts;
 use crate::spawn::SpawnRequest;
 use crate::tmux::Tmux;
 
@@ -47,8 +47,8 @@ pub struct SessionsDeps {
     pub server_url: String,
     /// The node's environment; sessions see the allowed part.
     pub environment: Environment,
-    /// Hooks for sessions of projects whose own settings lack ours.
-    pub hooks: Option<Value>,
+    /// The hook program; registered for a session where the project's own settings lack it.
+    pub hook_program: PathBuf,
     /// Settings.
     pub config: SessionsConfig,
     /// The message journal.
@@ -64,7 +64,7 @@ pub(crate) enum Command {
     /// Look at the queue.
     Wake,
     /// A hook reported.
-    Hook(HookFacts),
+    Hook(Box<HookReport>),
     /// Press a key.
     Key(String, oneshot::Sender<Result<(), SessionError>>),
     /// Interrupt the turn.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use instar_hooks::{Event, HookReport};
 use ulid::Ulid;
 
 use crate::record::{Activity, Transport};
@@ -41,6 +42,8 @@ pub enum Signal {
     },
     /// A question is shown.
     Asking,
+    /// It waits for input since a while; a turn that failed or was interrupted ends without another word.
+    SeenIdle,
     /// Its context is being shortened.
     Compacting,
     /// A subagent or background task started or ended.
@@ -68,22 +71,8 @@ pub struct TurnError {
     pub interrupted: bool,
 }
 
-/// Facts of a hook report that matter here (`hooks-identity-memory.md` §3.12).
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct HookFacts {
-    /// Event name.
-    pub event: String,
-    /// The runtime's session id.
-    pub session_id: Option<String>,
-    /// File of the transcript.
-    pub transcript_path: Option<PathBuf>,
-    /// `startup`, `resume`, `compact`, …
-    pub source: Option<String>,
-    /// Kind of a notification.
-    pub notification: Option<String>,
-    /// ULIDs in the prompt.
-    pub ulids: Vec<Ulid>,
-}
+/// Longest age of a hook report, in milliseconds, at which it still tells what the session does now.
+const FRESH_MS: i64 = 10_000;
 
 /// Signals of one line of the streaming mode.
 pub fn of_stream(event: StreamEvent) -> Vec<Signal> {
@@ -128,46 +117,45 @@ pub fn of_stream(event: StreamEvent) -> Vec<Signal> {
 }
 
 /// Signals of a hook report. Over stdio the stream tells of turns exactly, so there the hooks only add what it
-/// does not say.
-pub fn of_hook(facts: &HookFacts, transport: Transport) -> Vec<Signal> {
-    let mut signals: Vec<Signal> = facts.ulids.iter().copied().map(Signal::InputSeen).collect();
-    if facts.session_id.is_some() || facts.transcript_path.is_some() {
+/// does not say. A report that comes late, through the spool, confirms input but does not say what goes on now.
+pub fn of_hook(report: &HookReport, transport: Transport, now: i64) -> Vec<Signal> {
+    let ulid = report.ulid.as_deref().and_then(|text| Ulid::from_string(text).ok());
+    let mut signals: Vec<Signal> = ulid.map(Signal::InputSeen).into_iter().collect();
+    // A subagent has a transcript of its own.
+    if report.agent_id.is_none() && (report.session_id.is_some() || report.transcript_path.is_some()) {
         signals.push(Signal::Identified {
-            session_id: facts.session_id.clone(),
-            transcript: facts.transcript_path.clone(),
+            session_id: report.session_id.clone(),
+            transcript: report.transcript_path.as_ref().map(PathBuf::from),
             model: None,
         });
     }
-    let of_screen = match facts.event.as_str() {
-        "SessionStart" => Some(Signal::Ready),
-        "UserPromptSubmit" | "PreToolUse" => Some(Signal::Working),
-        "Stop" => Some(Signal::TurnEnded { error: None, cost_usd: None }),
-        "StopFailure" => Some(Signal::TurnEnded {
-            error: Some(TurnError {
-                text: "the turn ended with an error of the provider".into(),
-                quota: false,
-                interrupted: false,
-            }),
-            cost_usd: None,
-        }),
-        "SubagentStart" => Some(Signal::Subagent { started: true }),
-        "SubagentStop" => Some(Signal::Subagent { started: false }),
-        "Notification" => {
-            let asks = ["permission_prompt", "elicitation_dialog", "agent_needs_input"];
-            facts.notification.as_deref().filter(|kind| asks.contains(kind)).map(|_| Signal::Asking)
-        }
-        _ => None,
-    };
-    match facts.event.as_str() {
-        "PreCompact" => signals.push(Signal::Compacting),
-        "PostCompact" => signals.push(Signal::Working),
-        _ if transport == Transport::Tmux => signals.extend(of_screen),
+    let late = now - i64::try_from(report.at_ms).unwrap_or(i64::MAX) > FRESH_MS;
+    match report.event {
+        // Readiness is a fact that stays one.
+        Event::SessionStart if transport == Transport::Tmux => signals.push(Signal::Ready),
+        _ if late => {}
+        Event::PreCompact => signals.push(Signal::Compacting),
+        Event::PostCompact => signals.push(Signal::Working),
+        event if transport == Transport::Tmux => signals.extend(of_terminal(event, report)),
         _ => {}
     }
-    if transport == Transport::Tmux && facts.event == "PreToolUse" {
-        signals.push(Signal::ToolCalled);
-    }
     signals
+}
+
+fn of_terminal(event: Event, report: &HookReport) -> Vec<Signal> {
+    match event {
+        Event::UserPromptSubmit => vec![Signal::Working],
+        Event::PreToolUse => vec![Signal::Working, Signal::ToolCalled],
+        Event::Stop => vec![Signal::TurnEnded { error: None, cost_usd: None }],
+        Event::SubagentStart => vec![Signal::Subagent { started: true }],
+        Event::SubagentStop => vec![Signal::Subagent { started: false }],
+        Event::Notification => match report.notification_type.as_deref() {
+            Some("permission_prompt" | "elicitation_dialog" | "agent_needs_input") => vec![Signal::Asking],
+            Some("idle_prompt") => vec![Signal::SeenIdle],
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
 }
 
 /// What a session does after a signal.
@@ -183,8 +171,32 @@ pub fn activity_after(activity: Activity, signal: &Signal) -> Activity {
     }
 }
 
+/// The provider's error in the last lines of a terminal whose turn ended without a report.
+pub fn error_on_screen(screen: &str) -> Option<TurnError> {
+    const MARKS: [&str; 9] = [
+        "API Error",
+        "overloaded_error",
+        "rate_limit_error",
+        "invalid_request_error",
+        "Request timed out",
+        "Internal server error",
+        "ECONNREFUSED",
+        "ETIMEDOUT",
+        "fetch failed",
+    ];
+    let lines: Vec<&str> = screen.lines().filter(|line| !line.trim().is_empty()).collect();
+    let line = lines.iter().rev().take(15).find(|line| MARKS.iter().any(|mark| line.contains(mark)))?;
+    Some(TurnError {
+        text: line.trim().chars().take(300).collect(),
+        quota: line.contains("rate_limit_error"),
+        interrupted: false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use instar_hooks::{EventInput, ReportFacts};
+
     use super::*;
     use crate::stream;
 
@@ -211,18 +223,27 @@ mod tests {
     #[test]
     fn hooks_drive_the_terminal_and_only_confirm_over_stdio() {
         let ulid = Ulid::from_parts(1, 1);
-        let facts = HookFacts { event: "UserPromptSubmit".into(), ulids: vec![ulid], ..HookFacts::default() };
-        assert_eq!(of_hook(&facts, Transport::Tmux), [Signal::InputSeen(ulid), Signal::Working]);
-        assert_eq!(of_hook(&facts, Transport::Stdio), [Signal::InputSeen(ulid)]);
-        let stop = HookFacts { event: "Stop".into(), ..HookFacts::default() };
-        assert!(of_hook(&stop, Transport::Stdio).is_empty());
-        let question = HookFacts {
-            event: "Notification".into(),
-            notification: Some("permission_prompt".into()),
-            ..HookFacts::default()
-        };
-        assert_eq!(of_hook(&question, Transport::Tmux), [Signal::Asking]);
-        let idle = HookFacts { notification: Some("idle_prompt".into()), ..question };
-        assert!(of_hook(&idle, Transport::Tmux).is_empty());
+        let submit = HookReport { ulid: Some(ulid.to_string()), ..report(Event::UserPromptSubmit) };
+        assert_eq!(of_hook(&submit, Transport::Tmux, 0), [Signal::InputSeen(ulid), Signal::Working]);
+        assert_eq!(of_hook(&submit, Transport::Stdio, 0), [Signal::InputSeen(ulid)]);
+        assert!(of_hook(&report(Event::Stop), Transport::Stdio, 0).is_empty());
+        let question =
+            HookReport { notification_type: Some("permission_prompt".into()), ..report(Event::Notification) };
+        assert_eq!(of_hook(&question, Transport::Tmux, 0), [Signal::Asking]);
+        let idle = HookReport { notification_type: Some("idle_prompt".into()), ..question };
+        assert_eq!(of_hook(&idle, Transport::Tmux, 0), [Signal::SeenIdle]);
+    }
+
+    #[test]
+    fn a_late_report_confirms_but_does_not_tell_what_goes_on() {
+        let ulid = Ulid::from_parts(1, 1);
+        let submit = HookReport { ulid: Some(ulid.to_string()), ..report(Event::UserPromptSubmit) };
+        assert_eq!(of_hook(&submit, Transport::Tmux, 60_000), [Signal::InputSeen(ulid)]);
+        assert!(of_hook(&report(Event::Stop), Transport::Tmux, 60_000).is_empty());
+        assert_eq!(of_hook(&report(Event::SessionStart), Transport::Tmux, 60_000), [Signal::Ready]);
+    }
+
+    fn report(event: Event) -> HookReport {
+        HookReport::new(event, &EventInput::parse(b"{}").expect("an object"), ReportFacts::default())
     }
 }

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use instar_durable::write_atomic;
+use instar_hooks::SessionBinding;
 use instar_state::ids::{ConversationKey, SessionId};
 use instar_state::ports::{HeartbeatSpec, InputKind, PeerBinding, SessionInput};
 use instar_state::time::now_ms;
@@ -342,21 +343,23 @@ impl Shared {
         })?;
         let own = self.own_environment(record, token);
         let mut settings = launch.settings.clone();
-        if let Some(hooks) = &self.deps.hooks {
-            settings.insert("hooks".into(), hooks.clone());
+        let project_settings = self.deps.paths.project().join(".claude/settings.json");
+        let hook_program = &self.deps.hook_program;
+        if !instar_hooks::settings::verify(&project_settings, hook_program)
+            .is_ok_and(|drift| drift.is_empty())
+        {
+            let hooks = instar_hooks::settings::hooks_object(hook_program);
+            settings.insert("hooks".into(), hooks);
         }
         write_json(&files.settings(), &Value::Object(settings))?;
         write_json(&files.mcp(), &self.mcp_servers(record.id, &own))?;
-        if let Some(binding) = &peer {
-            let inputs = files.inputs();
-            write_json(
-                &files.binding(),
-                &json!({
-                    "sessionId": record.id, "peer": binding.peer, "thread": binding.thread,
-                    "allowedTools": binding.allowed_tools, "inputs": inputs,
-                }),
-            )?;
+        SessionBinding {
+            session: record.id.to_string(),
+            conversation: Some(record.conversation.to_string()),
+            serves_peer: peer.is_some(),
         }
+        .write(self.deps.paths.state())
+        .map_err(|e| SessionError::Failed(format!("cannot write the session's binding: {e}")))?;
         let Launch { argv, env, first_lines, .. } = launch;
         let mut whole = self.environment();
         whole.extend(env);
