@@ -1,7 +1,7 @@
 //! Client of the node's socket: HTTP/1.1 over a Unix stream, for the command line and the MCP child.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
@@ -104,10 +104,6 @@ impl NodeClient {
     /// A client of the node that listens on `socket` for the agent of this name.
     pub(crate) fn new(socket: PathBuf, agent: String, token: Option<String>) -> Self {
         Self { socket, agent, token }
-    }
-
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
     }
 
     /// Sends a request and reads the whole answer.

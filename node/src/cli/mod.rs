@@ -1,5 +1,6 @@
 //! The command line: parsing, dispatch, and printing of what commands answer.
 
+mod ages;
 mod api;
 mod config;
 mod context;
@@ -7,10 +8,14 @@ mod identity;
 mod init;
 mod logs;
 mod node;
+mod outline;
 mod owner;
 mod programs;
 mod reply;
 mod secrets;
+mod session;
+mod status;
+mod threadline;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -49,6 +54,14 @@ enum Command {
     Identity(identity::Command),
     /// Show the node's log
     Logs(logs::Args),
+    /// The agent, its node, sessions and mesh at a glance
+    Status(status::Args),
+    /// Claude Code sessions of the node
+    #[command(subcommand)]
+    Session(session::Command),
+    /// Other agents: find them, write to them, trust them
+    #[command(subcommand)]
+    Threadline(threadline::Command),
     /// Call a route of the running node
     Api(api::Args),
     /// Print a completion script
@@ -76,6 +89,9 @@ fn run(ctx: &Ctx, command: Command) -> CommandResult {
         Command::Secrets(command) => secrets::run(ctx, command),
         Command::Identity(command) => identity::run(ctx, command),
         Command::Logs(args) => logs::run(ctx, &args),
+        Command::Status(args) => status::run(ctx, &args),
+        Command::Session(command) => session::run(ctx, command),
+        Command::Threadline(command) => threadline::run(ctx, command),
         Command::Api(args) => api::run(ctx, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

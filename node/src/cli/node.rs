@@ -1,5 +1,6 @@
 //! Calls to the running node, with the owner's PIN where the node asks for it.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -62,13 +63,14 @@ pub(crate) fn refusal(answer: &Answer) -> Failure {
     if let Some(details) = body["details"].as_array().filter(|d| d.len() > 1) {
         for problem in details {
             let (path, text) = (problem["path"].as_str(), problem["problem"].as_str());
-            message += &format!("\n  {}: {}", path.unwrap_or_default(), text.unwrap_or_default());
+            let _ = write!(message, "\n  {}: {}", path.unwrap_or_default(), text.unwrap_or_default());
         }
     }
     let exit = match (answer.status, code.as_str()) {
         (409, code) if code.starts_with("ambiguous") => Exit::Usage,
         (401 | 403 | 422, _) => Exit::Refused,
         (404 | 410, _) => Exit::NotFound,
+        (_, code) if code.ends_with("-not-found") || code.ends_with("_not_found") => Exit::NotFound,
         (503, "booting" | "draining") => Exit::NoNode,
         _ => Exit::Failed,
     };

@@ -195,9 +195,9 @@ fn complete_config(file: &ConfigFile, report: &mut Report, secrets: &[&str]) -> 
         Ok(root.len() != before)
     })?;
     if changed {
-        report.updated(".instar/config.json")
+        report.updated(".instar/config.json");
     } else {
-        report.kept(".instar/config.json")
+        report.kept(".instar/config.json");
     }
     Ok(())
 }
