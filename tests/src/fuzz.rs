@@ -3,6 +3,8 @@
 //! A body panics when an invariant breaks; refusing the input is fine. To add one: the function, its line in
 //! [`BODIES`], a line in `tests/fuzz/Cargo.toml`, and at least one seed in `tests/fuzz/corpus/<name>/`.
 
+pub mod protocol;
+
 use std::path::Path;
 
 use std::sync::Arc;
@@ -33,6 +35,9 @@ pub const BODIES: &[(&str, Body)] = &[
     ("outgoing_text", outgoing_text),
     ("tool_arguments", tool_arguments),
     ("rules", rules),
+    ("relay_link", protocol::relay_link),
+    ("peer_words", protocol::peer_words),
+    ("audit_chain", protocol::audit_chain),
 ];
 
 /// Runs the body of that name.

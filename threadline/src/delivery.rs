@@ -203,6 +203,11 @@ impl Delivery {
             || self.acked_at.is_some_and(|at| at.saturating_add(KEEP_AFTER_ACK_MS) <= now_ms)
     }
 
+    /// Whether later messages of the thread have to wait for this one.
+    pub fn blocks_thread(&self, now_ms: i64) -> bool {
+        !self.state.is_final() && self.acked_at.is_none() && !self.is_expired(now_ms)
+    }
+
     /// Whether the owner should hear of it: unconfirmed by the peer for `after_ms`.
     pub fn needs_escalation(&self, now_ms: i64, after_ms: i64) -> bool {
         matches!(self.state, DeliveryState::Pending | DeliveryState::Sent)
@@ -230,6 +235,29 @@ impl Delivery {
         self.state = state;
         self.next_retry_at = None;
     }
+}
+
+/// Positions of the messages to write now: of each thread nothing behind a message that no carrier has confirmed, so
+/// that a lost connection cannot change the order. `rows` come in order of sending, each with its thread.
+pub fn due_in_order<'a, T: Ord>(
+    rows: impl IntoIterator<Item = (T, &'a Delivery)>,
+    now_ms: i64,
+    reconnected: bool,
+) -> Vec<usize> {
+    let mut blocked = std::collections::BTreeSet::new();
+    let mut due = Vec::new();
+    for (position, (thread, row)) in rows.into_iter().enumerate() {
+        if blocked.contains(&thread) {
+            continue;
+        }
+        if row.is_due(now_ms, reconnected) {
+            due.push(position);
+        }
+        if row.blocks_thread(now_ms) {
+            blocked.insert(thread);
+        }
+    }
+    due
 }
 
 /// Pause after the n-th attempt: 30 s, 2 min, 10 min, 1 h, then hourly.
@@ -306,6 +334,21 @@ mod tests {
                 "what may have gone through is not called failed"
             );
         }
+    }
+
+    #[test]
+    fn a_thread_waits_for_its_unconfirmed_message() {
+        let open = Delivery::new(0, DEFAULT_TTL_MS, true);
+        let mut written = open.clone();
+        written.attempted(0);
+        written.learn(Evidence::Written, 0);
+        let mut confirmed = written.clone();
+        confirmed.learn(Evidence::RelayQueued { ours: true }, 0);
+        let rows =
+            [("a", &confirmed), ("a", &open), ("a", &open), ("b", &written), ("b", &open), ("c", &open)];
+        assert_eq!(due_in_order(rows, 1, false), [1, 5]);
+        assert_eq!(due_in_order(rows, 1, true), [1, 3, 5], "a reconnect repeats what was not confirmed");
+        assert_eq!(due_in_order(rows, DEFAULT_TTL_MS, false), Vec::<usize>::new());
     }
 
     #[test]

@@ -1,4 +1,25 @@
 //! The Threadline protocol and its decisions, without I/O.
+//!
+//! ```
+//! use threadline::identity::Identity;
+//! use threadline::v1::envelope::{self, Content, Header};
+//!
+//! let (alice, bob) = (Identity::from_seed(&[1; 32]), Identity::from_seed(&[2; 32]));
+//! let now_ms = 1_768_478_400_000;
+//! let header = Header {
+//!     from: alice.fingerprint(),
+//!     to: bob.fingerprint(),
+//!     thread_id: Some("lunch".parse()?),
+//!     message_id: "m-1".parse()?,
+//!     timestamp: now_ms,
+//! };
+//! let content = Content { text: "Soup?".into(), ..Content::default() };
+//! let sealed = envelope::seal(&alice, bob.public(), &header, &content, &mut rand::rng())?;
+//!
+//! let authentic = envelope::authenticate(&sealed, &bob.fingerprint(), Some(alice.public()), now_ms)?;
+//! assert_eq!(authentic.open(&bob)?.text, "Soup?");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod audit;
 pub mod autonomy;
