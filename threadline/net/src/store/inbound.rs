@@ -3,11 +3,12 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use threadline::delivery::DeliveryState;
 use threadline::limits::Window;
+use threadline::threads::ThreadEvent;
 use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
 
 use super::approvals::{ApprovalDraft, ApprovalQueueLimits};
 use super::messages::{self, NewMessage};
-use super::types::{Auth, ConversationState, Direction, MessageState, StoredMessage, Thread};
+use super::types::{Auth, Direction, MessageState, StoredMessage, Thread};
 use super::{Store, StoreError, approvals, limits, outbox, sha256, spool};
 
 /// A checked message to be stored.
@@ -119,20 +120,20 @@ impl Store {
             .await
     }
 
-    /// Moves an inbound message, and its thread where given.
+    /// Moves an inbound message, and its thread by `event`.
     pub async fn set_inbound_state(
         &self,
         key: ThreadKey,
         id: MessageId,
         state: MessageState,
         reason: Option<String>,
-        thread: Option<ConversationState>,
+        event: Option<ThreadEvent>,
     ) -> Result<bool, StoreError> {
         self.db
             .write(move |c| {
                 let moved = messages::set_state(c, &key.peer, &id, Direction::In, state, reason.as_deref())?;
-                if let Some(state) = thread {
-                    messages::set_thread_state(c, &key.peer, &key.thread, state)?;
+                if let Some(event) = event {
+                    messages::thread_event(c, &key, event)?;
                 }
                 Ok(moved)
             })
@@ -199,7 +200,7 @@ fn accept(c: &Connection, m: &Inbound, queue: ApprovalQueueLimits, now: i64) -> 
     }
     if let Some(draft) = &m.approval {
         approvals::insert(c, draft, queue, now)?;
-        messages::set_thread_state(c, &m.key.peer, &m.key.thread, ConversationState::Held)?;
+        messages::thread_event(c, &m.key, ThreadEvent::Held)?;
     }
     outbox::acknowledge_thread(c, &m.key, DeliveryState::Delivered, now)?;
     Ok(Accepted::New { row, collision })

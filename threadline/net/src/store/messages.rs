@@ -1,11 +1,12 @@
 //! The hash chain of a thread: the one place where message rows are made.
 
 use rusqlite::{Connection, OptionalExtension, params};
-use serde_json::json;
-use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
+use threadline::hash_chain::{Link, body_sha256};
+use threadline::threads::{ThreadEvent, next};
+use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
 
-use super::types::{Auth, Direction, MessageState, Opener};
-use super::{StoreError, sha256};
+use super::StoreError;
+use super::types::{Auth, Direction, MessageState, Opener, thread_state, thread_state_text};
 
 /// A message about to be appended to its thread.
 pub(super) struct NewMessage<'a> {
@@ -37,13 +38,21 @@ pub(super) fn append(c: &Connection, m: &NewMessage<'_>, now: i64) -> Result<i64
          ON CONFLICT DO NOTHING",
     )?
     .execute(params![peer, m.key.thread.as_str(), m.subject, m.peer_name, opener, now])?;
-    let (seq, prev_hash): (i64, Vec<u8>) = c
+    let (seq, prev_hash): (i64, [u8; 32]) = c
         .prepare_cached(
             "SELECT next_seq, head_hash FROM conversations WHERE peer_fp = ?1 AND thread_id = ?2",
         )?
         .query_row(params![peer, m.key.thread.as_str()], |r| Ok((r.get(0)?, r.get(1)?)))?;
-    let body_hash = sha256(m.body.as_bytes());
-    let hash = link_hash(&prev_hash, seq, m.key, m.id, m.direction, m.created_at, &body_hash);
+    let body_hash = body_sha256(m.body);
+    let link = Link {
+        seq,
+        key: m.key,
+        message_id: m.id,
+        direction: m.direction.as_str(),
+        created_at: m.created_at,
+        body_sha256: body_hash,
+    };
+    let hash = link.hash(&prev_hash);
     c.prepare_cached(
         "INSERT INTO messages(peer_fp, message_id, direction, thread_id, seq, type, body, body_sha256, subject,
             in_reply_to, created_at, stored_at, transport, auth, trust_at_receipt, state, reason, author_session,
@@ -78,36 +87,11 @@ pub(super) fn append(c: &Connection, m: &NewMessage<'_>, now: i64) -> Result<i64
         "UPDATE conversations SET next_seq = next_seq + 1, message_count = message_count + 1, head_hash = ?3,
             last_activity_at = ?4, deleted_at = NULL,
             peer_name = CASE WHEN ?5 = '' THEN peer_name ELSE ?5 END,
-            state = CASE WHEN state IN ('resolved', 'archived', 'idle', 'failed') THEN 'open' ELSE state END
+            state = CASE WHEN state = 'archived' THEN 'open' ELSE state END
          WHERE peer_fp = ?1 AND thread_id = ?2",
     )?
     .execute(params![peer, m.key.thread.as_str(), hash, now, m.peer_name])?;
     Ok(row)
-}
-
-/// `SHA-256(previous ‖ JCS{…})` of `threadline-agent.md` §3. The ids and numbers in it need no escaping, and the
-/// members stand in canonical order.
-pub(super) fn link_hash(
-    previous: &[u8],
-    seq: i64,
-    key: &ThreadKey,
-    id: &MessageId,
-    direction: Direction,
-    created_at: i64,
-    body_sha256: &[u8],
-) -> [u8; 32] {
-    let record = json!({
-        "body_sha256": hex::encode(body_sha256),
-        "created_at": created_at,
-        "direction": direction.as_str(),
-        "message_id": id.as_str(),
-        "peer_fp": key.peer.to_string(),
-        "seq": seq,
-        "thread_id": key.thread.as_str(),
-    });
-    let mut bytes = previous.to_vec();
-    bytes.extend_from_slice(record.to_string().as_bytes());
-    sha256(&bytes)
 }
 
 /// Whether a message row exists.
@@ -141,14 +125,18 @@ pub(super) fn set_state(
     Ok(changed > 0)
 }
 
-/// Sets the state of a conversation.
-pub(super) fn set_thread_state(
-    c: &Connection,
-    peer: &Fingerprint,
-    thread: &ThreadId,
-    state: super::types::ConversationState,
-) -> Result<(), StoreError> {
-    c.prepare_cached("UPDATE conversations SET state = ?3 WHERE peer_fp = ?1 AND thread_id = ?2")?
-        .execute(params![peer.to_string(), thread.as_str(), state])?;
+/// Moves a conversation by an event.
+pub(super) fn thread_event(c: &Connection, key: &ThreadKey, event: ThreadEvent) -> Result<(), StoreError> {
+    let (peer, thread) = (key.peer.to_string(), key.thread.as_str());
+    let state = c
+        .prepare_cached("SELECT state FROM conversations WHERE peer_fp = ?1 AND thread_id = ?2")?
+        .query_row(params![peer, thread], thread_state)
+        .optional()?;
+    let Some(state) = state else { return Ok(()) };
+    let moved = next(state, event);
+    if moved != state {
+        c.prepare_cached("UPDATE conversations SET state = ?3 WHERE peer_fp = ?1 AND thread_id = ?2")?
+            .execute(params![peer, thread, thread_state_text(moved)])?;
+    }
     Ok(())
 }

@@ -27,9 +27,9 @@ pub use ledger::{LedgerRow, LedgerStatus, Reservation};
 pub use outbox::{DeliveryHealth, DeliveryRow, OutboundDraft, OutboxRow, Queued};
 pub use peers::KnownPeer;
 pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled};
-pub use threads::{ChainCheck, SearchHit, ThreadFilter, ThreadUse};
+pub use threads::{ChainCheck, SearchHit, ThreadFilter};
 pub use types::{
-    Approval, ApprovalKind, ApprovalStatus, Auth, ConversationState, Direction, MessageState, Opener,
+    Approval, ApprovalKind, ApprovalStatus, Auth, Direction, MessageState, Opener,
     StoredMessage, Thread,
 };
 

@@ -4,10 +4,11 @@ use instar_outbound::{Cleared, OutboundMessage};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use threadline::delivery::{Delivery, DeliveryState};
 use threadline::limits::Window;
+use threadline::threads::ThreadEvent;
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 
 use super::messages::{self, NewMessage};
-use super::types::{Auth, ConversationState, Direction, MessageState, StoredMessage, parsed};
+use super::types::{Auth, Direction, MessageState, StoredMessage, parsed};
 use super::{Store, StoreError, limits, sha256};
 use crate::control::Control;
 
@@ -368,11 +369,12 @@ fn enqueue(
         limits::record(c, window, now)?;
     }
     c.prepare_cached(
-        "UPDATE conversations SET state = 'awaiting-reply',
-            origin_topic_id = coalesce(origin_topic_id, ?3), origin_session = coalesce(origin_session, ?4)
-         WHERE peer_fp = ?1 AND thread_id = ?2",
+        "UPDATE conversations SET origin_topic_id = coalesce(origin_topic_id, ?3),
+            origin_session = coalesce(origin_session, ?4) WHERE peer_fp = ?1 AND thread_id = ?2",
     )?
     .execute(params![peer, draft.key.thread.as_str(), draft.origin_topic_id, draft.author_session])?;
+    let event = if draft.in_reply_to.is_some() { ThreadEvent::AnsweredPeer } else { ThreadEvent::AskedPeer };
+    messages::thread_event(c, &draft.key, event)?;
     Ok(Queued::New)
 }
 
@@ -479,9 +481,6 @@ fn set_delivery(
     if !keep {
         c.prepare_cached("DELETE FROM outbox WHERE peer_fp = ?1 AND message_id = ?2")?
             .execute(params![peer, row.id.as_str()])?;
-    }
-    if matches!(delivery.state, DeliveryState::Failed | DeliveryState::Expired | DeliveryState::Rejected) {
-        messages::set_thread_state(c, &row.key.peer, &row.key.thread, ConversationState::Failed)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ CREATE TABLE conversations(
     session_id TEXT,
     origin_topic_id INTEGER,
     origin_session TEXT,
+    similar_turns INTEGER NOT NULL DEFAULT 0,
     pinned INTEGER NOT NULL DEFAULT 0,
     approved INTEGER NOT NULL DEFAULT 0,
     next_seq INTEGER NOT NULL DEFAULT 1,

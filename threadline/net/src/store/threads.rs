@@ -1,10 +1,12 @@
 //! Conversations: listing, history, search, ends.
 
 use rusqlite::{Connection, params};
+use threadline::hash_chain::{Link, START, body_sha256};
+use threadline::threads::{RecentThread, ThreadEvent, ThreadState};
 use threadline::{Fingerprint, ThreadId, ThreadKey};
 
-use super::messages::link_hash;
-use super::types::{ConversationState, Direction, StoredMessage, Thread, key_of, parsed};
+use super::messages::thread_event;
+use super::types::{Direction, StoredMessage, Thread, key_of, parsed, thread_state_text};
 use super::{Store, StoreError};
 
 /// Which conversations to list.
@@ -13,22 +15,11 @@ pub struct ThreadFilter {
     /// Only with this peer.
     pub peer: Option<Fingerprint>,
     /// Only in this state.
-    pub state: Option<ConversationState>,
+    pub state: Option<ThreadState>,
     /// Only with activity before this time, Unix ms: the cursor of a listing.
     pub before: Option<i64>,
     /// 1 to 200.
     pub limit: u32,
-}
-
-/// How recently a thread was used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ThreadUse {
-    /// Thread id.
-    pub thread: ThreadId,
-    /// Unix ms of its first message.
-    pub first_used: i64,
-    /// Unix ms of its latest message.
-    pub last_used: i64,
 }
 
 /// Whether the hash chain of a thread holds.
@@ -64,7 +55,7 @@ impl Store {
                 let rows = statement.query_map(
                     params![
                         filter.peer.map(|p| p.to_string()),
-                        filter.state,
+                        filter.state.map(thread_state_text),
                         filter.before,
                         filter.limit.clamp(1, 200)
                     ],
@@ -88,22 +79,36 @@ impl Store {
             .await
     }
 
-    /// The peer's most recently used thread that is not resolved.
-    pub async fn latest_use(&self, peer: Fingerprint) -> Result<Option<ThreadUse>, StoreError> {
+    /// The peer's threads used after `since` that are not over.
+    pub async fn recent_threads(&self, peer: Fingerprint, since: i64) -> Result<Vec<RecentThread>, StoreError> {
         self.db
             .read(move |c| {
                 let mut statement = c.prepare_cached(
                     "SELECT thread_id, created_at, last_activity_at FROM conversations
-                     WHERE peer_fp = ?1 AND deleted_at IS NULL AND state NOT IN ('resolved', 'archived')
-                     ORDER BY last_activity_at DESC LIMIT 1",
+                     WHERE peer_fp = ?1 AND last_activity_at >= ?2 AND deleted_at IS NULL
+                     AND state NOT IN ('resolved', 'archived')",
                 )?;
-                let mut rows = statement.query_map([peer.to_string()], |r| {
-                    Ok(ThreadUse {
+                let rows = statement.query_map(params![peer.to_string(), since], |r| {
+                    Ok(RecentThread {
                         thread: parsed(r, "thread_id")?,
                         first_used: r.get(1)?,
                         last_used: r.get(2)?,
                     })
                 })?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    /// The thread for messages of this peer that name none.
+    pub async fn default_thread(&self, peer: Fingerprint) -> Result<Option<ThreadId>, StoreError> {
+        self.db
+            .read(move |c| {
+                let mut statement = c.prepare_cached(
+                    "SELECT thread_id FROM conversations WHERE peer_fp = ?1 AND thread_id LIKE 'auto-%'
+                     AND opened_by = 'peer' AND deleted_at IS NULL ORDER BY created_at DESC LIMIT 1",
+                )?;
+                let mut rows = statement.query_map([peer.to_string()], |r| parsed(r, "thread_id"))?;
                 Ok(rows.next().transpose()?)
             })
             .await
@@ -226,24 +231,53 @@ impl Store {
             .await
     }
 
-    /// Sets a conversation's state; `resolved` notes the time.
-    pub async fn set_thread_state(
-        &self,
-        key: ThreadKey,
-        state: ConversationState,
-        now: i64,
-    ) -> Result<bool, StoreError> {
+    /// Closes a conversation. False when there is none.
+    pub async fn resolve_thread(&self, key: ThreadKey, now: i64) -> Result<bool, StoreError> {
         self.db
             .write(move |c| {
-                let resolved = (state == ConversationState::Resolved).then_some(now);
+                thread_event(c, &key, ThreadEvent::Resolved)?;
                 let changed = c.execute(
-                    "UPDATE conversations SET state = ?3, resolved_at = ?4
+                    "UPDATE conversations SET resolved_at = ?3
                      WHERE peer_fp = ?1 AND thread_id = ?2 AND deleted_at IS NULL",
-                    params![key.peer.to_string(), key.thread.as_str(), state, resolved],
+                    params![key.peer.to_string(), key.thread.as_str(), now],
                 )?;
                 Ok(changed > 0)
             })
             .await
+    }
+
+    /// Notes how many turns in a row repeated the one before.
+    pub async fn set_similar_turns(&self, key: ThreadKey, turns: u32) -> Result<(), StoreError> {
+        self.db
+            .write(move |c| {
+                c.execute(
+                    "UPDATE conversations SET similar_turns = ?3
+                     WHERE peer_fp = ?1 AND thread_id = ?2 AND similar_turns <> ?3",
+                    params![key.peer.to_string(), key.thread.as_str(), turns],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// The text of the peer's message before this one in the thread.
+    pub async fn previous_inbound(&self, key: ThreadKey, seq: i64) -> Result<Option<String>, StoreError> {
+        self.db
+            .read(move |c| {
+                let mut statement = c.prepare_cached(
+                    "SELECT body FROM messages WHERE peer_fp = ?1 AND thread_id = ?2 AND direction = 'in'
+                     AND seq < ?3 AND body IS NOT NULL ORDER BY seq DESC LIMIT 1",
+                )?;
+                let mut rows = statement
+                    .query_map(params![key.peer.to_string(), key.thread.as_str(), seq], |r| r.get(0))?;
+                Ok(rows.next().transpose()?)
+            })
+            .await
+    }
+
+    /// Moves a conversation by an event.
+    pub async fn thread_event(&self, key: ThreadKey, event: ThreadEvent) -> Result<(), StoreError> {
+        self.db.write(move |c| thread_event(c, &key, event)).await
     }
 
     /// Pins or unpins; at most `max` conversations are pinned. False when there is no room or no such thread.
@@ -266,10 +300,10 @@ impl Store {
         self.db
             .write(move |c| {
                 c.execute(
-                    "UPDATE conversations SET approved = 1, state = 'open' WHERE peer_fp = ?1 AND thread_id = ?2",
+                    "UPDATE conversations SET approved = 1 WHERE peer_fp = ?1 AND thread_id = ?2",
                     params![key.peer.to_string(), key.thread.as_str()],
                 )?;
-                Ok(())
+                thread_event(c, &key, ThreadEvent::Released)
             })
             .await
     }
@@ -314,27 +348,18 @@ impl Store {
             .await
     }
 
-    /// Ages conversations: an hour of silence is idle, a week resolved, another week archived.
-    pub async fn age_threads(&self, now: i64) -> Result<usize, StoreError> {
-        const HOUR: i64 = 3_600_000;
-        const WEEK: i64 = 7 * 24 * HOUR;
+    /// Tells every conversation that is not over how long it has been quiet.
+    pub async fn age_threads(&self, now: i64) -> Result<(), StoreError> {
         self.db
             .write(move |c| {
-                let idle = c.execute(
-                    "UPDATE conversations SET state = 'idle' WHERE state IN ('active', 'awaiting-reply')
-                     AND last_activity_at < ?1",
-                    [now - HOUR],
+                let mut statement = c.prepare_cached(
+                    "SELECT peer_fp, thread_id, last_activity_at FROM conversations
+                     WHERE state <> 'archived' AND NOT pinned AND last_activity_at < ?1",
                 )?;
-                let resolved = c.execute(
-                    "UPDATE conversations SET state = 'resolved', resolved_at = ?2 WHERE state = 'idle'
-                     AND last_activity_at < ?1 AND NOT pinned",
-                    [now - WEEK, now],
-                )?;
-                let archived = c.execute(
-                    "UPDATE conversations SET state = 'archived' WHERE state = 'resolved' AND resolved_at < ?1",
-                    [now - WEEK],
-                )?;
-                Ok(idle + resolved + archived)
+                let quiet: Vec<(ThreadKey, i64)> = statement
+                    .query_map([now - 3_600_000], |r| Ok((key_of(r)?, r.get(2)?)))?
+                    .collect::<rusqlite::Result<_>>()?;
+                quiet.iter().try_for_each(|(key, last)| thread_event(c, key, ThreadEvent::Quiet(now - last)))
             })
             .await
     }
@@ -349,15 +374,21 @@ fn check_chain(c: &Connection, key: &ThreadKey) -> Result<ChainCheck, StoreError
     let mut statement =
         c.prepare_cached("SELECT * FROM messages WHERE peer_fp = ?1 AND thread_id = ?2 ORDER BY seq")?;
     let mut rows = statement.query(params![key.peer.to_string(), key.thread.as_str()])?;
-    let mut previous = vec![0_u8; 32];
+    let mut previous = START;
     let mut expected = 1;
     while let Some(row) = rows.next()? {
         let m = StoredMessage::from_row(row)?;
-        let body_hash: Vec<u8> = row.get("body_sha256")?;
-        let stored: Vec<u8> = row.get("hash")?;
-        let hash = link_hash(&previous, m.seq, key, &m.id, m.direction, m.created_at, &body_hash);
-        let body_matches = m.body.is_none_or(|body| super::sha256(body.as_bytes())[..] == body_hash[..]);
-        if m.seq != expected || stored != hash || !body_matches {
+        let stored: [u8; 32] = row.get("hash")?;
+        let link = Link {
+            seq: m.seq,
+            key,
+            message_id: &m.id,
+            direction: m.direction.as_str(),
+            created_at: m.created_at,
+            body_sha256: row.get("body_sha256")?,
+        };
+        let body_matches = m.body.as_deref().is_none_or(|body| body_sha256(body) == link.body_sha256);
+        if m.seq != expected || stored != link.hash(&previous) || !body_matches {
             return Ok(ChainCheck::BrokenAt(m.seq));
         }
         previous = stored;

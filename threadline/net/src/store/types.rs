@@ -3,6 +3,7 @@
 use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use serde::{Deserialize, Serialize};
+use threadline::threads::ThreadState;
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 
 macro_rules! text_enum {
@@ -97,28 +98,6 @@ text_enum! {
 }
 
 text_enum! {
-    /// State of a conversation (`threadline-agent.md` §10).
-    ConversationState {
-        /// First message stored.
-        Open = "open",
-        /// A session works on it.
-        Active = "active",
-        /// We sent and expect an answer.
-        AwaitingReply = "awaiting-reply",
-        /// An hour without message.
-        Idle = "idle",
-        /// Waits for the owner.
-        Held = "held",
-        /// Closed by either side.
-        Resolved = "resolved",
-        /// Its latest message could not be given to a session.
-        Failed = "failed",
-        /// Resolved for more than a week.
-        Archived = "archived",
-    }
-}
-
-text_enum! {
     /// How sure the sender is (`threadline-wire.md` §2.5.1).
     Auth {
         /// The sender's key authenticated the bytes.
@@ -198,7 +177,7 @@ pub struct Thread {
     /// Peer and thread id.
     pub key: ThreadKey,
     /// Where it stands.
-    pub state: ConversationState,
+    pub state: ThreadState,
     /// Sanitised subject of the first message.
     pub subject: String,
     /// Sanitised name of the peer when it was last heard.
@@ -211,6 +190,8 @@ pub struct Thread {
     pub origin_topic_id: Option<i64>,
     /// Session that opened it.
     pub origin_session: Option<String>,
+    /// Turns in a row whose text repeats the one before.
+    pub similar_turns: u32,
     /// Exempt from forgetting.
     pub pinned: bool,
     /// Whether the owner let this thread pass whatever the level.
@@ -297,17 +278,54 @@ pub(super) fn key_of(row: &Row<'_>) -> rusqlite::Result<ThreadKey> {
     Ok(ThreadKey { peer: parsed(row, "peer_fp")?, thread: parsed(row, "thread_id")? })
 }
 
+const THREAD_STATES: [ThreadState; 8] = [
+    ThreadState::Open,
+    ThreadState::Active,
+    ThreadState::AwaitingReply,
+    ThreadState::Idle,
+    ThreadState::Held,
+    ThreadState::Resolved,
+    ThreadState::Failed,
+    ThreadState::Archived,
+];
+
+/// The text of a thread state, as in the database and on the API.
+pub const fn thread_state_text(state: ThreadState) -> &'static str {
+    match state {
+        ThreadState::Open => "open",
+        ThreadState::Active => "active",
+        ThreadState::AwaitingReply => "awaiting-reply",
+        ThreadState::Idle => "idle",
+        ThreadState::Held => "held",
+        ThreadState::Resolved => "resolved",
+        ThreadState::Failed => "failed",
+        ThreadState::Archived => "archived",
+    }
+}
+
+/// The thread state with this text.
+pub fn thread_state_of(text: &str) -> Option<ThreadState> {
+    THREAD_STATES.into_iter().find(|state| thread_state_text(*state) == text)
+}
+
+pub(super) fn thread_state(row: &Row<'_>) -> rusqlite::Result<ThreadState> {
+    let text: String = row.get("state")?;
+    thread_state_of(&text)
+        .ok_or_else(|| FromSqlError::Other(format!("{text:?} is not a thread state").into()).into())
+}
+
 impl Thread {
     pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             key: key_of(row)?,
-            state: row.get("state")?,
+            state: thread_state(row)?,
             subject: row.get("subject")?,
             peer_name: row.get("peer_name")?,
             opened_by: row.get("opened_by")?,
             session_id: row.get("session_id")?,
             origin_topic_id: row.get("origin_topic_id")?,
             origin_session: row.get("origin_session")?,
+            similar_turns: row.get("similar_turns")?,
             pinned: row.get("pinned")?,
             approved: row.get("approved")?,
             message_count: row.get("message_count")?,
