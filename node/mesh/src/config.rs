@@ -5,6 +5,7 @@ use threadline::TrustLevel;
 use threadline::autonomy::Autonomy;
 use threadline::inbound::{FirstContact, Policy, RequireE2e};
 use threadline::limits::{LevelLimits, Limits};
+use threadline::spawn::SpawnConfig;
 use threadline::v1::frames::Visibility;
 
 /// Sessions that serve peers.
@@ -20,17 +21,8 @@ pub struct PeerSessionConfig {
     pub park_after_ms: i64,
 }
 
-/// The spawn manager.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SpawnConfig {
-    /// Pause after a spawn for a peer, ms.
-    pub cooldown_ms: i64,
-    /// Whether waiting messages get sessions.
-    pub drain_enabled: bool,
-}
-
 /// The `threadline.*` part of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MeshConfig {
     /// Whether this agent takes part in the mesh.
     pub enabled: bool,
@@ -83,6 +75,7 @@ impl MeshConfig {
         let relay_url: Option<String> = config.get(keys::THREADLINE_RELAY_URL);
         let first_contact = config.get(keys::THREADLINE_FIRST_CONTACT);
         let hours = |n: u64| i64::try_from(n).unwrap_or(24) * 3_600_000;
+        let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let ms = |d: std::time::Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
         Self {
             enabled: config.get(keys::THREADLINE_ENABLED),
@@ -123,8 +116,12 @@ impl MeshConfig {
                 park_after_ms: ms(config.get(keys::THREADLINE_PARK_AFTER)),
             },
             spawn: SpawnConfig {
-                cooldown_ms: ms(config.get(keys::THREADLINE_SPAWN_COOLDOWN)),
+                cooldown_ms: u32::try_from(ms(config.get(keys::THREADLINE_SPAWN_COOLDOWN))).unwrap_or(u32::MAX),
                 drain_enabled: config.get(keys::THREADLINE_SPAWN_DRAIN),
+                max_envelope_bytes: small(config.get(keys::THREADLINE_SPAWN_MAX_BYTES)),
+                max_global_queued: small(config.get(keys::THREADLINE_SPAWN_MAX_QUEUED)),
+                max_queued_per_agent: small(config.get(keys::THREADLINE_SPAWN_MAX_QUEUED_PER_PEER)),
+                ..SpawnConfig::default()
             },
             limits: Limits {
                 untrusted: level(0),

@@ -1,7 +1,8 @@
 //! What every part of the room works on, once an identity and a store are there.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use instar_outbound::{SecretScan, SendGateway};
@@ -9,6 +10,7 @@ use instar_state::events::EventBus;
 use instar_state::ids::ConversationKey;
 use instar_state::ports::{Notice, PeerSessions, SharedNotices};
 use serde_json::json;
+use threadline::firewall::Violations;
 use threadline::identity::Identity;
 use threadline::service::ServiceError;
 use threadline::trust::{Profile, Profiles};
@@ -57,6 +59,8 @@ pub(crate) struct Core {
     pub(crate) relay_switch: Arc<dyn RelaySwitch>,
     pub(crate) ingest_wake: Notify,
     pub(crate) dispatch_wake: Notify,
+    /// Denied tool calls by session. Held only to count.
+    pub(crate) violations: Mutex<HashMap<String, Violations>>,
     pub(crate) stop: CancellationToken,
 }
 

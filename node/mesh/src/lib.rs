@@ -1,1 +1,28 @@
 //! This node's part in the mesh: inbound pipeline, routing to sessions, sending, trust records.
+
+mod approvals;
+mod audit;
+mod config;
+mod core;
+mod discovery;
+mod dispatch;
+mod firewall;
+mod ingest;
+mod local;
+mod mesh;
+mod records;
+mod relay_tools;
+mod send;
+mod service;
+mod stage;
+mod threads;
+mod trust;
+mod upkeep;
+mod waiters;
+
+pub use approvals::{ApproveOption, Decision};
+pub use config::{MeshConfig, PeerSessionConfig};
+pub use core::RelaySwitch;
+pub use firewall::Authorization;
+pub use mesh::{Mesh, MeshDeps, MeshError, Refusal};
+pub use threadline_net::store::{ApprovalKind, ApprovalStatus};

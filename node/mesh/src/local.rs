@@ -169,7 +169,9 @@ pub(crate) async fn probe(socket: &Path, now: i64) -> Result<LocalAgent, ProbeEr
 }
 
 fn check_answer(answer: &Answer, nonce: &str, now: i64) -> Result<PublicIdentity, ProbeError> {
-    let decode = |text: &str| if text.len() == 128 { hex::decode(text).ok() } else { STANDARD.decode(text).ok() };
+    let decode = |text: &str| {
+        if text.len() == 128 { hex::decode(text).ok() } else { STANDARD.decode(text).ok() }
+    };
     let key = decode_key(&answer.public_key).ok_or(ProbeError::NotAnAgent("no usable key"))?;
     if key.fingerprint() != answer.fingerprint {
         return Err(ProbeError::NotAnAgent("fingerprint and key disagree"));
@@ -189,7 +191,8 @@ fn check_answer(answer: &Answer, nonce: &str, now: i64) -> Result<PublicIdentity
 
 /// Base64, or 64 hex digits as other installs write it.
 fn decode_key(text: &str) -> Option<PublicIdentity> {
-    let bytes = if text.len() == 64 { hex::decode(text).ok() } else { STANDARD.decode(text).ok() };
+    let bytes = if text.len() == 64 { hex::decode(text).ok() } else { STANDARD.decode(text).ok() }
+    };
     PublicIdentity::from_bytes(&bytes?).ok()
 }
 

@@ -8,5 +8,5 @@ pub mod store;
 
 pub use control::Control;
 pub use identity::{IdentityFileError, Minting, OpenedIdentity, open_identity, read_identity_file};
-pub use link::{DiscoverError, LinkDeps, LinkEvent, LinkHandle, LinkStatus, run_link};
+pub use link::{DiscoverError, LinkDeps, LinkEvent, LinkFuture, LinkHandle, LinkStatus, run_link};
 pub use registry::{RegistryAccess, RegistryClient, RegistryError, http_base};

@@ -13,7 +13,7 @@ use threadline::v1::client::{
     SendRefused, Ticket,
 };
 use threadline::v1::envelope::Envelope;
-use threadline::v1::frames::ErrorCode;
+use threadline::v1::frames::{ErrorCode, Metadata, Visibility};
 use threadline::{Fingerprint, MessageId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -44,16 +44,18 @@ pub struct LinkDeps {
     pub identity: Arc<Identity>,
     /// Spool and outbox.
     pub store: Store,
-    /// Introduction; the link stays off until [`LinkHandle::start`].
-    pub config: ClientConfig,
     /// Where events go; the link waits when it is full.
     pub events: mpsc::Sender<LinkEvent>,
     /// Unix ms.
     pub now: fn() -> i64,
 }
 
-/// Makes the link. The future runs until `stop` is cancelled or every handle is gone; its owner spawns it.
-pub fn run_link(deps: LinkDeps, stop: CancellationToken) -> (LinkHandle, impl Future<Output = ()> + Send) {
+/// The link's work, to be spawned by its owner.
+pub type LinkFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Makes the link, switched off until [`LinkHandle::start`]. The future runs until `stop` is cancelled or every handle
+/// is gone.
+pub fn run_link(deps: LinkDeps, stop: CancellationToken) -> (LinkHandle, LinkFuture) {
     let (commands_tx, commands) = mpsc::channel(64);
     let (status_tx, status) =
         watch::channel(LinkStatus { state: LinkState::Stopped.name(), ..LinkStatus::default() });
@@ -62,9 +64,9 @@ pub fn run_link(deps: LinkDeps, stop: CancellationToken) -> (LinkHandle, impl Fu
     let clock = Clock::start((deps.now)());
     let seed = rand::random();
     let driver = Driver {
-        client: Client::new(deps.config.clone(), Arc::clone(&deps.identity), seed),
+        client: Client::new(nowhere(), Arc::clone(&deps.identity), seed),
         us: deps.identity.fingerprint(),
-        url: deps.config.url,
+        url: String::new(),
         store: deps.store,
         events: deps.events,
         clock,
@@ -82,7 +84,18 @@ pub fn run_link(deps: LinkDeps, stop: CancellationToken) -> (LinkHandle, impl Fu
         questions: Vec::new(),
     };
     let handle = LinkHandle { commands: commands_tx, status, agents, registry };
-    (handle, driver.run(commands, stop))
+    (handle, Box::pin(driver.run(commands, stop)))
+}
+
+/// The introduction of a link that was never switched on.
+fn nowhere() -> ClientConfig {
+    ClientConfig {
+        url: String::new(),
+        metadata: Metadata::default(),
+        visibility: Visibility::Private,
+        registry: None,
+        watch_presence: false,
+    }
 }
 
 /// Unix time that never runs backwards while the process lives.

@@ -4,5 +4,5 @@ mod driver;
 mod handle;
 mod socket;
 
-pub use driver::{LinkDeps, run_link};
+pub use driver::{LinkDeps, LinkFuture, run_link};
 pub use handle::{DiscoverError, LinkEvent, LinkHandle, LinkStatus};

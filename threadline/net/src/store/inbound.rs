@@ -8,8 +8,11 @@ use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
 
 use super::approvals::{ApprovalDraft, ApprovalQueueLimits};
 use super::messages::{self, NewMessage};
-use super::types::{Auth, Direction, MessageState, StoredMessage, Thread};
+use super::types::{Auth, Direction, MessageState, StoredMessage, Thread, parsed};
 use super::{Store, StoreError, approvals, limits, outbox, sha256, spool};
+
+/// Reason of messages that only a pause holds.
+pub const HELD_BY_PAUSE: &str = "paused";
 
 /// A checked message to be stored.
 #[derive(Debug, Clone)]
@@ -65,6 +68,109 @@ pub enum Accepted {
 impl Store {
     /// Stores one message. Repeating it changes nothing.
     pub async fn accept(
+        &self,
+        message: Inbound,
+        queue: ApprovalQueueLimits,
+        now: i64,
+    ) -> Result<Accepted, StoreError> {
+        self.db.write(move |c| accept(c, &message, queue, now)).await
+    }
+
+    /// Whether this id of this peer was stored before.
+    pub async fn is_seen(&self, peer: Fingerprint, id: MessageId) -> Result<bool, StoreError> {
+        self.db.read(move |c| is_seen(c, &peer, &id)).await
+    }
+
+    /// Whether the thread received the same text at or after `since`.
+    pub async fn same_text_since(&self, key: ThreadKey, body: &str, since: i64) -> Result<bool, StoreError> {
+        let hash = sha256(body.as_bytes());
+        self.db
+            .read(move |c| {
+                Ok(c.prepare_cached(
+                    "SELECT 1 FROM messages WHERE peer_fp = ?1 AND thread_id = ?2 AND body_sha256 = ?3
+                     AND direction = 'in' AND stored_at >= ?4",
+                )?
+                .query_row(params![key.peer.to_string(), key.thread.as_str(), hash, since], |_| Ok(()))
+                .optional()?
+                .is_some())
+            })
+            .await
+    }
+
+    /// Inbound messages that are to be routed, in order of storing.
+    pub async fn unrouted(&self, limit: u32) -> Result<Vec<StoredMessage>, StoreError> {
+        self.inbound_in_state(MessageState::Stored, limit).await
+    }
+
+    /// Inbound messages that wait in the session inbox.
+    pub async fn queued_inbound(&self, limit: u32) -> Result<Vec<StoredMessage>, StoreError> {
+        self.inbound_in_state(MessageState::Queued, limit).await
+    }
+
+    async fn inbound_in_state(
+        &self,
+        state: MessageState,
+        limit: u32,
+    ) -> Result<Vec<StoredMessage>, StoreError> {
+        self.db
+            .read(move |c| {
+                let mut statement = c.prepare_cached(
+                    "SELECT * FROM messages WHERE direction = 'in' AND state = ?1 ORDER BY id LIMIT ?2",
+                )?;
+                let rows = statement.query_map(params![state, limit], StoredMessage::from_row)?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    /// Moves an inbound message, and its thread by `event`.
+    pub async fn set_inbound_state(
+        &self,
+        key: ThreadKey,
+        id: MessageId,
+        state: MessageState,
+        reason: Option<String>,
+        event: Option<ThreadEvent>,
+    ) -> Result<bool, StoreError> {
+        self.db
+            .write(move |c| {
+                let moved = messages::set_state(c, &key.peer, &id, Direction::In, state, reason.as_deref())?;
+                if let Some(event) = event {
+                    messages::thread_event(c, &key, event)?;
+                }
+                Ok(moved)
+            })
+            .await
+    }
+
+    /// Lets messages of a peer go on that only a pause held. Returns how many.
+    pub async fn release_paused(&self, peer: Fingerprint) -> Result<usize, StoreError> {
+        self.db
+            .write(move |c| {
+                Ok(c.execute(
+                    "UPDATE messages SET state = 'stored', reason = NULL WHERE direction = 'in'
+                     AND state = 'held' AND reason = ?2 AND peer_fp = ?1",
+                    params![peer.to_string(), HELD_BY_PAUSE],
+                )?)
+            })
+            .await
+    }
+
+    /// Peers with held inbound messages.
+    pub async fn known_held_peers(&self) -> Result<Vec<Fingerprint>, StoreError> {
+        self.db
+            .read(|c| {
+                let mut statement = c.prepare_cached(
+                    "SELECT DISTINCT peer_fp FROM messages WHERE direction = 'in' AND state = 'held'",
+                )?;
+                let rows = statement.query_map([], |r| parsed(r, "peer_fp"))?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+}
+
+fn accept(
         &self,
         message: Inbound,
         queue: ApprovalQueueLimits,

@@ -22,15 +22,14 @@ use instar_durable::{Database, DatabaseError, Durability, Migration, OpenOptions
 use sha2::{Digest, Sha256};
 
 pub use approvals::{ApprovalDraft, ApprovalQueueLimits, Decided};
-pub use inbound::{Accepted, Inbound};
+pub use inbound::{Accepted, HELD_BY_PAUSE, Inbound};
 pub use ledger::{LedgerRow, LedgerStatus, Reservation};
 pub use outbox::{DeliveryHealth, DeliveryRow, OutboundDraft, OutboxRow, Queued};
 pub use peers::KnownPeer;
 pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled};
 pub use threads::{ChainCheck, SearchHit, ThreadFilter};
 pub use types::{
-    Approval, ApprovalKind, ApprovalStatus, Auth, Direction, MessageState, Opener,
-    StoredMessage, Thread,
+    Approval, ApprovalKind, ApprovalStatus, Auth, Direction, MessageState, Opener, StoredMessage, Thread,
 };
 
 const MIGRATIONS: &[Migration] = &[Migration { sql: include_str!("schema.sql") }];

@@ -167,6 +167,22 @@ impl Store {
             .await
     }
 
+    /// A held message of ours will not be sent.
+    pub async fn fail_held_outbound(
+        &self,
+        peer: Fingerprint,
+        id: MessageId,
+        reason: &str,
+    ) -> Result<bool, StoreError> {
+        let reason = reason.to_owned();
+        self.db
+            .write(move |c| {
+                let state = MessageState::Rejected;
+                messages::set_state(c, &peer, &id, Direction::Out, state, Some(&reason))
+            })
+            .await
+    }
+
     /// The earlier message with this idempotency key.
     pub async fn by_idempotency_key(&self, key: &str) -> Result<Option<StoredMessage>, StoreError> {
         let key = key.to_owned();

@@ -111,13 +111,13 @@ impl Store {
             .await
     }
 
-    /// Rows of one sender that wait.
-    pub async fn spool_waiting_of(&self, peer: Fingerprint) -> Result<u32, StoreError> {
+    /// Rows of one sender that wait, without row `seq`.
+    pub async fn spool_others_of(&self, peer: Fingerprint, seq: i64) -> Result<u32, StoreError> {
         self.db
             .read(move |c| {
                 Ok(c.query_row(
-                    "SELECT count(*) FROM spool WHERE state = 'new' AND from_fp = ?1 AND not_before > 0",
-                    [peer.to_string()],
+                    "SELECT count(*) FROM spool WHERE state = 'new' AND from_fp = ?1 AND seq <> ?2",
+                    params![peer.to_string(), seq],
                     |r| r.get(0),
                 )?)
             })

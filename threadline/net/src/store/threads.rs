@@ -80,7 +80,11 @@ impl Store {
     }
 
     /// The peer's threads used after `since` that are not over.
-    pub async fn recent_threads(&self, peer: Fingerprint, since: i64) -> Result<Vec<RecentThread>, StoreError> {
+    pub async fn recent_threads(
+        &self,
+        peer: Fingerprint,
+        since: i64,
+    ) -> Result<Vec<RecentThread>, StoreError> {
         self.db
             .read(move |c| {
                 let mut statement = c.prepare_cached(

@@ -290,7 +290,7 @@ const THREAD_STATES: [ThreadState; 8] = [
 ];
 
 /// The text of a thread state, as in the database and on the API.
-pub const fn thread_state_text(state: ThreadState) -> &'static str {
+pub(super) const fn thread_state_text(state: ThreadState) -> &'static str {
     match state {
         ThreadState::Open => "open",
         ThreadState::Active => "active",
@@ -304,7 +304,7 @@ pub const fn thread_state_text(state: ThreadState) -> &'static str {
 }
 
 /// The thread state with this text.
-pub fn thread_state_of(text: &str) -> Option<ThreadState> {
+pub(super) fn thread_state_of(text: &str) -> Option<ThreadState> {
     THREAD_STATES.into_iter().find(|state| thread_state_text(*state) == text)
 }
 

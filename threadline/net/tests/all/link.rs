@@ -50,7 +50,6 @@ impl Node {
         let deps = LinkDeps {
             identity: Arc::clone(&identity),
             store: store.clone(),
-            config: config.clone(),
             events: events_tx,
             now,
         };

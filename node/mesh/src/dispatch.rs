@@ -1,0 +1,654 @@
+//! From stored messages to sessions (`threadline-agent.md` §11): in order within a thread, durable before a session is
+//! started, found again after a restart because the database is the queue.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use hmac::{Hmac, KeyInit, Mac};
+use instar_state::ids::SessionId;
+use instar_state::ports::{
+    HeartbeatSpec, InputKind, InputState, LiveSession, PeerBinding, PeerSessionSpec, SessionInput, SpawnRefused,
+};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use threadline::firewall::{HISTORY_TOOL, SEND_TOOL};
+use threadline::framing::{Frame, frame};
+use threadline::spawn::{
+    Denial, DenialReason, FailureCause, NodeFacts, SpawnManager, Waiting as WaitingPeer, event_id,
+};
+use threadline::threads::{MAX_SPAWN_FAILURES, ThreadEvent};
+use threadline::trust::TrustSource;
+use threadline::v1::envelope::Authentication;
+use threadline::warrant::{Facts, Warrant, judge};
+use threadline::{Fingerprint, ThreadKey};
+use threadline_net::store::{
+    Auth, LedgerRow, LedgerStatus, MessageState, Reservation, StoreError, StoredMessage,
+};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::core::{Core, conversation_of, inbox_key};
+use crate::waiters::Reply;
+
+/// Rows looked at together.
+const BATCH: u32 = 256;
+/// The watchdog's and dispatcher's tick.
+const TICK: Duration = Duration::from_secs(1);
+/// Time without any heartbeat after which a spawn counts as failed. The supervisor has 5 s from its own start; the rest
+/// is for starting it.
+const HEARTBEAT_FIRST_MS: i64 = 30_000;
+/// Age at which a heartbeat is stale.
+const HEARTBEAT_STALE_MS: i64 = 20_000;
+/// A session that stays idle this long after a message was injected has nothing to say to it.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
+
+/// What the dispatcher may forget at a restart.
+pub(crate) struct Dispatcher {
+    spawns: SpawnManager,
+    starting: HashSet<ThreadKey>,
+    starts: JoinSet<Started>,
+    idle_since: HashMap<ThreadKey, Instant>,
+    failures: HashMap<ThreadKey, u32>,
+    not_before: HashMap<ThreadKey, i64>,
+}
+
+struct Started {
+    key: ThreadKey,
+    event_id: String,
+    result: Result<SessionId, SpawnRefused>,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(core: &Core) -> Self {
+        Self {
+            spawns: SpawnManager::new(core.config().spawn),
+            starting: HashSet::new(),
+            starts: JoinSet::new(),
+            idle_since: HashMap::new(),
+            failures: HashMap::new(),
+            not_before: HashMap::new(),
+        }
+    }
+
+    /// Routes until the room is stopped. Sessions that are being started are left to the session room.
+    pub(crate) async fn run(mut self, core: &Core) {
+        loop {
+            if let Err(error) = self.pass(core).await {
+                tracing::error!(%error, "routing stopped at the store; it goes on with the next tick");
+            }
+            tokio::select! {
+                () = core.stop.cancelled() => return,
+                () = core.dispatch_wake.notified() => {}
+                () = core.sessions.changed() => {}
+                Some(started) = self.starts.join_next(), if !self.starts.is_empty() => {
+                    if let Ok(started) = started {
+                        self.started(core, started).await;
+                    }
+                }
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+
+    async fn pass(&mut self, core: &Core) -> Result<(), StoreError> {
+        self.spawns.set_config(core.config().spawn);
+        for message in core.store.unrouted(BATCH).await? {
+            route(core, &message).await?;
+        }
+        let waiting = self.settle_queued(core).await?;
+        self.watch_spawns(core).await?;
+        self.start_sessions(core, waiting).await
+    }
+
+    /// Looks after rows in the session inbox. Returns the conversations that need a session, with their first message.
+    async fn settle_queued(&mut self, core: &Core) -> Result<BTreeMap<i64, StoredMessage>, StoreError> {
+        let mut need = BTreeMap::new();
+        let mut seen: HashSet<ThreadKey> = HashSet::new();
+        for message in core.store.queued_inbound(BATCH).await? {
+            let key = message.key.clone();
+            let inbox = inbox_key(&key.peer, message.id.as_str());
+            let live = core.sessions.live(&conversation_of(&key));
+            match core.sessions.input_state(&inbox).await {
+                Some(InputState::Acked) => self.done(core, &message, None).await?,
+                Some(InputState::Injected) => {
+                    core.store.thread_event(key.clone(), ThreadEvent::HandedToSession).await?;
+                    if self.is_settled(&key, live.as_ref()) {
+                        core.sessions.replied(&conversation_of(&key), Some(&inbox)).await;
+                        self.done(core, &message, Some("no-reply")).await?;
+                    }
+                }
+                Some(InputState::Queued) => {
+                    self.idle_since.remove(&key);
+                    if live.is_none() && seen.insert(key) {
+                        need.insert(message.row, message);
+                    }
+                }
+                Some(InputState::Failed | InputState::Expired) => {
+                    self.give_up(core, &message, "the session did not take it").await?;
+                }
+                // Stored as queued, lost by the session room: hand it over again; the key makes it one row.
+                None => {
+                    core.store
+                        .set_inbound_state(key, message.id, MessageState::Stored, None, None)
+                        .await?;
+                }
+            }
+        }
+        Ok(need)
+    }
+
+    /// Whether the session has been idle for long enough since the message reached it.
+    fn is_settled(&mut self, key: &ThreadKey, live: Option<&LiveSession>) -> bool {
+        if !live.is_some_and(|session| session.idle) {
+            self.idle_since.remove(key);
+            return false;
+        }
+        self.idle_since.entry(key.clone()).or_insert_with(Instant::now).elapsed() >= SETTLED_AFTER
+    }
+
+    async fn done(
+        &mut self,
+        core: &Core,
+        message: &StoredMessage,
+        reason: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.failures.remove(&message.key);
+        let reason = reason.map(str::to_owned);
+        let state = MessageState::Delivered;
+        core.store
+            .set_inbound_state(message.key.clone(), message.id.clone(), state, reason, None)
+            .await?;
+        core.thread_event("message-processed", &message.key, message.id.as_str());
+        Ok(())
+    }
+
+    async fn give_up(
+        &mut self,
+        core: &Core,
+        message: &StoredMessage,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        self.failures.remove(&message.key);
+        self.not_before.remove(&message.key);
+        core.store
+            .set_inbound_state(
+                message.key.clone(),
+                message.id.clone(),
+                MessageState::Failed,
+                Some(reason.to_owned()),
+                Some(ThreadEvent::SpawnFailed),
+            )
+            .await?;
+        let name = core.name_of(&message.key.peer).await;
+        let text = format!("A message of {name} in thread {} was not answered: {reason}", message.key.thread);
+        core.notify(format!("unanswered:{}:{}", message.key.peer, message.key.thread), text, true);
+        core.thread_event("message-failed", &message.key, message.id.as_str());
+        Ok(())
+    }
+
+    async fn start_sessions(
+        &mut self,
+        core: &Core,
+        waiting: BTreeMap<i64, StoredMessage>,
+    ) -> Result<(), StoreError> {
+        let now = core.now();
+        let ready: Vec<StoredMessage> = waiting
+            .into_values()
+            .filter(|m| !self.starting.contains(&m.key))
+            .filter(|m| self.not_before.get(&m.key).is_none_or(|at| *at <= now))
+            .collect();
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let peers: Vec<WaitingPeer> = ready
+            .iter()
+            .map(|m| WaitingPeer {
+                peer: m.key.peer,
+                attempts: self.failures.get(&m.key).copied().unwrap_or_default(),
+            })
+            .collect();
+        for peer in self.spawns.tick(&peers, now) {
+            if let Some(message) = ready.iter().find(|m| m.key.peer == peer) {
+                self.start_session(core, message).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn start_session(&mut self, core: &Core, message: &StoredMessage) -> Result<(), StoreError> {
+        let now = core.now();
+        let key = message.key.clone();
+        let config = core.config();
+        let level = core.level(&key.peer);
+        let spawn_window = config.limits.spawn(&key.peer, level);
+        let usage = core.store.usage(vec![spawn_window.clone()], now).await?;
+        if let Err(limited) = threadline::limits::check(usage.iter().map(|(w, u)| (w, *u)), now) {
+            let wait = i64::try_from(limited.retry_after_s).unwrap_or(60).min(60);
+            self.not_before.insert(key, now + wait * 1000);
+            return Ok(());
+        }
+        let open = core.store.open_spawns().await?;
+        let facts = NodeFacts {
+            peer_sessions: u32::try_from(self.live_sessions(core, &open)).unwrap_or(u32::MAX),
+            max_peer_sessions: u32::try_from(config.sessions.max_active).unwrap_or(u32::MAX),
+            node_slot_free: true,
+            memory_percent: 0,
+            context_bytes: u32::try_from(message.body.as_deref().map_or(0, str::len)).unwrap_or(u32::MAX),
+            spawns_of_peer_today: 0,
+            in_flight: 0,
+            ledger_rows: 0,
+        };
+        if let Err(denial) = self.spawns.check(&key.peer, &facts, now) {
+            return self.denied(core, message, denial).await;
+        }
+        let nonce: [u8; 32] = rand::random();
+        let row = LedgerRow {
+            event_id: event_id(&key.peer.to_string(), &hex::encode(nonce), &message.id),
+            key: key.clone(),
+            nonce: nonce.to_vec(),
+            spawned_at: now,
+            status: LedgerStatus::Spawning,
+            session_id: None,
+        };
+        let denial = |reason| Denial { reason, retry_at: Some(now + 3_600_000) };
+        match core.store.reserve_spawn(row.clone(), now).await? {
+            Reservation::Reserved => {}
+            Reservation::Duplicate => return Ok(()),
+            Reservation::PeerFlood => {
+                return self.denied(core, message, denial(DenialReason::PeerSpawnFlood)).await;
+            }
+            Reservation::Full => return self.denied(core, message, denial(DenialReason::LedgerFull)).await,
+        }
+        core.store.record_events(vec![spawn_window], now).await?;
+        self.spawns.started(key.peer, now);
+        self.starting.insert(key.clone());
+        let spec = session_spec(core, &row, &core.name_of(&key.peer).await);
+        let sessions = std::sync::Arc::clone(&core.sessions);
+        let store = core.store.clone();
+        self.starts.spawn(async move {
+            let result = sessions.start(spec).await;
+            if let Ok(session) = &result
+                && let Err(error) = store.bind_spawn(&row.event_id, key.clone(), &session.to_string()).await
+            {
+                tracing::error!(%error, "a spawn was not noted");
+            }
+            Started { key, event_id: row.event_id, result }
+        });
+        Ok(())
+    }
+
+    /// Sessions of this room that live or are being started.
+    fn live_sessions(&self, core: &Core, open: &[LedgerRow]) -> usize {
+        let mut keys: HashSet<&ThreadKey> = self.starting.iter().collect();
+        keys.extend(
+            open.iter().map(|row| &row.key).filter(|key| core.sessions.live(&conversation_of(key)).is_some()),
+        );
+        keys.len()
+    }
+
+    async fn denied(
+        &mut self,
+        core: &Core,
+        message: &StoredMessage,
+        denial: Denial,
+    ) -> Result<(), StoreError> {
+        tracing::info!(peer = %message.key.peer.short(), reason = denial.reason.as_str(), "spawn denied");
+        let Some(retry_at) = denial.retry_at else {
+            return self.give_up(core, message, denial.reason.as_str()).await;
+        };
+        self.not_before.insert(message.key.clone(), retry_at);
+        if denial.reason != DenialReason::Cooldown {
+            let text = format!(
+                "Messages of {} wait for a session: {}",
+                core.name_of(&message.key.peer).await,
+                denial.reason.as_str()
+            );
+            core.notify(format!("spawn-denied:{}", message.key.peer), text, false);
+        }
+        Ok(())
+    }
+
+    async fn started(&mut self, core: &Core, started: Started) {
+        let Started { key, event_id, result } = started;
+        self.starting.remove(&key);
+        let now = core.now();
+        let noted = match result {
+            Ok(session) => {
+                tracing::info!(session = %session, thread = %key.thread, "session started for a peer");
+                Ok(())
+            }
+            Err(refused) => {
+                tracing::warn!(%refused, thread = %key.thread, "no session for a peer");
+                let (cause, wait) = match &refused {
+                    SpawnRefused::SessionLimit { .. } => (FailureCause::SessionCap, 60_000),
+                    SpawnRefused::RuntimeMissing(reason) => {
+                        core.notices.degrade("threadline-sessions", reason);
+                        (FailureCause::Ambiguous, 60_000)
+                    }
+                    SpawnRefused::Failed(_) => (FailureCause::Ambiguous, 5_000),
+                };
+                self.spawns.failed(key.peer, cause, now);
+                self.not_before.insert(key.clone(), now + wait);
+                if matches!(refused, SpawnRefused::Failed(_)) {
+                    *self.failures.entry(key.clone()).or_default() += 1;
+                }
+                let reason = refused.to_string();
+                let failed = LedgerStatus::Failed;
+                core.store.set_spawn(&event_id, failed, Some(&reason), None, now).await.map(drop)
+            }
+        };
+        if let Err(error) = noted {
+            tracing::error!(%error, "a spawn was not noted");
+        }
+        if self.failures.get(&key).is_some_and(|n| *n >= MAX_SPAWN_FAILURES) {
+            self.fail_thread(core, &key).await;
+        }
+    }
+
+    /// Three sessions could not be started: the thread's waiting messages are reported.
+    async fn fail_thread(&mut self, core: &Core, key: &ThreadKey) {
+        let Ok(queued) = core.store.queued_inbound(BATCH).await else { return };
+        for message in queued.into_iter().filter(|m| m.key == *key) {
+            if let Err(error) = self.give_up(core, &message, "no session could be started").await {
+                tracing::error!(%error, "a message was not marked");
+            }
+        }
+    }
+
+    /// Proof of life, end and parking of the sessions in the ledger.
+    async fn watch_spawns(&mut self, core: &Core) -> Result<(), StoreError> {
+        let park_after = Duration::from_millis(core.config().sessions.park_after_ms.unsigned_abs());
+        for row in core.store.open_spawns().await? {
+            if self.starting.contains(&row.key) {
+                continue;
+            }
+            let now = core.now();
+            let live = core.sessions.live(&conversation_of(&row.key));
+            let Some(live) = live.filter(|l| row.session_id.as_deref() == Some(&l.id.to_string())) else {
+                let (status, reason) = match row.status {
+                    LedgerStatus::Verified => (LedgerStatus::Completed, None),
+                    _ => (LedgerStatus::Failed, Some("ended before its proof of life")),
+                };
+                core.store.set_spawn(&row.event_id, status, reason, None, now).await?;
+                remove_heartbeat(core, &row.key).await;
+                continue;
+            };
+            if row.status == LedgerStatus::Spawning {
+                self.verify(core, &row, &live).await?;
+            }
+            if live.idle {
+                let idle = self.idle_since.entry(row.key.clone()).or_insert_with(Instant::now).elapsed();
+                if idle >= park_after {
+                    self.idle_since.remove(&row.key);
+                    core.sessions.end(&live.id, "parked").await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn verify(
+        &mut self,
+        core: &Core,
+        row: &LedgerRow,
+        live: &LiveSession,
+    ) -> Result<(), StoreError> {
+        match core.check_heartbeat(row).await? {
+            Pulse::Alive => {
+                self.spawns.succeeded(row.key.peer);
+                core.notices.resolve("threadline-sessions");
+            }
+            Pulse::Missing if core.now() - row.spawned_at < HEARTBEAT_FIRST_MS => {}
+            bad @ (Pulse::Missing | Pulse::Stale | Pulse::Forged) => {
+                let reason = bad.name();
+                tracing::error!(reason, thread = %row.key.thread, "a session is not what was started");
+                let now = core.now();
+                core.store.set_spawn(&row.event_id, LedgerStatus::Failed, Some(reason), None, now).await?;
+                core.sessions.end(&live.id, reason).await;
+                let text = format!("A session that served thread {} was ended: {reason}", row.key.thread);
+                core.notify(format!("heartbeat:{reason}"), text, true);
+                let failures = self.failures.entry(row.key.clone()).or_default();
+                // A forged proof is never given a second session.
+                *failures = if bad == Pulse::Forged { MAX_SPAWN_FAILURES } else { *failures + 1 };
+                if *failures >= MAX_SPAWN_FAILURES {
+                    self.fail_thread(core, &row.key).await;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives one stored message to whoever waits for it, or makes it durable in the session inbox.
+async fn route(core: &Core, message: &StoredMessage) -> Result<(), StoreError> {
+    let key = message.key.clone();
+    let body = message.body.clone().unwrap_or_default();
+    let thread = core.store.thread(key.clone()).await?;
+    let previous = core.store.previous_inbound(key.clone(), message.seq).await?;
+    let warrant = judge(&Facts {
+        body: &body,
+        previous_inbound: previous.as_deref(),
+        human: false,
+        expects_reply: false,
+        similar_turns: thread.as_ref().map_or(0, |t| t.similar_turns),
+    });
+    let set = |state, reason: Option<&str>| {
+        let reason = reason.map(str::to_owned);
+        core.store.set_inbound_state(key.clone(), message.id.clone(), state, reason, None)
+    };
+    if core.waiters.has(&key) && warrant != Warrant::NoAnswer {
+        let reply = Reply::Text { id: message.id.clone(), body: body.clone() };
+        if core.waiters.answer(&key, message.in_reply_to.as_deref(), reply) {
+            set(MessageState::Delivered, Some("waiter")).await?;
+            core.thread_event("message-processed", &key, message.id.as_str());
+            return Ok(());
+        }
+    }
+    match warrant {
+        Warrant::NoAnswer => {
+            set(MessageState::Noted, Some("no-answer-needed")).await?;
+            return Ok(());
+        }
+        Warrant::Loop => {
+            set(MessageState::Noted, Some("loop")).await?;
+            let text = format!("Thread {} went idle: both agents repeat themselves", key.thread);
+            core.notify(format!("loop:{}:{}", key.peer, key.thread), text, false);
+            return Ok(());
+        }
+        Warrant::Answer { similar_turns } => core.store.set_similar_turns(key.clone(), similar_turns).await?,
+    }
+    let input = session_input(core, message, &body).await;
+    match core.sessions.enqueue(input).await {
+        Ok(ulid) => {
+            tracing::info!(%ulid, thread = %key.thread, "message handed to the session inbox");
+            set(MessageState::Queued, None).await?;
+        }
+        Err(error) => tracing::error!(error, "the session inbox refused a message; it is tried again"),
+    }
+    Ok(())
+}
+
+async fn session_input(core: &Core, message: &StoredMessage, body: &str) -> SessionInput {
+    let key = &message.key;
+    let profile = core.profile(&key.peer);
+    let name = core.name_of(&key.peer).await;
+    let suspicious = !threadline::framing::suspicions(body).is_empty();
+    if suspicious {
+        let details = serde_json::json!({"threadId": key.thread, "messageId": message.id});
+        let action = threadline::audit::Action::InjectionDetected;
+        core.audit.record(action, &key.peer.to_string(), "system", details).await;
+    }
+    let framed = frame(&Frame {
+        our_name: &core.agent_name,
+        peer_name: &name,
+        peer: key.peer,
+        level: core.level(&key.peer),
+        source: profile.as_ref().map_or(&TrustSource::SetupDefault, |p| &p.source),
+        level_since: profile.as_ref().map_or("", |p| &p.level_since),
+        authentication: match message.auth {
+            Auth::E2e | Auth::Own => Authentication::E2e,
+            Auth::Transport => Authentication::Transport,
+        },
+        thread: &key.thread,
+        subject: &message.subject,
+        message_id: &message.id,
+        history: &[],
+        body,
+        nonce: &hex::encode(rand::random::<[u8; 8]>()),
+    });
+    SessionInput {
+        inbox_key: inbox_key(&key.peer, message.id.as_str()),
+        conversation: conversation_of(key),
+        kind: InputKind::Agent,
+        body: framed,
+        tag: format!("threadline:{} from {} \"{name}\"", key.thread, key.peer.short()),
+        steer: false,
+    }
+}
+
+fn session_spec(core: &Core, row: &LedgerRow, peer_name: &str) -> PeerSessionSpec {
+    let config = core.config();
+    let mut allowed_tools: Vec<String> = Vec::new();
+    for path in &config.sessions.allowed_paths {
+        let path = path.trim_matches('/');
+        for tool in ["Read", "Glob", "Grep"] {
+            allowed_tools.push(format!("{tool}(/{path}/**)"));
+        }
+    }
+    allowed_tools.extend([SEND_TOOL.to_owned(), HISTORY_TOOL.to_owned()]);
+    PeerSessionSpec {
+        conversation: conversation_of(&row.key),
+        name: format!("threadline-{}-{}", threadline::text::name(peer_name), row.key.peer.short()),
+        binding: PeerBinding {
+            peer: row.key.peer.to_string(),
+            thread: row.key.thread.to_string(),
+            allowed_tools,
+        },
+        model: config.sessions.model.clone(),
+        heartbeat: Some(HeartbeatSpec {
+            event_id: row.event_id.clone(),
+            thread_id: row.key.thread.to_string(),
+            nonce: hex::encode(&row.nonce),
+            file: heartbeat_file(core, &row.key),
+        }),
+    }
+}
+
+/// One file per conversation: two peers may use the same thread id, and thread ids may be long.
+fn heartbeat_file(core: &Core, key: &ThreadKey) -> std::path::PathBuf {
+    let digest = Sha256::digest(format!("{}:{}", key.peer, key.thread));
+    let name = format!("{}.alive", hex::encode(digest.get(..16).unwrap_or(&digest)));
+    core.state_dir.join("threadline/sessions").join(name)
+}
+
+async fn remove_heartbeat(core: &Core, key: &ThreadKey) {
+    let _ = tokio::fs::remove_file(heartbeat_file(core, key)).await;
+}
+
+/// What a heartbeat file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pulse {
+    Alive,
+    Missing,
+    Stale,
+    Forged,
+}
+
+impl Pulse {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Alive => "heartbeat-verified",
+            Self::Missing => "heartbeat-missing",
+            Self::Stale => "heartbeat-stale",
+            Self::Forged => "heartbeat-forged",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Beat {
+    event_id: String,
+    session_pid: i64,
+    thread_id: String,
+    ts: i64,
+    hmac: String,
+}
+
+impl Core {
+    /// Reads the supervisor's heartbeat; a good one makes the spawn verified.
+    pub(crate) async fn check_heartbeat(&self, row: &LedgerRow) -> Result<Pulse, StoreError> {
+        let pulse = match tokio::fs::read(heartbeat_file(self, &row.key)).await {
+            Ok(bytes) => judge_beat(&bytes, row, self.now()),
+            Err(_) => Pulse::Missing,
+        };
+        if pulse == Pulse::Alive {
+            let verified = LedgerStatus::Verified;
+            if self.store.set_spawn(&row.event_id, verified, None, None, self.now()).await? {
+                self.thread_event("thread-opened", &row.key, "");
+            }
+        }
+        Ok(pulse)
+    }
+
+    /// Whether the peer's sessions are this room's to end, for the owner's view.
+    pub(crate) fn serves(&self, key: &ThreadKey) -> Option<LiveSession> {
+        self.sessions.live(&conversation_of(key))
+    }
+}
+
+fn judge_beat(bytes: &[u8], row: &LedgerRow, now: i64) -> Pulse {
+    let Ok(beat) = serde_json::from_slice::<Beat>(bytes) else { return Pulse::Forged };
+    if beat.event_id != row.event_id {
+        // Left over from an earlier session of the thread.
+        return Pulse::Missing;
+    }
+    let text =
+        format!("evt:{}:pid:{}:tid:{}:ts:{}", beat.event_id, beat.session_pid, beat.thread_id, beat.ts);
+    let mut mac = Hmac::<Sha256>::new_from_slice(&row.nonce).expect("HMAC takes a key of any length");
+    mac.update(text.as_bytes());
+    let signature = hex::decode(&beat.hmac).unwrap_or_default();
+    if beat.thread_id != row.key.thread.as_str() || mac.verify_slice(&signature).is_err() {
+        return Pulse::Forged;
+    }
+    if now - beat.ts > HEARTBEAT_STALE_MS { Pulse::Stale } else { Pulse::Alive }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> LedgerRow {
+        LedgerRow {
+            event_id: "e".into(),
+            key: ThreadKey {
+                peer: Fingerprint::from_bytes([1; 16]),
+                thread: "t".parse().expect("id"),
+            },
+            nonce: vec![7; 32],
+            spawned_at: 0,
+            status: LedgerStatus::Spawning,
+            session_id: None,
+        }
+    }
+
+    fn beat(event: &str, thread: &str, ts: i64, key: &[u8]) -> Vec<u8> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("key");
+        mac.update(format!("evt:{event}:pid:5:tid:{thread}:ts:{ts}").as_bytes());
+        let hmac = hex::encode(mac.finalize().into_bytes());
+        serde_json::json!({"eventId": event, "sessionPid": 5, "threadId": thread, "ts": ts, "hmac": hmac})
+            .to_string()
+            .into_bytes()
+    }
+
+    #[test]
+    fn only_a_fresh_heartbeat_with_the_secret_counts() {
+        let now = 100_000;
+        assert_eq!(judge_beat(&beat("e", "t", now, &[7; 32]), &row(), now), Pulse::Alive);
+        assert_eq!(judge_beat(&beat("e", "t", now - 20_001, &[7; 32]), &row(), now), Pulse::Stale);
+        assert_eq!(judge_beat(&beat("old", "t", now, &[7; 32]), &row(), now), Pulse::Missing);
+        assert_eq!(judge_beat(&beat("e", "t", now, &[8; 32]), &row(), now), Pulse::Forged);
+        assert_eq!(judge_beat(&beat("e", "other", now, &[7; 32]), &row(), now), Pulse::Forged);
+        assert_eq!(judge_beat(b"{", &row(), now), Pulse::Forged);
+    }
+}

@@ -1,0 +1,129 @@
+//! Tool calls of sessions that serve a peer (`threadline-agent.md` §4.5).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use threadline::audit::Action;
+use threadline::firewall::{Binding, Verdict, Violations, decide, path_of};
+use threadline::service::ServiceError;
+use threadline_net::store::LedgerRow;
+
+use crate::core::{Core, conversation_of, internal};
+
+/// The hook waits 200 ms for an answer.
+const NOTED_WITHIN: Duration = Duration::from_millis(120);
+
+/// Answer to the hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Authorization {
+    /// `allow` or `deny`.
+    pub decision: &'static str,
+    /// One sentence.
+    pub reason: String,
+}
+
+impl Core {
+    /// Decides about one tool call of a session. Sessions that serve nobody are none of this room's business.
+    pub(crate) async fn authorize(
+        &self,
+        session: &str,
+        tool: &str,
+        input: &Value,
+    ) -> Result<Authorization, ServiceError> {
+        let Some(row) = self.ledger_row(session).await? else {
+            return Ok(Authorization {
+                decision: "deny",
+                reason: "the session serves no thread of this node".into(),
+            });
+        };
+        let roots = self.roots().await;
+        let binding = Binding {
+            peer: row.key.peer,
+            thread: row.key.thread.clone(),
+            level: self.level(&row.key.peer),
+            roots,
+            granted_tools: Vec::new(),
+            autonomous_deny: Vec::new(),
+        };
+        let canonical = match path_of(tool, input) {
+            Some(path) => self.canonical(path).await,
+            None => None,
+        };
+        match decide(&binding, tool, input, canonical.as_deref()) {
+            Verdict::Allow => Ok(Authorization { decision: "allow", reason: String::new() }),
+            Verdict::Deny(reason) => {
+                self.violation(session, &row, tool).await;
+                Ok(Authorization { decision: "deny", reason })
+            }
+        }
+    }
+
+    /// The session's row; a session may act a moment before its start is noted.
+    async fn ledger_row(&self, session: &str) -> Result<Option<LedgerRow>, ServiceError> {
+        let deadline = tokio::time::Instant::now() + NOTED_WITHIN;
+        loop {
+            let row = self.store.spawn_of_session(session).await.map_err(|e| internal(&e))?;
+            if row.is_some() || tokio::time::Instant::now() >= deadline {
+                return Ok(row);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn violation(&self, session: &str, row: &LedgerRow, tool: &str) {
+        let tool = threadline::text::name(tool);
+        let details = json!({"tool": tool, "threadId": row.key.thread});
+        let actor = format!("session:{session}");
+        self.audit.record(Action::FirewallDeny, &row.key.peer.to_string(), &actor, details).await;
+        self.events.publish("firewall-denied", json!({"sessionId": session, "tool": tool}));
+        let over = {
+            let mut violations =
+                self.violations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            // Sessions are few; what ended long ago is dropped when the table grows.
+            if violations.len() > 1_000 {
+                violations.clear();
+            }
+            violations.entry(session.to_owned()).or_insert_with(Violations::default).record()
+        };
+        if !over {
+            return;
+        }
+        if let Some(live) = self.sessions.live(&conversation_of(&row.key))
+            && live.id.to_string() == session
+        {
+            self.sessions.end(&live.id, "firewall violations").await;
+        }
+        let name = self.name_of(&row.key.peer).await;
+        let text = format!(
+            "The session for {name}, thread {}, was closed: it tried tools that it may not use",
+            row.key.thread
+        );
+        self.notify(format!("firewall:{}:{}", row.key.peer, row.key.thread), text, true);
+    }
+
+    /// Folders that a peer's session may read, as they really are on disk.
+    async fn roots(&self) -> Vec<String> {
+        let mut roots = Vec::new();
+        for path in &self.config().sessions.allowed_paths {
+            if let Some(root) = self.canonical(path).await {
+                roots.push(root);
+            }
+        }
+        roots
+    }
+
+    /// The path below the project with every link followed; `None` for what does not exist.
+    async fn canonical(&self, path: &str) -> Option<String> {
+        let path = Path::new(path);
+        let absolute: PathBuf =
+            if path.is_absolute() { path.to_owned() } else { self.project().join(path) };
+        let real = tokio::fs::canonicalize(absolute).await.ok()?;
+        real.to_str().map(str::to_owned)
+    }
+
+    fn project(&self) -> &Path {
+        self.state_dir.parent().unwrap_or(Path::new("/"))
+    }
+}

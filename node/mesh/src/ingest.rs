@@ -1,0 +1,475 @@
+//! The one way in (`threadline-agent.md` §7): a row of the spool becomes a stored message, or is refused.
+
+use std::time::Duration;
+
+use threadline::autonomy::Notice;
+use threadline::identity::PublicIdentity;
+use threadline::inbound::{
+    Class, Disposition, Incoming, Refusal, SAME_BODY_WINDOW_MS, SenderFacts, Standing, Verdict, admit,
+    authenticate, receive,
+};
+use threadline::limits::Window;
+use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_inbound};
+use threadline::trust::TrustSource;
+use threadline::v1::envelope::{Authentication, Envelope, ReceiveError};
+use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
+use threadline_net::Control;
+use threadline_net::store::{
+    Accepted, ApprovalDraft, ApprovalKind, Auth, HELD_BY_PAUSE, Inbound, KnownPeer, MessageState, SpoolRow,
+    StoreError,
+};
+
+use crate::core::Core;
+
+/// Rows looked at together.
+const BATCH: u32 = 64;
+/// The spool is looked at this often even if nobody woke us.
+const TICK: Duration = Duration::from_secs(5);
+/// Pause before a row that could not be evaluated is tried again, ms.
+const RETRY_MS: i64 = 10_000;
+/// Tries before such a row is given up.
+const MAX_ATTEMPTS: u32 = 3;
+/// Least life of a held message, ms.
+const HELD_MS: i64 = 86_400_000;
+
+/// Why a row is left for later.
+enum Unready {
+    /// The store failed; nothing was changed.
+    Store(StoreError),
+    /// The key of the sender is not known yet.
+    NoKey,
+}
+
+impl From<StoreError> for Unready {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Core {
+    /// Ingests the spool until the room is stopped.
+    pub(crate) async fn run_ingest(&self) {
+        loop {
+            let more = self.ingest_due().await;
+            if more {
+                continue;
+            }
+            let now = self.now();
+            let next = self.store.spool_next_due().await.ok().flatten();
+            let wait = next.map_or(TICK, |at| {
+                Duration::from_millis(u64::try_from(at - now).unwrap_or(0)).clamp(Duration::from_millis(50), TICK)
+            });
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = self.ingest_wake.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Ingests what is due. Whether there may be more.
+    pub(crate) async fn ingest_due(&self) -> bool {
+        let rows = match self.store.spool_due(self.now(), BATCH).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::error!(%error, "the spool cannot be read");
+                return false;
+            }
+        };
+        let full = rows.len() == BATCH as usize;
+        let mut held_back: Vec<Fingerprint> = Vec::new();
+        for row in rows {
+            // A row left for later holds back what its sender wrote after it.
+            if held_back.contains(&row.from) {
+                continue;
+            }
+            if !self.ingest(&row).await {
+                held_back.push(row.from);
+            }
+        }
+        self.dispatch_wake.notify_one();
+        full && held_back.is_empty()
+    }
+
+    /// Carries one row through the pipeline. False when it stays for later.
+    async fn ingest(&self, row: &SpoolRow) -> bool {
+        let reason = match self.evaluate(row).await {
+            Ok(done) => return done,
+            Err(Unready::NoKey) => "unknown-sender".to_owned(),
+            Err(Unready::Store(error)) => {
+                tracing::error!(%error, seq = row.seq, "a spooled message could not be evaluated");
+                if error.is_storage_full() {
+                    return false;
+                }
+                "internal".to_owned()
+            }
+        };
+        let not_before = self.now() + RETRY_MS * i64::from(row.attempts + 1);
+        match self.store.spool_failed(row.seq, not_before, &reason).await {
+            Ok(attempts) if attempts >= MAX_ATTEMPTS => {
+                self.log_refusal(row, &reason);
+                let text = format!(
+                    "A message from {} was given up after {attempts} tries: {reason}",
+                    row.from.short()
+                );
+                self.notify(format!("inbound-given-up:{}", row.from), text, false);
+                if let Err(error) = self.store.spool_refuse(row.seq, &reason).await {
+                    tracing::error!(%error, "a spool row was not marked");
+                }
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::error!(%error, "a spool row was not postponed");
+                false
+            }
+        }
+    }
+
+    async fn evaluate(&self, row: &SpoolRow) -> Result<bool, Unready> {
+        let envelope = match Envelope::parse(&row.envelope) {
+            Ok(envelope) => envelope,
+            Err(error) => return self.refuse(row, &Refusal::Envelope(error)).await,
+        };
+        let header = match receive(&envelope, &self.us) {
+            Ok(header) => header,
+            Err(refusal) => return self.refuse(row, &refusal).await,
+        };
+        let peer = header.from;
+        let facts = SenderFacts {
+            seen: self.store.is_seen(peer, header.message_id.clone()).await?,
+            blocked: self.controls.get().is_blocked(&peer),
+            key: if envelope.is_sealed() { self.key_of(&peer).await? } else { None },
+        };
+        let incoming = match authenticate(&envelope, &self.identity, &facts, row.received_at) {
+            Ok(incoming) => incoming,
+            Err(Refusal::Envelope(ReceiveError::UnknownSender)) => return Err(Unready::NoKey),
+            Err(refusal) => return self.refuse(row, &refusal).await,
+        };
+        let key = ThreadKey { peer, thread: self.place(&incoming).await? };
+        self.greet_acquaintance(&incoming).await;
+        let standing = self.standing(&incoming, &key, row).await?;
+        let config = self.config();
+        let windows = incoming.windows(&config.limits, &standing, &key.thread);
+        let usage = self.store.usage(windows, self.now()).await?;
+        match admit(&incoming, &standing, &config.policy, &usage, row.received_at, self.now()) {
+            Verdict::Refuse(refusal) => self.refuse(row, &refusal).await,
+            Verdict::Later { not_before, limited } => {
+                tracing::info!(peer = %peer.short(), limit = limited.limit, "message waits for its limit");
+                self.store.spool_postpone(row.seq, not_before, "rate-limited").await?;
+                Ok(false)
+            }
+            Verdict::Finish { class, record } => self.finish(row, &key, class, record).await,
+            Verdict::Store { disposition, record } => {
+                self.keep(row, &incoming, &key, &standing, disposition, record).await
+            }
+        }
+    }
+
+    /// The pinned key of a sender; learnt from the relay or from this machine where none is pinned.
+    pub(crate) async fn key_of(&self, peer: &Fingerprint) -> Result<Option<PublicIdentity>, StoreError> {
+        if let Some(pin) = self.store.pinned_key(*peer).await? {
+            return Ok(Some(pin.key));
+        }
+        if let Some(key) = self.link.agents().iter().find(|a| a.fingerprint == *peer).and_then(|a| a.key) {
+            return self.pin(peer, key, "relay").await;
+        }
+        if self.local.is_stale() {
+            self.scan_local().await;
+            if let Some(pin) = self.store.pinned_key(*peer).await? {
+                return Ok(Some(pin.key));
+            }
+        }
+        match self.key_from_registry(peer).await {
+            Some(key) => self.pin(peer, key, "registry").await,
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) async fn pin(
+        &self,
+        peer: &Fingerprint,
+        key: PublicIdentity,
+        source: &'static str,
+    ) -> Result<Option<PublicIdentity>, StoreError> {
+        use threadline::identity::PinOutcome;
+        match self.store.pin_key(*peer, key, source, self.now()).await? {
+            PinOutcome::New | PinOutcome::Same => Ok(Some(key)),
+            PinOutcome::Conflict => {
+                let text = format!(
+                    "Someone presents another key for the address of {}. The first key stays; nothing was accepted",
+                    self.name_of(peer).await
+                );
+                self.notify(format!("fingerprint-conflict:{peer}"), text, true);
+                Ok(self.store.pinned_key(*peer).await?.map(|pin| pin.key))
+            }
+            PinOutcome::WrongAddress => Ok(None),
+        }
+    }
+
+    async fn place(&self, incoming: &Incoming) -> Result<ThreadId, StoreError> {
+        let header = &incoming.header;
+        let now = self.now();
+        let recent = match &header.thread_id {
+            Some(_) => Vec::new(),
+            None => self.store.recent_threads(header.from, now - AFFINITY_FIRST_MS).await?,
+        };
+        let placed = place_inbound(header.thread_id.as_ref(), incoming.authentication, &recent, now);
+        Ok(match placed {
+            Placement::Thread(thread) => thread,
+            Placement::New => ThreadId::from_uuid(uuid::Uuid::now_v7()),
+            Placement::SenderDefault => match self.store.default_thread(header.from).await? {
+                Some(thread) => thread,
+                None => format!("auto-{}", uuid::Uuid::new_v4())
+                    .parse()
+                    .expect("a prefix and a UUID are a thread id"),
+            },
+        })
+    }
+
+    /// Before a stranger is held: is it an agent of this account, or may its key alone open the door?
+    async fn greet_acquaintance(&self, incoming: &Incoming) {
+        let peer = incoming.header.from;
+        if self.level(&peer) > TrustLevel::Untrusted {
+            return;
+        }
+        if self.local.is_stale() {
+            self.scan_local().await;
+        } else if let Some(agent) = self.local.known().into_iter().find(|a| a.key.fingerprint() == peer) {
+            self.trust_local(&agent.key, &agent.name).await;
+        }
+        let lowered = self.profile(&peer).is_some_and(|p| p.lowered_by_owner());
+        if self.config().first_contact_auto
+            && incoming.authentication == Authentication::E2e
+            && !lowered
+            && self.level(&peer) == TrustLevel::Untrusted
+        {
+            let name = self.name_of(&peer).await;
+            let source = TrustSource::FirstContactAuto;
+            let raised =
+                self.apply_level(peer, &name, TrustLevel::Verified, source, "system", None).await;
+            if let Err(error) = raised {
+                tracing::error!(%error, "a first contact was not raised");
+            }
+        }
+    }
+
+    async fn standing(
+        &self,
+        incoming: &Incoming,
+        key: &ThreadKey,
+        row: &SpoolRow,
+    ) -> Result<Standing, StoreError> {
+        let peer = key.peer;
+        let now = self.now();
+        let pending = self.store.pending_approvals().await?;
+        let count = |kind| pending.iter().filter(|(k, _)| *k == kind).map(|(_, n)| n).sum();
+        let of_peer = |kind| self.store.pending_of(peer, kind);
+        let first_contacts_of_peer = of_peer(ApprovalKind::FirstContact).await?;
+        let messages_of_peer = of_peer(ApprovalKind::Message).await?;
+        // Ids of sealed messages are ours to trust; a clear one may be a resend of another client under a new id.
+        let same_body_recently = incoming.authentication == Authentication::Transport
+            && self
+                .store
+                .same_text_since(key.clone(), &incoming.content.text, now - SAME_BODY_WINDOW_MS)
+                .await?;
+        let waiting = self.store.spool_others_of(peer, row.seq).await?;
+        Ok(Standing {
+            level: self.level(&peer),
+            blocked_operations: self.profile(&peer).map(|p| p.blocked_operations).unwrap_or_default(),
+            thread_approved: self.store.thread(key.clone()).await?.is_some_and(|t| t.approved),
+            paused: self.controls.get().is_paused(&peer),
+            same_body_recently,
+            first_contact_pending: first_contacts_of_peer > 0,
+            first_contacts: count(ApprovalKind::FirstContact),
+            pending_of_peer: first_contacts_of_peer + messages_of_peer,
+            pending: pending.iter().map(|(_, n)| n).sum(),
+            queued_of_peer: waiting,
+        })
+    }
+
+    async fn refuse(&self, row: &SpoolRow, refusal: &Refusal) -> Result<bool, Unready> {
+        self.log_refusal(row, refusal.reason());
+        match refusal {
+            Refusal::Duplicate => self.store.spool_done(row.seq).await?,
+            // A blocked peer costs no row; what is refused for now may be tried again by its sender.
+            Refusal::Blocked
+            | Refusal::RateLimited(_)
+            | Refusal::ControlLimited(_)
+            | Refusal::HeldAlready
+            | Refusal::FirstContactClosed
+            | Refusal::ApprovalQueueFull => self.store.spool_forget(row.seq).await?,
+            _ => self.store.spool_refuse(row.seq, refusal.reason()).await?,
+        }
+        if matches!(refusal, Refusal::RateLimited(_)) {
+            let name = self.name_of(&row.from).await;
+            let text = format!("Messages of {name} were refused: its limit is reached");
+            self.notify(format!("rate-limited:{}", row.from), text, false);
+        }
+        Ok(true)
+    }
+
+    fn log_refusal(&self, row: &SpoolRow, reason: &str) {
+        let peer: String = row.from.to_string().chars().take(12).collect();
+        let (trust, transport) = (self.level(&row.from), row.transport.as_str());
+        tracing::info!(event = "inbound-refused", peer, reason, %trust, transport);
+        self.events.publish("inbound-refused", serde_json::json!({"peer": peer, "reason": reason}));
+    }
+
+    async fn finish(
+        &self,
+        row: &SpoolRow,
+        key: &ThreadKey,
+        class: Class,
+        record: Vec<Window>,
+    ) -> Result<bool, Unready> {
+        self.store.record_events(record, self.now()).await?;
+        match class {
+            Class::Probe => {
+                if let Err(error) = self.send_control(key, Control::Pong).await {
+                    tracing::warn!(%error, "a probe was not answered");
+                }
+            }
+            Class::ThreadResolved => {
+                self.store.resolve_thread(key.clone(), self.now()).await?;
+                self.thread_event("thread-resolved", key, "");
+            }
+            Class::Control | Class::AutoAck | Class::Conversation => {}
+        }
+        self.store.spool_done(row.seq).await?;
+        Ok(true)
+    }
+
+    async fn keep(
+        &self,
+        row: &SpoolRow,
+        incoming: &Incoming,
+        key: &ThreadKey,
+        standing: &Standing,
+        disposition: Disposition,
+        record: Vec<Window>,
+    ) -> Result<bool, Unready> {
+        let now = self.now();
+        let peer_name = self.name_of(&key.peer).await;
+        let (state, reason, kind) = match disposition {
+            Disposition::Route(_) => (MessageState::Stored, None, None),
+            Disposition::Note => (MessageState::Noted, Some("auto-ack"), None),
+            Disposition::HoldFirstContact => {
+                (MessageState::Held, Some("first-contact"), Some(ApprovalKind::FirstContact))
+            }
+            Disposition::HoldForApproval => {
+                (MessageState::Held, Some("approval"), Some(ApprovalKind::Message))
+            }
+            Disposition::HoldPaused => (MessageState::Held, Some(HELD_BY_PAUSE), None),
+        };
+        let approval = kind.map(|kind| self.approval_for(kind, incoming, key, now));
+        let message = Inbound {
+            spool_seq: Some(row.seq),
+            key: key.clone(),
+            peer_name: peer_name.clone(),
+            id: incoming.header.message_id.clone(),
+            kind: incoming.kind().to_owned(),
+            body: incoming.content.text.clone(),
+            subject: incoming.subject(),
+            in_reply_to: incoming.in_reply_to().map(str::to_owned),
+            created_at: incoming.header.timestamp,
+            transport: row.transport.clone(),
+            auth: match incoming.authentication {
+                Authentication::E2e => Auth::E2e,
+                Authentication::Transport => Auth::Transport,
+            },
+            trust: standing.level,
+            state,
+            reason: reason.map(str::to_owned),
+            approval,
+            windows: record,
+        };
+        match self.store.accept(message, Self::queue_limits(), now).await {
+            Ok(Accepted::New { collision, .. }) => {
+                self.accepted(key, &incoming.header.message_id, &peer_name, disposition, collision).await;
+            }
+            Ok(Accepted::Duplicate) => {}
+            Err(StoreError::ApprovalQueueFull { .. }) => {
+                return self.refuse(row, &Refusal::ApprovalQueueFull).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(true)
+    }
+
+    fn approval_for(
+        &self,
+        kind: ApprovalKind,
+        incoming: &Incoming,
+        key: &ThreadKey,
+        now: i64,
+    ) -> ApprovalDraft {
+        ApprovalDraft {
+            id: uuid::Uuid::now_v7().to_string(),
+            kind,
+            peer: key.peer,
+            message_id: Some(incoming.header.message_id.clone()),
+            thread_id: Some(key.thread.clone()),
+            subject: incoming.subject(),
+            preview: incoming.content.text.clone(),
+            details: serde_json::json!({"authentication": incoming.authentication}),
+            expires_at: now + HELD_MS,
+        }
+    }
+
+    async fn accepted(
+        &self,
+        key: &ThreadKey,
+        id: &MessageId,
+        peer_name: &str,
+        disposition: Disposition,
+        collision: bool,
+    ) {
+        let now = self.now();
+        let at = threadline::time::iso_ms(now);
+        self.profiles.touch(|profiles| {
+            if let Some(profile) = profiles.profiles.get_mut(&key.peer) {
+                profile.history.messages_received += 1;
+                profile.history.last_interaction = Some(at.clone());
+            }
+        });
+        let heard = KnownPeer {
+            fingerprint: key.peer,
+            name: String::new(),
+            capabilities: Vec::new(),
+            framework: "unknown".into(),
+            status: String::new(),
+            first_seen: now,
+            last_seen: now,
+            machine: None,
+            sources: vec!["message".into()],
+        };
+        if let Err(error) = self.store.merge_known(vec![heard]).await {
+            tracing::warn!(%error, "a peer was not noted");
+        }
+        if collision {
+            tracing::warn!(thread = %key.thread, peer = %key.peer.short(), "thread-id-collision");
+        }
+        match disposition {
+            Disposition::Route(notice) => {
+                self.thread_event("message-received", key, id.as_str());
+                if notice == Notice::PerThread {
+                    let text = format!("{peer_name} wrote in thread {}", key.thread);
+                    self.notify(format!("thread:{}:{}", key.peer, key.thread), text, false);
+                }
+            }
+            Disposition::HoldFirstContact => {
+                self.thread_event("message-held", key, id.as_str());
+                let text = "New agents want to talk: see `instar threadline approvals`";
+                self.notify("threadline-first-contact", text, false);
+            }
+            Disposition::HoldForApproval => {
+                self.thread_event("message-held", key, id.as_str());
+                let text = "Messages wait for your decision: see `instar threadline approvals`";
+                self.notify("threadline-approvals", text, false);
+            }
+            Disposition::HoldPaused => self.thread_event("message-held", key, id.as_str()),
+            Disposition::Note => {}
+        }
+    }
+}

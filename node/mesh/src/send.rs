@@ -1,0 +1,710 @@
+//! Sending (`threadline-agent.md` §12): validate, resolve, pass the SendGateway, commit, hand to the link, wait.
+
+use std::time::Duration;
+
+use instar_outbound::{
+    Block, ChannelId, Cleared, Latch, Moment, Origin, OutboundMessage, Recipient, RecipientKind, ReplyTarget,
+    SendFlags, SendOutcome, StageId,
+};
+use serde_json::{Map, Value, json};
+use threadline::autonomy::Controls;
+use threadline::delivery::{Delivery, DeliveryState};
+use threadline::identity::PublicIdentity;
+use threadline::limits::Window;
+use threadline::resolve::{Candidate, Resolution, resolve};
+use threadline::service::{Caller, ResolvedAgent, SendRequest, SendResult, ServiceError, SessionCaller};
+use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_outbound};
+use threadline::v1::envelope::{Content, Envelope, Header, clear, seal};
+use threadline::v1::frames::DiscoverFilter;
+use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, framing, text};
+use threadline_net::Control;
+use threadline_net::store::{
+    Approval, ApprovalDraft, ApprovalKind, Auth, Direction, LedgerStatus, OutboundDraft, Queued, StoreError,
+    StoredMessage,
+};
+
+use crate::core::{Core, conversation_of, inbox_key, internal};
+use crate::dispatch::Pulse;
+use crate::stage::MeshStage;
+use crate::trust::{actor_of, approval_error};
+use crate::waiters::{Reply, Waiter};
+
+const DAY_MS: i64 = 86_400_000;
+/// Longest wait for a session's proof of life before its text is held.
+const PROOF_WAIT: Duration = Duration::from_secs(6);
+
+/// A send whose target and thread are settled.
+struct Prepared {
+    key: ThreadKey,
+    peer_name: String,
+    id: MessageId,
+    in_reply_to: Option<MessageId>,
+    kind: String,
+    subject: String,
+    session: Option<String>,
+}
+
+/// Why a finished envelope was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SealFailed {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the recipient's key is unusable")]
+    Key,
+}
+
+impl Core {
+    /// All sends end here.
+    pub(crate) async fn send(
+        &self,
+        caller: &Caller,
+        request: SendRequest,
+    ) -> Result<SendResult, ServiceError> {
+        if let Some(key) = &request.idempotency_key
+            && let Some(earlier) = self.store.by_idempotency_key(key).await.map_err(|e| internal(&e))?
+        {
+            return self.result_of(&earlier).await;
+        }
+        let timeout = timeout_of(&request)?;
+        if request.origin_topic_id.is_some_and(|id| id <= 0) {
+            return Err(ServiceError::new("invalid-arguments", "originTopicId must be a positive number"));
+        }
+        let resolved = self.resolve_target(&request.agent_id).await?;
+        if resolved.fingerprint == self.us {
+            return Err(ServiceError::new("self-target", "this is your own address"));
+        }
+        let prepared = self.prepare(caller, &request, &resolved).await?;
+        let unverified = self.unverified_session(caller).await?;
+        let windows = vec![
+            self.config().limits.outbound(&prepared.key.peer, self.level(&prepared.key.peer)),
+        ];
+        let message = outbound_message(caller, &request, &prepared, self.level(&prepared.key.peer));
+        let mut outcome = self.review(message.clone(), &windows, false, *caller == Caller::Owner).await?;
+        if let (SendOutcome::Cleared(_), Some(reason)) = (&outcome, unverified) {
+            outcome = SendOutcome::Held(instar_outbound::Hold {
+                by: StageId::Mesh,
+                rule: "unverified-session".into(),
+                reason,
+                findings: Vec::new(),
+            });
+        }
+        let cleared = match outcome {
+            SendOutcome::Cleared(cleared) => cleared,
+            SendOutcome::Blocked(block) => return Err(blocked(&block)),
+            SendOutcome::Duplicate { of } => {
+                return Err(ServiceError::new("duplicate", format!("this text was sent already as {of}")));
+            }
+            SendOutcome::Held(hold) => {
+                return self.hold(caller, &request, prepared, message.text, &hold, windows).await;
+            }
+        };
+        if request.fail_if_offline && !self.link.status().is_connected() {
+            let text = "no path to the agent is up, and failIfOffline is set";
+            return Err(ServiceError::retry("offline", text, None));
+        }
+        let waiter =
+            request.wait_for_reply.then(|| self.waiters.register(&prepared.key, &prepared.id));
+        let draft = self.draft(&prepared, &request, windows).await?;
+        let encryption = if draft.auth == Auth::E2e { "e2e" } else { "transport" };
+        match self.commit(cleared, draft, &prepared).await? {
+            Queued::New => {}
+            Queued::Existing(earlier) => return self.result_of(&earlier).await,
+        }
+        self.after_commit(caller, &prepared).await;
+        self.finish(caller, &request, prepared, resolved, encryption, waiter, timeout).await
+    }
+
+    /// Checks what the caller may say to whom, and settles the thread.
+    async fn prepare(
+        &self,
+        caller: &Caller,
+        request: &SendRequest,
+        resolved: &ResolvedAgent,
+    ) -> Result<Prepared, ServiceError> {
+        let peer = resolved.fingerprint;
+        let invalid = |e: threadline::ParseIdError| ServiceError::new("invalid-arguments", e.to_string());
+        let named: Option<ThreadId> =
+            request.thread_id.as_deref().map(str::parse).transpose().map_err(invalid)?;
+        let in_reply_to: Option<MessageId> =
+            request.in_reply_to.as_deref().map(str::parse).transpose().map_err(invalid)?;
+        let forbidden = |text: &str| Err(ServiceError::new("forbidden", text));
+        let mut thread = named;
+        match caller {
+            Caller::Session(SessionCaller { bound: Some(bound), .. }) => {
+                if bound.peer != peer {
+                    return forbidden("this session may only write to the agent it serves");
+                }
+                if request.new_thread || thread.as_ref().is_some_and(|t| *t != bound.thread) {
+                    return forbidden("this session may only write in the thread it serves");
+                }
+                thread = Some(bound.thread.clone());
+            }
+            Caller::Network(network) if network.peer.is_some_and(|p| p != peer) => {
+                return forbidden("this token may only write to the agent it is bound to");
+            }
+            _ => {}
+        }
+        let now = self.now();
+        let recent = self
+            .store
+            .recent_threads(peer, now - AFFINITY_FIRST_MS)
+            .await
+            .map_err(|e| internal(&e))?;
+        let thread = match place_outbound(thread.as_ref(), request.new_thread, &recent, now) {
+            Placement::Thread(thread) => thread,
+            Placement::New | Placement::SenderDefault => ThreadId::from_uuid(uuid::Uuid::now_v7()),
+        };
+        let key = ThreadKey { peer, thread };
+        let known = self.store.thread(key.clone()).await.map_err(|e| internal(&e))?;
+        let topic = known.as_ref().and_then(|t| t.origin_topic_id);
+        if let (Some(topic), Some(wanted)) = (topic, request.origin_topic_id)
+            && topic != wanted
+        {
+            return Err(ServiceError::new("topic-linked", format!("the thread belongs to topic {topic}")));
+        }
+        Ok(Prepared {
+            subject: request
+                .subject
+                .as_deref()
+                .map(text::subject)
+                .or(known.map(|t| t.subject))
+                .unwrap_or_else(|| text::subject("")),
+            key,
+            peer_name: resolved.name.clone(),
+            id: MessageId::from_uuid(uuid::Uuid::new_v4()),
+            in_reply_to,
+            kind: request.kind.as_deref().map_or_else(|| "chat".into(), |k| text::cut(k, 32, "")),
+            session: match caller {
+                Caller::Session(session) => Some(session.id.clone()),
+                _ => None,
+            },
+        })
+    }
+
+    /// Why text of this session must wait for the owner: the node has no proof that the session is the one it started.
+    async fn unverified_session(&self, caller: &Caller) -> Result<Option<String>, ServiceError> {
+        let Caller::Session(SessionCaller { id, bound: Some(_), .. }) = caller else { return Ok(None) };
+        let deadline = tokio::time::Instant::now() + PROOF_WAIT;
+        loop {
+            let row = self.store.spawn_of_session(id).await.map_err(|e| internal(&e))?;
+            let alive = match row {
+                None => false,
+                Some(row) => match row.status {
+                    LedgerStatus::Verified => true,
+                    LedgerStatus::Spawning => {
+                        self.check_heartbeat(&row).await.map_err(|e| internal(&e))? == Pulse::Alive
+                    }
+                    LedgerStatus::Completed | LedgerStatus::Failed => {
+                        return Ok(Some("the session ended in the spawn ledger".into()));
+                    }
+                },
+            };
+            if alive {
+                return Ok(None);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Ok(Some("the session gave no proof of life".into()));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn review(
+        &self,
+        message: OutboundMessage,
+        windows: &[Window],
+        approved: bool,
+        by_owner: bool,
+    ) -> Result<SendOutcome, ServiceError> {
+        let now = self.now();
+        let peer: Fingerprint = message
+            .target
+            .recipient
+            .id
+            .parse()
+            .map_err(|e: threadline::ParseIdError| ServiceError::new("invalid-arguments", e.to_string()))?;
+        let usage = self.store.usage(windows.to_vec(), now).await.map_err(|e| internal(&e))?;
+        let controls = self.controls.get();
+        let stage = MeshStage {
+            autonomy: self.config().policy.autonomy,
+            controls: Controls { blocked: controls.is_blocked(&peer), paused: controls.is_paused(&peer) },
+            level: self.level(&peer),
+            usage: &usage,
+            secrets: &*self.secrets,
+            approved,
+            by_owner,
+        };
+        let moment = Moment { now_ms: now, verdict_id: uuid::Uuid::now_v7(), latch: Latch::Open };
+        Ok(self.gateway.review(message, &moment, &[&stage]))
+    }
+
+    async fn draft(
+        &self,
+        prepared: &Prepared,
+        request: &SendRequest,
+        windows: Vec<Window>,
+    ) -> Result<OutboundDraft, ServiceError> {
+        let peer = prepared.key.peer;
+        let level = self.level(&peer);
+        let sealed_to = self.seals_to(&peer).await.map_err(|e| internal(&e))?;
+        if sealed_to.is_none() && self.config().must_seal(level) {
+            return Err(ServiceError::new(
+                "e2e-required",
+                "messages to this agent must be sealed end to end, and its key is not known",
+            ));
+        }
+        let peer_dedups = self.speaks(&peer, "tl-e2e").await.map_err(|e| internal(&e))?;
+        Ok(OutboundDraft {
+            key: prepared.key.clone(),
+            peer_name: prepared.peer_name.clone(),
+            id: prepared.id.clone(),
+            kind: prepared.kind.clone(),
+            subject: prepared.subject.clone(),
+            in_reply_to: prepared.in_reply_to.clone(),
+            auth: if sealed_to.is_some() { Auth::E2e } else { Auth::Transport },
+            trust: level,
+            author_session: prepared.session.clone(),
+            origin_topic_id: request.origin_topic_id,
+            idempotency_key: request.idempotency_key.clone(),
+            windows,
+            delivery: Delivery::new(self.now(), self.config().delivery_ttl_ms, peer_dedups),
+        })
+    }
+
+    /// The key to seal to: pinned, and the peer says that it reads sealed messages.
+    async fn seals_to(&self, peer: &Fingerprint) -> Result<Option<PublicIdentity>, StoreError> {
+        let key = self.key_of(peer).await?;
+        Ok(if self.speaks(peer, "tl-e2e").await? { key } else { None })
+    }
+
+    async fn speaks(&self, peer: &Fingerprint, tag: &str) -> Result<bool, StoreError> {
+        let known = self.store.known_peer(*peer).await?;
+        Ok(known.is_some_and(|k| k.capabilities.iter().any(|c| c == tag)))
+    }
+
+    async fn commit(
+        &self,
+        cleared: Cleared<OutboundMessage>,
+        draft: OutboundDraft,
+        prepared: &Prepared,
+    ) -> Result<Queued, ServiceError> {
+        let now = self.now();
+        let sealed_to = self.seals_to(&prepared.key.peer).await.map_err(|e| internal(&e))?;
+        let sealed_to = sealed_to.filter(|_| draft.auth == Auth::E2e);
+        let header = self.header(&prepared.key, &prepared.id, now);
+        let mut metadata = Map::new();
+        if let Some(answered) = &prepared.in_reply_to {
+            metadata.insert("inReplyTo".into(), json!(answered));
+        }
+        metadata.insert("subject".into(), json!(prepared.subject));
+        let kind = prepared.kind.clone();
+        let identity = std::sync::Arc::clone(&self.identity);
+        let make = move |message: &OutboundMessage| -> Result<String, SealFailed> {
+            let content = Content { text: message.text.clone(), kind: Some(kind), metadata: Some(metadata) };
+            let envelope = match &sealed_to {
+                Some(key) => seal(&identity, key, &header, &content, &mut rand::rng())
+                    .map_err(|_| SealFailed::Key)?,
+                None => clear(&header, &content),
+            };
+            Ok(envelope_text(&envelope))
+        };
+        self.store.enqueue(cleared, draft, make, now).await.map_err(|error| match error {
+            SealFailed::Store(StoreError::AlreadyAnswered { in_reply_to, by }) => ServiceError::new(
+                "already-answered",
+                format!("message {in_reply_to} was answered by {by}"),
+            ),
+            SealFailed::Store(error) => internal(&error),
+            SealFailed::Key => ServiceError::new("bad-key", SealFailed::Key.to_string()),
+        })
+    }
+
+    fn header(&self, key: &ThreadKey, id: &MessageId, now: i64) -> Header {
+        Header {
+            from: self.us,
+            to: key.peer,
+            thread_id: Some(key.thread.clone()),
+            message_id: id.clone(),
+            timestamp: now,
+        }
+    }
+
+    async fn after_commit(&self, caller: &Caller, prepared: &Prepared) {
+        self.link.flush();
+        self.thread_event("message-sent", &prepared.key, prepared.id.as_str());
+        let at = threadline::time::iso_ms(self.now());
+        self.profiles.touch(|profiles| {
+            if let Some(profile) = profiles.profiles.get_mut(&prepared.key.peer) {
+                profile.history.messages_responded += u64::from(prepared.in_reply_to.is_some());
+                profile.history.last_interaction = Some(at.clone());
+            }
+        });
+        if let Caller::Session(SessionCaller { bound: Some(bound), .. }) = caller {
+            let answered =
+                prepared.in_reply_to.as_ref().map(|id| inbox_key(&bound.peer, id.as_str()));
+            self.sessions.replied(&conversation_of(bound), answered.as_deref()).await;
+            self.dispatch_wake.notify_one();
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn finish(
+        &self,
+        caller: &Caller,
+        request: &SendRequest,
+        prepared: Prepared,
+        resolved: ResolvedAgent,
+        encryption: &str,
+        waiter: Option<Waiter>,
+        timeout: Duration,
+    ) -> Result<SendResult, ServiceError> {
+        let connected = self.link.status().is_connected();
+        let mut result = SendResult {
+            success: true,
+            accepted: false,
+            delivered: false,
+            outcome: if connected { "sent" } else { "queued" }.into(),
+            message_id: prepared.id.clone(),
+            thread_id: prepared.key.thread.clone(),
+            resolved_agent: resolved,
+            delivery_path: if connected { "relay" } else { "queued" }.into(),
+            encryption: encryption.into(),
+            reply: None,
+            reply_message_id: None,
+            topic_linkage_stamped: request.origin_topic_id.is_some(),
+            note: None,
+        };
+        let Some(mut waiter) = waiter else {
+            return Ok(result);
+        };
+        match tokio::time::timeout(timeout, waiter.reply()).await {
+            Ok(Some(Reply::Text { id, body })) => {
+                result.accepted = true;
+                result.delivered = true;
+                result.outcome = "replied".into();
+                result.delivery_path = "relay".into();
+                result.reply = Some(framing::enclose(&body, &hex::encode(rand::random::<[u8; 8]>())));
+                result.reply_message_id = Some(id);
+                self.taint(caller).await;
+            }
+            Ok(Some(Reply::Undeliverable(reason))) => {
+                result.success = false;
+                result.outcome = "failed".into();
+                result.note = Some(reason);
+            }
+            Ok(None) => result.note = Some("The thread was deleted meanwhile".into()),
+            Err(_) => {
+                result.note = Some(format!(
+                    "No reply within {} s; it will arrive in this thread",
+                    timeout.as_secs()
+                ));
+            }
+        }
+        self.add_evidence(&mut result).await;
+        Ok(result)
+    }
+
+    /// What is known about the delivery by now.
+    async fn add_evidence(&self, result: &mut SendResult) {
+        let peer = result.resolved_agent.fingerprint;
+        let Ok(Some(row)) = self.store.delivery(peer, result.message_id.clone()).await else { return };
+        let confirmed = row.delivery.acked_at.is_some();
+        result.accepted |= confirmed || row.delivery.state == DeliveryState::Accepted;
+        result.delivered |= row.delivery.state == DeliveryState::Delivered;
+        if confirmed && result.outcome == "queued" {
+            result.outcome = "sent".into();
+            result.delivery_path = "relay".into();
+        }
+    }
+
+    /// The result of an earlier send.
+    async fn result_of(&self, message: &StoredMessage) -> Result<SendResult, ServiceError> {
+        let name = self.name_of(&message.key.peer).await;
+        let mut result = SendResult {
+            success: true,
+            accepted: false,
+            delivered: false,
+            outcome: message.state.as_str().to_owned(),
+            message_id: message.id.clone(),
+            thread_id: message.key.thread.clone(),
+            resolved_agent: ResolvedAgent { name, fingerprint: message.key.peer },
+            delivery_path: "relay".into(),
+            encryption: if message.auth == Auth::E2e { "e2e" } else { "transport" }.into(),
+            reply: None,
+            reply_message_id: None,
+            topic_linkage_stamped: false,
+            note: Some("This message was sent before".into()),
+        };
+        self.add_evidence(&mut result).await;
+        Ok(result)
+    }
+
+    /// Keeps the text for the owner.
+    async fn hold(
+        &self,
+        caller: &Caller,
+        request: &SendRequest,
+        prepared: Prepared,
+        message: String,
+        hold: &instar_outbound::Hold,
+        windows: Vec<Window>,
+    ) -> Result<SendResult, ServiceError> {
+        let now = self.now();
+        let approval_id = uuid::Uuid::now_v7().to_string();
+        let findings: Vec<&str> = hold.findings.iter().map(|f| f.detail.as_str()).collect();
+        let approval = ApprovalDraft {
+            id: approval_id.clone(),
+            kind: ApprovalKind::Outbound,
+            peer: prepared.key.peer,
+            message_id: Some(prepared.id.clone()),
+            thread_id: Some(prepared.key.thread.clone()),
+            subject: prepared.subject.clone(),
+            preview: message.clone(),
+            details: json!({"rule": hold.rule, "reason": hold.reason, "findings": findings,
+                "author": actor_of(caller)}),
+            expires_at: now + DAY_MS,
+        };
+        let draft = self.draft(&prepared, request, windows).await?;
+        let encryption = if draft.auth == Auth::E2e { "e2e" } else { "transport" };
+        self.store
+            .hold_outbound(message, draft, approval, Self::queue_limits(), now)
+            .await
+            .map_err(|e| match e {
+                StoreError::AlreadyAnswered { in_reply_to, by } => ServiceError::new(
+                    "already-answered",
+                    format!("message {in_reply_to} was answered by {by}"),
+                ),
+                other => approval_error(&other),
+            })?;
+        self.notify("threadline-approvals", "Messages wait for your decision: see `instar threadline approvals`", false);
+        self.thread_event("message-held", &prepared.key, prepared.id.as_str());
+        if let Caller::Session(SessionCaller { bound: Some(bound), .. }) = caller {
+            let answered = prepared.in_reply_to.as_ref().map(|id| inbox_key(&bound.peer, id.as_str()));
+            self.sessions.replied(&conversation_of(bound), answered.as_deref()).await;
+        }
+        Ok(SendResult {
+            success: true,
+            accepted: false,
+            delivered: false,
+            outcome: "held".into(),
+            resolved_agent: ResolvedAgent { name: prepared.peer_name, fingerprint: prepared.key.peer },
+            message_id: prepared.id,
+            thread_id: prepared.key.thread,
+            delivery_path: "queued".into(),
+            encryption: encryption.into(),
+            reply: None,
+            reply_message_id: None,
+            topic_linkage_stamped: false,
+            note: Some(format!("Held for the owner's approval ({approval_id}): {}", hold.reason)),
+        })
+    }
+
+    /// The owner approved a held text: it passes the gateway again, now with that approval.
+    pub(crate) async fn release_outbound(&self, approval: &Approval) -> Result<(), ServiceError> {
+        let gone = || ServiceError::new("message-not-found", "the held message is gone");
+        let id = approval.message_id.clone().ok_or_else(gone)?;
+        let held = self.store.message(approval.peer, id, Direction::Out).await.map_err(|e| internal(&e))?;
+        let held = held.ok_or_else(gone)?;
+        let text = held.body.clone().ok_or_else(gone)?;
+        let request = SendRequest {
+            agent_id: held.key.peer.to_string(),
+            message: text,
+            subject: Some(held.subject.clone()),
+            ..SendRequest::default()
+        };
+        let prepared = Prepared {
+            peer_name: self.name_of(&held.key.peer).await,
+            key: held.key,
+            id: held.id,
+            in_reply_to: held.in_reply_to.and_then(|id| id.parse().ok()),
+            kind: held.kind,
+            subject: held.subject,
+            session: held.author_session,
+        };
+        let windows =
+            vec![self.config().limits.outbound(&prepared.key.peer, self.level(&prepared.key.peer))];
+        let message =
+            outbound_message(&Caller::Owner, &request, &prepared, self.level(&prepared.key.peer));
+        match self.review(message, &windows, true, true).await? {
+            SendOutcome::Cleared(cleared) => {
+                let draft = self.draft(&prepared, &request, windows).await?;
+                self.commit(cleared, draft, &prepared).await?;
+                self.after_commit(&Caller::Owner, &prepared).await;
+                Ok(())
+            }
+            SendOutcome::Blocked(block) => Err(blocked(&block)),
+            SendOutcome::Held(hold) => Err(ServiceError::new("held", hold.reason)),
+            SendOutcome::Duplicate { of } => Err(ServiceError::new("duplicate", of)),
+        }
+    }
+
+    /// Sends a control message, which holds no free text.
+    pub(crate) async fn send_control(&self, key: &ThreadKey, control: Control) -> Result<(), SealFailed> {
+        let now = self.now();
+        let id = MessageId::from_uuid(uuid::Uuid::new_v4());
+        let header = self.header(key, &id, now);
+        let sealed_to = self.seals_to(&key.peer).await?;
+        let identity = std::sync::Arc::clone(&self.identity);
+        let make = move |control: Control| -> Result<String, SealFailed> {
+            let content = Content {
+                text: control.text().into(),
+                kind: Some(control.kind().into()),
+                metadata: None,
+            };
+            let envelope = match &sealed_to {
+                Some(key) => seal(&identity, key, &header, &content, &mut rand::rng())
+                    .map_err(|_| SealFailed::Key)?,
+                None => clear(&header, &content),
+            };
+            Ok(envelope_text(&envelope))
+        };
+        self.store.enqueue_control(key.peer, id, control, make, now).await?;
+        self.link.flush();
+        Ok(())
+    }
+
+    /// A session that got a peer's text is tainted from now on.
+    pub(crate) async fn taint(&self, caller: &Caller) {
+        if let Caller::Session(session) = caller
+            && let Ok(id) = session.id.parse()
+        {
+            self.sessions.taint(&id).await;
+        }
+    }
+
+    /// From what was typed to one agent.
+    pub(crate) async fn resolve_target(&self, target: &str) -> Result<ResolvedAgent, ServiceError> {
+        let mut discovered = false;
+        loop {
+            let candidates = self.candidates().await?;
+            match resolve(target, &candidates, discovered) {
+                Resolution::Found { fingerprint, .. } => {
+                    let name = self.name_of(&fingerprint).await;
+                    return Ok(ResolvedAgent { name, fingerprint });
+                }
+                Resolution::Ambiguous(candidates) => {
+                    let list: Vec<Value> = candidates
+                        .iter()
+                        .map(|c| json!({"name": c.name, "fingerprint": c.fingerprint, "address": c.address()}))
+                        .collect();
+                    return Err(ServiceError::new(
+                        "ambiguous-agent",
+                        format!("{target:?} fits {} agents; use one of the addresses", list.len()),
+                    )
+                    .with_details(json!({"candidates": list})));
+                }
+                Resolution::Discover(name) => {
+                    discovered = true;
+                    self.scan_local().await;
+                    let filter = DiscoverFilter { name: Some(name), ..DiscoverFilter::default() };
+                    if let Ok(found) = self.link.discover(Some(filter)).await {
+                        self.merge_agents(&found).await;
+                    }
+                }
+                Resolution::NotFound(closest) => {
+                    let hint = if closest.is_empty() {
+                        String::new()
+                    } else {
+                        format!("; did you mean {}?", closest.join(", "))
+                    };
+                    return Err(ServiceError::new(
+                        "agent-not-found",
+                        format!("no agent is known as {target:?}{hint}"),
+                    )
+                    .with_details(json!({"closest": closest})));
+                }
+            }
+        }
+    }
+
+    /// Everyone who can be meant by a name.
+    async fn candidates(&self) -> Result<Vec<Candidate>, ServiceError> {
+        use crate::records::NicknameSource;
+        let known = self.store.known_peers().await.map_err(|e| internal(&e))?;
+        let nicknames = self.nicknames.get();
+        let profiles = self.profiles.get();
+        let nickname = |peer: &Fingerprint| {
+            let entry = nicknames.nicknames.get(peer)?;
+            (entry.source != NicknameSource::Suggested).then(|| entry.nickname.clone())
+        };
+        let mut candidates: Vec<Candidate> = known
+            .iter()
+            .map(|k| Candidate {
+                fingerprint: k.fingerprint,
+                name: k.name.clone(),
+                nickname: nickname(&k.fingerprint),
+                online: Some(k.status == "online"),
+                known: true,
+            })
+            .collect();
+        for (peer, profile) in &profiles.profiles {
+            if !candidates.iter().any(|c| c.fingerprint == *peer) {
+                candidates.push(Candidate {
+                    fingerprint: *peer,
+                    name: text::name(&profile.agent),
+                    nickname: nickname(peer),
+                    online: None,
+                    known: true,
+                });
+            }
+        }
+        Ok(candidates)
+    }
+}
+
+fn timeout_of(request: &SendRequest) -> Result<Duration, ServiceError> {
+    let seconds = request.timeout_seconds.unwrap_or(120);
+    if (1..=300).contains(&seconds) {
+        return Ok(Duration::from_secs(seconds));
+    }
+    Err(ServiceError::new("timeout-out-of-range", format!("timeoutSeconds must be 1 to 300, not {seconds}")))
+}
+
+fn outbound_message(
+    caller: &Caller,
+    request: &SendRequest,
+    prepared: &Prepared,
+    level: threadline::TrustLevel,
+) -> OutboundMessage {
+    OutboundMessage {
+        text: request.message.clone(),
+        subject: request.subject.clone(),
+        target: ReplyTarget {
+            channel: ChannelId::THREADLINE,
+            recipient: Recipient {
+                kind: RecipientKind::Agent,
+                id: prepared.key.peer.to_string(),
+                trust: Some(level.to_string()),
+                own_values: Vec::new(),
+            },
+            conversation: Some(prepared.key.thread.to_string()),
+        },
+        origin: match caller {
+            Caller::Session(_) => Origin::Session,
+            Caller::Owner | Caller::Local => Origin::Cli,
+            Caller::Network(_) => Origin::Threadline,
+        },
+        session_id: prepared.session.clone(),
+        flags: SendFlags::default(),
+        idempotency_key: request.idempotency_key.clone(),
+    }
+}
+
+/// A refusal of the gateway as the caller hears it.
+fn blocked(block: &Block) -> ServiceError {
+    let code = match (block.by, &*block.rule) {
+        (StageId::Structure, "empty-message" | "invisible-payload") => "empty-message",
+        (StageId::Structure, "too-large") => "message-too-large",
+        (StageId::Mesh, rule) => rule,
+        (StageId::Policy, _) => "content-blocked",
+        (_, rule) => rule,
+    };
+    match block.retry_after_seconds {
+        Some(seconds) => ServiceError::retry(code, block.feedback.clone(), Some(seconds)),
+        None => ServiceError::new(code, block.feedback.clone()),
+    }
+    .with_details(json!({"stage": block.by, "rule": block.rule}))
+}
+
+fn envelope_text(envelope: &Envelope) -> String {
+    String::from_utf8(envelope.to_bytes()).expect("JSON is UTF-8")
+}
