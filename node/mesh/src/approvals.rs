@@ -73,9 +73,7 @@ impl Core {
 
     async fn approved(&self, approval: &Approval, option: ApproveOption) -> Result<(), ServiceError> {
         match approval.kind {
-            ApprovalKind::Message | ApprovalKind::FirstContact => {
-                self.let_in(approval, option).await
-            }
+            ApprovalKind::Message | ApprovalKind::FirstContact => self.let_in(approval, option).await,
             ApprovalKind::Outbound => self.release_outbound(approval).await,
             ApprovalKind::TrustElevation => {
                 let level = approval.details.get("level").and_then(Value::as_str);
@@ -138,8 +136,7 @@ impl Core {
         approval: &Approval,
     ) -> Result<Option<(ThreadKey, StoredMessage)>, ServiceError> {
         let Some(id) = approval.message_id.clone() else { return Ok(None) };
-        let message =
-            self.store.message(approval.peer, id, Direction::In).await.map_err(|e| internal(&e))?;
+        let message = self.store.message(approval.peer, id, Direction::In).await.map_err(|e| internal(&e))?;
         Ok(message.filter(|m| m.state == MessageState::Held).map(|m| (m.key.clone(), m)))
     }
 

@@ -44,8 +44,7 @@ impl AuditLog {
         let anchors = dir.join("trust-audit-anchors.jsonl");
         let report = read_and_verify(&chain, &anchors, identity.public())?;
         let chain_file = JsonlFile::open(&chain)?;
-        let mut writer =
-            Writer { chain: chain_file, anchors: JsonlFile::open(&anchors)?, head: report.head };
+        let mut writer = Writer { chain: chain_file, anchors: JsonlFile::open(&anchors)?, head: report.head };
         let mut repair = Map::new();
         if let Some(torn) = &report.torn {
             repair = torn_details(torn);
@@ -131,8 +130,7 @@ impl AuditLog {
             found.truncate(limit);
             Ok(found)
         });
-        job.await
-            .unwrap_or_else(|e| Err(AuditError::Read { path, source: std::io::Error::other(e) }))
+        job.await.unwrap_or_else(|e| Err(AuditError::Read { path, source: std::io::Error::other(e) }))
     }
 }
 
@@ -163,10 +161,8 @@ fn read_and_verify(chain: &Path, anchors: &Path, key: &PublicIdentity) -> Result
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(AuditError::Read { path: path.to_owned(), source }),
     };
-    let signed: Vec<Anchor> = read(anchors)?
-        .split(|b| *b == b'\n')
-        .filter_map(|line| serde_json::from_slice(line).ok())
-        .collect();
+    let signed: Vec<Anchor> =
+        read(anchors)?.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
     Ok(verify(&read(chain)?, &signed, key))
 }
 

@@ -116,7 +116,8 @@ impl MeshConfig {
                 park_after_ms: ms(config.get(keys::THREADLINE_PARK_AFTER)),
             },
             spawn: SpawnConfig {
-                cooldown_ms: u32::try_from(ms(config.get(keys::THREADLINE_SPAWN_COOLDOWN))).unwrap_or(u32::MAX),
+                cooldown_ms: u32::try_from(ms(config.get(keys::THREADLINE_SPAWN_COOLDOWN)))
+                    .unwrap_or(u32::MAX),
                 drain_enabled: config.get(keys::THREADLINE_SPAWN_DRAIN),
                 max_envelope_bytes: small(config.get(keys::THREADLINE_SPAWN_MAX_BYTES)),
                 max_global_queued: small(config.get(keys::THREADLINE_SPAWN_MAX_QUEUED)),

@@ -32,7 +32,11 @@ use crate::waiters::Waiters;
 pub trait RelaySwitch: Send + Sync {
     /// Writes `threadline.relayEnabled`, and the visibility where one is given. The new configuration comes back
     /// through [`crate::Mesh::set_config`].
-    fn set(&self, enabled: bool, visibility: Option<String>) -> instar_state::BoxFuture<'_, Result<(), String>>;
+    fn set(
+        &self,
+        enabled: bool,
+        visibility: Option<String>,
+    ) -> instar_state::BoxFuture<'_, Result<(), String>>;
 }
 
 pub(crate) struct Core {

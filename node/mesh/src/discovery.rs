@@ -132,7 +132,11 @@ impl Core {
     }
 
     /// `threadline_agents`
-    pub(crate) async fn agents(&self, caller: &Caller, request: &AgentsRequest) -> Result<Value, ServiceError> {
+    pub(crate) async fn agents(
+        &self,
+        caller: &Caller,
+        request: &AgentsRequest,
+    ) -> Result<Value, ServiceError> {
         if self.local.is_stale() {
             self.scan_local().await;
         }
@@ -170,12 +174,15 @@ impl Core {
     }
 
     fn agent_entry(&self, caller: &Caller, peer: &KnownPeer, short: bool) -> Value {
-        let name = if peer.name.is_empty() { format!("agent {}", peer.fingerprint.short()) } else { peer.name.clone() };
+        let name = if peer.name.is_empty() {
+            format!("agent {}", peer.fingerprint.short())
+        } else {
+            peer.name.clone()
+        };
         let mut entry = Map::new();
         entry.insert("address".into(), json!(format!("{name}:{}", peer.fingerprint.short())));
         entry.insert("name".into(), json!(name));
-        let fingerprint =
-            if short { peer.fingerprint.short() } else { peer.fingerprint.to_string() };
+        let fingerprint = if short { peer.fingerprint.short() } else { peer.fingerprint.to_string() };
         entry.insert("fingerprint".into(), json!(fingerprint));
         if let Some(nickname) = self.nicknames.get().nicknames.get(&peer.fingerprint) {
             entry.insert("nickname".into(), json!(nickname.nickname));

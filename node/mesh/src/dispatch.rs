@@ -7,10 +7,12 @@ use std::time::Duration;
 use hmac::{Hmac, KeyInit, Mac};
 use instar_state::ids::SessionId;
 use instar_state::ports::{
-    HeartbeatSpec, InputKind, InputState, LiveSession, PeerBinding, PeerSessionSpec, SessionInput, SpawnRefused,
+    HeartbeatSpec, InputKind, InputState, LiveSession, PeerBinding, PeerSessionSpec, SessionInput,
+    SpawnRefused,
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use threadline::ThreadKey;
 use threadline::firewall::{HISTORY_TOOL, SEND_TOOL};
 use threadline::framing::{Frame, frame};
 use threadline::spawn::{
@@ -20,7 +22,6 @@ use threadline::threads::{MAX_SPAWN_FAILURES, ThreadEvent};
 use threadline::trust::TrustSource;
 use threadline::v1::envelope::Authentication;
 use threadline::warrant::{Facts, Warrant, judge};
-use threadline::{Fingerprint, ThreadKey};
 use threadline_net::store::{
     Auth, LedgerRow, LedgerStatus, MessageState, Reservation, StoreError, StoredMessage,
 };
@@ -128,9 +129,7 @@ impl Dispatcher {
                 }
                 // Stored as queued, lost by the session room: hand it over again; the key makes it one row.
                 None => {
-                    core.store
-                        .set_inbound_state(key, message.id, MessageState::Stored, None, None)
-                        .await?;
+                    core.store.set_inbound_state(key, message.id, MessageState::Stored, None, None).await?;
                 }
             }
         }
@@ -155,9 +154,7 @@ impl Dispatcher {
         self.failures.remove(&message.key);
         let reason = reason.map(str::to_owned);
         let state = MessageState::Delivered;
-        core.store
-            .set_inbound_state(message.key.clone(), message.id.clone(), state, reason, None)
-            .await?;
+        core.store.set_inbound_state(message.key.clone(), message.id.clone(), state, reason, None).await?;
         core.thread_event("message-processed", &message.key, message.id.as_str());
         Ok(())
     }
@@ -387,12 +384,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    async fn verify(
-        &mut self,
-        core: &Core,
-        row: &LedgerRow,
-        live: &LiveSession,
-    ) -> Result<(), StoreError> {
+    async fn verify(&mut self, core: &Core, row: &LedgerRow, live: &LiveSession) -> Result<(), StoreError> {
         match core.check_heartbeat(row).await? {
             Pulse::Alive => {
                 self.spawns.succeeded(row.key.peer);
@@ -617,14 +609,12 @@ fn judge_beat(bytes: &[u8], row: &LedgerRow, now: i64) -> Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use threadline::Fingerprint;
 
     fn row() -> LedgerRow {
         LedgerRow {
             event_id: "e".into(),
-            key: ThreadKey {
-                peer: Fingerprint::from_bytes([1; 16]),
-                thread: "t".parse().expect("id"),
-            },
+            key: ThreadKey { peer: Fingerprint::from_bytes([1; 16]), thread: "t".parse().expect("id") },
             nonce: vec![7; 32],
             spawned_at: 0,
             status: LedgerStatus::Spawning,

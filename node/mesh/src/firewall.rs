@@ -79,8 +79,7 @@ impl Core {
         self.audit.record(Action::FirewallDeny, &row.key.peer.to_string(), &actor, details).await;
         self.events.publish("firewall-denied", json!({"sessionId": session, "tool": tool}));
         let over = {
-            let mut violations =
-                self.violations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut violations = self.violations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             // Sessions are few; what ended long ago is dropped when the table grows.
             if violations.len() > 1_000 {
                 violations.clear();
@@ -117,8 +116,7 @@ impl Core {
     /// The path below the project with every link followed; `None` for what does not exist.
     async fn canonical(&self, path: &str) -> Option<String> {
         let path = Path::new(path);
-        let absolute: PathBuf =
-            if path.is_absolute() { path.to_owned() } else { self.project().join(path) };
+        let absolute: PathBuf = if path.is_absolute() { path.to_owned() } else { self.project().join(path) };
         let real = tokio::fs::canonicalize(absolute).await.ok()?;
         real.to_str().map(str::to_owned)
     }

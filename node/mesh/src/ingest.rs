@@ -57,7 +57,8 @@ impl Core {
             let now = self.now();
             let next = self.store.spool_next_due().await.ok().flatten();
             let wait = next.map_or(TICK, |at| {
-                Duration::from_millis(u64::try_from(at - now).unwrap_or(0)).clamp(Duration::from_millis(50), TICK)
+                Duration::from_millis(u64::try_from(at - now).unwrap_or(0))
+                    .clamp(Duration::from_millis(50), TICK)
             });
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -246,8 +247,7 @@ impl Core {
         {
             let name = self.name_of(&peer).await;
             let source = TrustSource::FirstContactAuto;
-            let raised =
-                self.apply_level(peer, &name, TrustLevel::Verified, source, "system", None).await;
+            let raised = self.apply_level(peer, &name, TrustLevel::Verified, source, "system", None).await;
             if let Err(error) = raised {
                 tracing::error!(%error, "a first contact was not raised");
             }

@@ -191,8 +191,7 @@ fn check_answer(answer: &Answer, nonce: &str, now: i64) -> Result<PublicIdentity
 
 /// Base64, or 64 hex digits as other installs write it.
 fn decode_key(text: &str) -> Option<PublicIdentity> {
-    let bytes = if text.len() == 64 { hex::decode(text).ok() } else { STANDARD.decode(text).ok() }
-    };
+    let bytes = if text.len() == 64 { hex::decode(text).ok() } else { STANDARD.decode(text).ok() };
     PublicIdentity::from_bytes(&bytes?).ok()
 }
 

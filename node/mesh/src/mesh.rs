@@ -135,11 +135,15 @@ impl Mesh {
         let (agent_name, version) = (deps.agent_name.clone(), deps.version.clone());
         let dir = deps.paths.threadline();
         for path in [&dir, &deps.paths.data()] {
-            create_dir_private(path)
-                .map_err(|source| MeshError::Directory { path: path.clone(), source })?;
+            create_dir_private(path).map_err(|source| MeshError::Directory { path: path.clone(), source })?;
         }
         let refused = |refusal| {
-            Ok(Arc::new(Self { core: Err(refusal), run: Mutex::new(None), agent_name: agent_name.clone(), version: version.clone() }))
+            Ok(Arc::new(Self {
+                core: Err(refusal),
+                run: Mutex::new(None),
+                agent_name: agent_name.clone(),
+                version: version.clone(),
+            }))
         };
         if !deps.config.enabled {
             let message = "threadline.enabled is false in config.json".to_owned();
@@ -315,9 +319,8 @@ impl Mesh {
     pub fn challenge(&self, nonce: &str) -> Result<Value, ServiceError> {
         use base64::Engine as _;
         let core = self.core()?;
-        let challenge = DiscoveryChallenge::new(nonce, core.now()).ok_or_else(|| {
-            ServiceError::new("invalid-arguments", "nonce must be 64 lowercase hex digits")
-        })?;
+        let challenge = DiscoveryChallenge::new(nonce, core.now())
+            .ok_or_else(|| ServiceError::new("invalid-arguments", "nonce must be 64 lowercase hex digits"))?;
         let signature = core.identity.sign(&Purpose::DiscoveryChallenge(&challenge));
         let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
         Ok(json!({
@@ -387,7 +390,10 @@ impl Mesh {
     pub async fn pause(&self, peer: &str, reason: Option<String>) -> Result<Value, ServiceError> {
         let (core, peer) = (self.core()?, fingerprint(peer)?);
         if core.controls.get().is_blocked(&peer) {
-            return Err(ServiceError::new("blocked-agent", "the agent is blocked, which is more than paused"));
+            return Err(ServiceError::new(
+                "blocked-agent",
+                "the agent is blocked, which is more than paused",
+            ));
         }
         core.set_control(peer, Some(ControlStatus::Paused), reason).await?;
         Ok(json!({"fingerprint": peer, "paused": true}))
@@ -435,12 +441,7 @@ impl Mesh {
     }
 
     /// `POST /threadline/approvals/:id/approve` and `/reject`: the owner only.
-    pub async fn decide(
-        &self,
-        caller: &Caller,
-        id: &str,
-        decision: Decision,
-    ) -> Result<Value, ServiceError> {
+    pub async fn decide(&self, caller: &Caller, id: &str, decision: Decision) -> Result<Value, ServiceError> {
         self.core()?.decide(caller, id, decision).await
     }
 
@@ -466,7 +467,11 @@ impl Mesh {
     }
 
     /// `DELETE /threadline/threads/:id`
-    pub async fn delete_thread(&self, caller: &Caller, request: DeleteRequest) -> Result<Value, ServiceError> {
+    pub async fn delete_thread(
+        &self,
+        caller: &Caller,
+        request: DeleteRequest,
+    ) -> Result<Value, ServiceError> {
         self.core()?.delete(caller, request).await
     }
 

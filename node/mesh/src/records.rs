@@ -16,7 +16,7 @@ use threadline::Fingerprint;
 
 /// Why a record was not read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum RecordError {
+pub(crate) enum RecordError {
     /// The file cannot be read or moved aside.
     #[error("cannot use {path}: {source}")]
     Io {

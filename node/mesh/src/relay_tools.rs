@@ -123,7 +123,10 @@ impl Core {
 
     fn registry_access(&self) -> Result<RegistryAccess, ServiceError> {
         if !self.config().registry_enabled {
-            return Err(ServiceError::new("registry-disabled", "the registry is switched off in the configuration"));
+            return Err(ServiceError::new(
+                "registry-disabled",
+                "the registry is switched off in the configuration",
+            ));
         }
         self.link.registry().ok_or_else(|| registry_error(&RegistryError::NotConnected))
     }
@@ -182,7 +185,9 @@ impl Core {
                     return Err(ServiceError::new("ambiguous-agent", "more than one known agent begins so"));
                 }
                 (None, _) => {
-                    return Ok(json!({"found": false, "tip": "A prefix is looked up among known agents; use all 32 digits."}));
+                    return Ok(
+                        json!({"found": false, "tip": "A prefix is looked up among known agents; use all 32 digits."}),
+                    );
                 }
             }
         };
@@ -192,9 +197,9 @@ impl Core {
                 found["found"] = json!(true);
                 Ok(found)
             }
-            Err(error) if error.code == "registry-not-found" => {
-                Ok(json!({"found": false, "tip": "The agent is unknown or unlisted; it may still be reachable."}))
-            }
+            Err(error) if error.code == "registry-not-found" => Ok(
+                json!({"found": false, "tip": "The agent is unknown or unlisted; it may still be reachable."}),
+            ),
             Err(error) => Err(error),
         }
     }
@@ -282,9 +287,13 @@ impl Core {
 
 fn registry_error(error: &RegistryError) -> ServiceError {
     match error {
-        RegistryError::NotConnected => ServiceError::retry("registry-unavailable", error.to_string(), Some(10)),
+        RegistryError::NotConnected => {
+            ServiceError::retry("registry-unavailable", error.to_string(), Some(10))
+        }
         RegistryError::Expired => ServiceError::retry("registry-auth-expired", error.to_string(), Some(60)),
-        RegistryError::Refused { status: 404, .. } => ServiceError::new("registry-not-found", error.to_string()),
+        RegistryError::Refused { status: 404, .. } => {
+            ServiceError::new("registry-not-found", error.to_string())
+        }
         RegistryError::Refused { status: 429, .. } => {
             ServiceError::retry("rate-limited", error.to_string(), Some(60))
         }
@@ -300,7 +309,8 @@ fn registry_error(error: &RegistryError) -> ServiceError {
 
 /// An entry with everything that the other agent wrote inside one framed text.
 fn registry_entry(entry: &Value) -> Value {
-    let word = |name: &str| entry.get(name).and_then(Value::as_str).map(text::description).unwrap_or_default();
+    let word =
+        |name: &str| entry.get(name).and_then(Value::as_str).map(text::description).unwrap_or_default();
     let list = |name: &str| {
         let items = entry.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         items.iter().filter_map(Value::as_str).map(text::name).collect::<Vec<_>>().join(", ")

@@ -75,9 +75,7 @@ impl Core {
         }
         let prepared = self.prepare(caller, &request, &resolved).await?;
         let unverified = self.unverified_session(caller).await?;
-        let windows = vec![
-            self.config().limits.outbound(&prepared.key.peer, self.level(&prepared.key.peer)),
-        ];
+        let windows = vec![self.config().limits.outbound(&prepared.key.peer, self.level(&prepared.key.peer))];
         let message = outbound_message(caller, &request, &prepared, self.level(&prepared.key.peer));
         let mut outcome = self.review(message.clone(), &windows, false, *caller == Caller::Owner).await?;
         if let (SendOutcome::Cleared(_), Some(reason)) = (&outcome, unverified) {
@@ -102,8 +100,7 @@ impl Core {
             let text = "no path to the agent is up, and failIfOffline is set";
             return Err(ServiceError::retry("offline", text, None));
         }
-        let waiter =
-            request.wait_for_reply.then(|| self.waiters.register(&prepared.key, &prepared.id));
+        let waiter = request.wait_for_reply.then(|| self.waiters.register(&prepared.key, &prepared.id));
         let draft = self.draft(&prepared, &request, windows).await?;
         let encryption = if draft.auth == Auth::E2e { "e2e" } else { "transport" };
         match self.commit(cleared, draft, &prepared).await? {
@@ -111,7 +108,7 @@ impl Core {
             Queued::Existing(earlier) => return self.result_of(&earlier).await,
         }
         self.after_commit(caller, &prepared).await;
-        self.finish(caller, &request, prepared, resolved, encryption, waiter, timeout).await
+        self.await_reply(caller, &request, prepared, resolved, encryption, waiter, timeout).await
     }
 
     /// Checks what the caller may say to whom, and settles the thread.
@@ -145,11 +142,8 @@ impl Core {
             _ => {}
         }
         let now = self.now();
-        let recent = self
-            .store
-            .recent_threads(peer, now - AFFINITY_FIRST_MS)
-            .await
-            .map_err(|e| internal(&e))?;
+        let recent =
+            self.store.recent_threads(peer, now - AFFINITY_FIRST_MS).await.map_err(|e| internal(&e))?;
         let thread = match place_outbound(thread.as_ref(), request.new_thread, &recent, now) {
             Placement::Thread(thread) => thread,
             Placement::New | Placement::SenderDefault => ThreadId::from_uuid(uuid::Uuid::now_v7()),
@@ -217,12 +211,10 @@ impl Core {
         by_owner: bool,
     ) -> Result<SendOutcome, ServiceError> {
         let now = self.now();
-        let peer: Fingerprint = message
-            .target
-            .recipient
-            .id
-            .parse()
-            .map_err(|e: threadline::ParseIdError| ServiceError::new("invalid-arguments", e.to_string()))?;
+        let peer: Fingerprint =
+            message.target.recipient.id.parse().map_err(|e: threadline::ParseIdError| {
+                ServiceError::new("invalid-arguments", e.to_string())
+            })?;
         let usage = self.store.usage(windows.to_vec(), now).await.map_err(|e| internal(&e))?;
         let controls = self.controls.get();
         let stage = MeshStage {
@@ -302,17 +294,17 @@ impl Core {
         let make = move |message: &OutboundMessage| -> Result<String, SealFailed> {
             let content = Content { text: message.text.clone(), kind: Some(kind), metadata: Some(metadata) };
             let envelope = match &sealed_to {
-                Some(key) => seal(&identity, key, &header, &content, &mut rand::rng())
-                    .map_err(|_| SealFailed::Key)?,
+                Some(key) => {
+                    seal(&identity, key, &header, &content, &mut rand::rng()).map_err(|_| SealFailed::Key)?
+                }
                 None => clear(&header, &content),
             };
             Ok(envelope_text(&envelope))
         };
         self.store.enqueue(cleared, draft, make, now).await.map_err(|error| match error {
-            SealFailed::Store(StoreError::AlreadyAnswered { in_reply_to, by }) => ServiceError::new(
-                "already-answered",
-                format!("message {in_reply_to} was answered by {by}"),
-            ),
+            SealFailed::Store(StoreError::AlreadyAnswered { in_reply_to, by }) => {
+                ServiceError::new("already-answered", format!("message {in_reply_to} was answered by {by}"))
+            }
             SealFailed::Store(error) => internal(&error),
             SealFailed::Key => ServiceError::new("bad-key", SealFailed::Key.to_string()),
         })
@@ -339,15 +331,14 @@ impl Core {
             }
         });
         if let Caller::Session(SessionCaller { bound: Some(bound), .. }) = caller {
-            let answered =
-                prepared.in_reply_to.as_ref().map(|id| inbox_key(&bound.peer, id.as_str()));
+            let answered = prepared.in_reply_to.as_ref().map(|id| inbox_key(&bound.peer, id.as_str()));
             self.sessions.replied(&conversation_of(bound), answered.as_deref()).await;
             self.dispatch_wake.notify_one();
         }
     }
 
     #[allow(clippy::too_many_arguments)]
-    async fn finish(
+    async fn await_reply(
         &self,
         caller: &Caller,
         request: &SendRequest,
@@ -393,10 +384,8 @@ impl Core {
             }
             Ok(None) => result.note = Some("The thread was deleted meanwhile".into()),
             Err(_) => {
-                result.note = Some(format!(
-                    "No reply within {} s; it will arrive in this thread",
-                    timeout.as_secs()
-                ));
+                result.note =
+                    Some(format!("No reply within {} s; it will arrive in this thread", timeout.as_secs()));
             }
         }
         self.add_evidence(&mut result).await;
@@ -465,17 +454,20 @@ impl Core {
         };
         let draft = self.draft(&prepared, request, windows).await?;
         let encryption = if draft.auth == Auth::E2e { "e2e" } else { "transport" };
-        self.store
-            .hold_outbound(message, draft, approval, Self::queue_limits(), now)
-            .await
-            .map_err(|e| match e {
+        self.store.hold_outbound(message, draft, approval, Self::queue_limits(), now).await.map_err(|e| {
+            match e {
                 StoreError::AlreadyAnswered { in_reply_to, by } => ServiceError::new(
                     "already-answered",
                     format!("message {in_reply_to} was answered by {by}"),
                 ),
                 other => approval_error(&other),
-            })?;
-        self.notify("threadline-approvals", "Messages wait for your decision: see `instar threadline approvals`", false);
+            }
+        })?;
+        self.notify(
+            "threadline-approvals",
+            "Messages wait for your decision: see `instar threadline approvals`",
+            false,
+        );
         self.thread_event("message-held", &prepared.key, prepared.id.as_str());
         if let Caller::Session(SessionCaller { bound: Some(bound), .. }) = caller {
             let answered = prepared.in_reply_to.as_ref().map(|id| inbox_key(&bound.peer, id.as_str()));
@@ -520,10 +512,8 @@ impl Core {
             subject: held.subject,
             session: held.author_session,
         };
-        let windows =
-            vec![self.config().limits.outbound(&prepared.key.peer, self.level(&prepared.key.peer))];
-        let message =
-            outbound_message(&Caller::Owner, &request, &prepared, self.level(&prepared.key.peer));
+        let windows = vec![self.config().limits.outbound(&prepared.key.peer, self.level(&prepared.key.peer))];
+        let message = outbound_message(&Caller::Owner, &request, &prepared, self.level(&prepared.key.peer));
         match self.review(message, &windows, true, true).await? {
             SendOutcome::Cleared(cleared) => {
                 let draft = self.draft(&prepared, &request, windows).await?;
@@ -545,14 +535,12 @@ impl Core {
         let sealed_to = self.seals_to(&key.peer).await?;
         let identity = std::sync::Arc::clone(&self.identity);
         let make = move |control: Control| -> Result<String, SealFailed> {
-            let content = Content {
-                text: control.text().into(),
-                kind: Some(control.kind().into()),
-                metadata: None,
-            };
+            let content =
+                Content { text: control.text().into(), kind: Some(control.kind().into()), metadata: None };
             let envelope = match &sealed_to {
-                Some(key) => seal(&identity, key, &header, &content, &mut rand::rng())
-                    .map_err(|_| SealFailed::Key)?,
+                Some(key) => {
+                    seal(&identity, key, &header, &content, &mut rand::rng()).map_err(|_| SealFailed::Key)?
+                }
                 None => clear(&header, &content),
             };
             Ok(envelope_text(&envelope))
@@ -584,7 +572,9 @@ impl Core {
                 Resolution::Ambiguous(candidates) => {
                     let list: Vec<Value> = candidates
                         .iter()
-                        .map(|c| json!({"name": c.name, "fingerprint": c.fingerprint, "address": c.address()}))
+                        .map(
+                            |c| json!({"name": c.name, "fingerprint": c.fingerprint, "address": c.address()}),
+                        )
                         .collect();
                     return Err(ServiceError::new(
                         "ambiguous-agent",

@@ -2,10 +2,8 @@
 
 use serde_json::{Value, json};
 use threadline::Fingerprint;
-use threadline::service::{
-    BoxFuture, Caller, ServiceError, Threadline, ToolCall, TrustAction, TrustRequest,
-};
 use threadline::TrustLevel;
+use threadline::service::{BoxFuture, Caller, ServiceError, Threadline, ToolCall, TrustAction, TrustRequest};
 
 use crate::Mesh;
 use crate::core::Core;
@@ -22,8 +20,7 @@ impl Threadline for Mesh {
                 ToolCall::Discover(request) => core.discover(&caller, request).await,
                 ToolCall::Send(request) => {
                     let result = core.send(&caller, request).await?;
-                    serde_json::to_value(result)
-                        .map_err(|e| ServiceError::new("internal", e.to_string()))
+                    serde_json::to_value(result).map_err(|e| ServiceError::new("internal", e.to_string()))
                 }
                 ToolCall::History(request) => core.history(&caller, request).await,
                 ToolCall::Agents(request) => core.agents(&caller, &request).await,
@@ -66,9 +63,9 @@ impl Core {
             TrustAction::Grant | TrustAction::Revoke => {
                 let level = match request.action {
                     TrustAction::Revoke => request.level.unwrap_or(TrustLevel::Untrusted),
-                    _ => request.level.ok_or_else(|| {
-                        ServiceError::new("level-required", "grant needs a level")
-                    })?,
+                    _ => request
+                        .level
+                        .ok_or_else(|| ServiceError::new("level-required", "grant needs a level"))?,
                 };
                 let change = self.set_level(caller, peer, level, request.reason.as_deref()).await?;
                 let action = if request.action == TrustAction::Grant { "grant" } else { "revoke" };

@@ -45,7 +45,10 @@ impl Stage for MeshStage<'_> {
             Gate::HoldForApproval | Gate::Pass(_) => {}
         }
         if let Err(limited) = check(self.usage.iter().map(|(w, u)| (w, *u)), moment.now_ms) {
-            let text = format!("the limit of messages to this agent is reached; try again in {} s", limited.retry_after_s);
+            let text = format!(
+                "the limit of messages to this agent is reached; try again in {} s",
+                limited.retry_after_s
+            );
             return StageVerdict::Block(block("rate-limited", text).retry_after(limited.retry_after_s));
         }
         let secrets: Vec<Finding> = message
@@ -79,8 +82,14 @@ fn sensitive(text: &str) -> Vec<&'static str> {
         let class = |name, pattern: &str| (name, Regex::new(pattern).expect("a constant pattern"));
         vec![
             class("social-security-number", r"\b\d{3}-\d{2}-\d{4}\b"),
-            class("e-mail with password", r"(?is)[\w.+-]+@[\w-]+\.\w+.{0,80}\b(?:password|passwd|passwort)\b"),
-            class("password with e-mail", r"(?is)\b(?:password|passwd|passwort)\b.{0,80}[\w.+-]+@[\w-]+\.\w+"),
+            class(
+                "e-mail with password",
+                r"(?is)[\w.+-]+@[\w-]+\.\w+.{0,80}\b(?:password|passwd|passwort)\b",
+            ),
+            class(
+                "password with e-mail",
+                r"(?is)\b(?:password|passwd|passwort)\b.{0,80}[\w.+-]+@[\w-]+\.\w+",
+            ),
             class("database query", r"(?is)\bselect\b.{1,200}\bfrom\b.{1,200}\bwhere\b.{0,100}[=<>]"),
             class("internal prompt", r"(?i)\bsystem prompt:|\[INTERNAL\]"),
         ]

@@ -29,8 +29,7 @@ impl Core {
             Some(peer) => Some(self.resolve_target(peer).await?.fingerprint),
             None => None,
         };
-        let not_found =
-            || ServiceError::new("thread-not-found", format!("there is no thread {thread_id}"));
+        let not_found = || ServiceError::new("thread-not-found", format!("there is no thread {thread_id}"));
         let forbidden = || ServiceError::new("forbidden", "this caller may not see that thread");
         let only = match caller {
             Caller::Session(session) => match &session.bound {
@@ -122,9 +121,7 @@ impl Core {
     fn message_entry(&self, message: &StoredMessage, peer_name: &str) -> Value {
         let body = message.body.as_deref().unwrap_or_default();
         let (from, body) = match message.direction {
-            Direction::In => {
-                (peer_name, framing::enclose(body, &hex::encode(rand::random::<[u8; 8]>())))
-            }
+            Direction::In => (peer_name, framing::enclose(body, &hex::encode(rand::random::<[u8; 8]>()))),
             Direction::Out => (self.agent_name.as_str(), body.to_owned()),
         };
         json!({
@@ -178,11 +175,8 @@ impl Core {
 
     /// Newest messages over all threads, for the owner's command line.
     pub(crate) async fn recent(&self, direction: Direction, limit: u32) -> Result<Value, ServiceError> {
-        let messages = self
-            .store
-            .recent(Some(direction), limit.clamp(1, 200))
-            .await
-            .map_err(|e| internal(&e))?;
+        let messages =
+            self.store.recent(Some(direction), limit.clamp(1, 200)).await.map_err(|e| internal(&e))?;
         let mut rows = Vec::with_capacity(messages.len());
         for m in &messages {
             let preview: String = m.body.as_deref().unwrap_or_default().chars().take(PREVIEW).collect();
@@ -215,7 +209,11 @@ impl Core {
     }
 
     /// `threadline_delete`
-    pub(crate) async fn delete(&self, caller: &Caller, request: DeleteRequest) -> Result<Value, ServiceError> {
+    pub(crate) async fn delete(
+        &self,
+        caller: &Caller,
+        request: DeleteRequest,
+    ) -> Result<Value, ServiceError> {
         if !request.confirm {
             return Err(ServiceError::new("confirm-required", "deleting a thread needs confirm: true"));
         }
@@ -257,8 +255,7 @@ impl Core {
     }
 
     pub(crate) async fn pin_thread(&self, key: ThreadKey, pinned: bool) -> Result<Value, ServiceError> {
-        let done =
-            self.store.set_pinned(key.clone(), pinned, MAX_PINNED).await.map_err(|e| internal(&e))?;
+        let done = self.store.set_pinned(key.clone(), pinned, MAX_PINNED).await.map_err(|e| internal(&e))?;
         if !done {
             let text = format!("{MAX_PINNED} threads are pinned already; unpin one first");
             return Err(ServiceError::new("too-many-pinned", text));

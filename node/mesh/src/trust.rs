@@ -1,8 +1,8 @@
 //! Trust levels, blocks, pauses and nicknames, carried out: record first, then audit, event and notice.
 
 use serde_json::{Value, json};
-use threadline::identity::PublicIdentity;
 use threadline::audit::Action;
+use threadline::identity::PublicIdentity;
 use threadline::service::{Caller, ServiceError};
 use threadline::time::iso_ms;
 use threadline::trust::{Profile, Requester, TrustDecision, TrustSource, decide};
@@ -37,10 +37,9 @@ impl Core {
         let profile = self.profile(&peer).unwrap_or_else(|| Profile::new(peer, &name, self.now()));
         let requester = match caller {
             Caller::Owner => Requester::Owner,
-            Caller::Session(session) => Requester::Session {
-                tainted: session.tainted,
-                owner_bound: session.bound.is_none(),
-            },
+            Caller::Session(session) => {
+                Requester::Session { tainted: session.tainted, owner_bound: session.bound.is_none() }
+            }
             // Neither is the owner, and both may only lower.
             Caller::Local | Caller::Network(_) => Requester::Session { tainted: true, owner_bound: false },
         };
@@ -88,8 +87,7 @@ impl Core {
         let (agent, its_source) = (name.to_owned(), source.clone());
         let key = self.store.pinned_key(peer).await.map_err(|e| internal(&e))?.map(|pin| pin.key);
         let changed = self.profiles.change(move |profiles| {
-            let profile =
-                profiles.profiles.entry(peer).or_insert_with(|| Profile::new(peer, &agent, now));
+            let profile = profiles.profiles.entry(peer).or_insert_with(|| Profile::new(peer, &agent, now));
             let from = profile.level;
             profile.set_level(level, its_source, now);
             profile.public_key = key.as_ref().map(public_key_text).or(profile.public_key.take());
@@ -113,8 +111,7 @@ impl Core {
     pub(crate) async fn trust_local(&self, key: &PublicIdentity, name: &str) -> bool {
         let peer = key.fingerprint();
         let profile = self.profile(&peer).unwrap_or_else(|| Profile::new(peer, name, self.now()));
-        let verdict =
-            decide(&profile, TrustLevel::Verified, Requester::OsVerified, TrustLevel::Untrusted);
+        let verdict = decide(&profile, TrustLevel::Verified, Requester::OsVerified, TrustLevel::Untrusted);
         let TrustDecision::Apply { source, .. } = verdict else { return false };
         let applied = self.apply_level(peer, name, TrustLevel::Verified, source, "system", None).await;
         applied.is_ok()

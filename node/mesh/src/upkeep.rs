@@ -274,7 +274,11 @@ impl Core {
             let lowered =
                 self.apply_level(peer, &name, level, TrustSource::System, "system", Some("inactivity")).await;
             match lowered {
-                Ok(()) => self.notify(format!("decay:{peer}"), format!("{name} was quiet for long and is now {level}"), false),
+                Ok(()) => self.notify(
+                    format!("decay:{peer}"),
+                    format!("{name} was quiet for long and is now {level}"),
+                    false,
+                ),
                 Err(error) => tracing::error!(%error, "a level was not lowered"),
             }
         }

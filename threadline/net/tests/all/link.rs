@@ -47,12 +47,7 @@ impl Node {
         };
         let (events_tx, events) = mpsc::channel(64);
         let stop = CancellationToken::new();
-        let deps = LinkDeps {
-            identity: Arc::clone(&identity),
-            store: store.clone(),
-            events: events_tx,
-            now,
-        };
+        let deps = LinkDeps { identity: Arc::clone(&identity), store: store.clone(), events: events_tx, now };
         let (link, future) = run_link(deps, stop.clone());
         let task = tokio::spawn(future);
         link.start(config).await;
