@@ -444,6 +444,16 @@ fn connect(options: &OpenOptions, flags: OpenFlags) -> Result<Connection, Databa
     Ok(connection)
 }
 
+/// Runs `PRAGMA quick_check` on a file that another process may have open. Blocks; changes nothing.
+pub fn quick_check(path: &Path) -> Result<(), DatabaseError> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    check(&connection, path)
+}
+
 fn check(connection: &Connection, path: &Path) -> Result<(), DatabaseError> {
     let verdict: String = connection
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))

@@ -4,9 +4,12 @@ mod ages;
 mod api;
 mod config;
 mod context;
+mod doctor;
+mod hooks;
 mod identity;
 mod init;
 mod logs;
+mod mcp;
 mod node;
 mod outline;
 mod owner;
@@ -56,6 +59,14 @@ enum Command {
     Logs(logs::Args),
     /// The agent, its node, sessions and mesh at a glance
     Status(status::Args),
+    /// Check everything that must be right
+    Doctor(doctor::Args),
+    /// The hooks in Claude Code's settings
+    #[command(subcommand)]
+    Hooks(hooks::Command),
+    /// The tools for other programs
+    #[command(subcommand)]
+    Mcp(mcp::Command),
     /// Claude Code sessions of the node
     #[command(subcommand)]
     Session(session::Command),
@@ -90,6 +101,9 @@ fn run(ctx: &Ctx, command: Command) -> CommandResult {
         Command::Identity(command) => identity::run(ctx, command),
         Command::Logs(args) => logs::run(ctx, &args),
         Command::Status(args) => status::run(ctx, &args),
+        Command::Doctor(args) => doctor::run(ctx, &args),
+        Command::Hooks(command) => hooks::run(ctx, command),
+        Command::Mcp(command) => mcp::run(ctx, command),
         Command::Session(command) => session::run(ctx, command),
         Command::Threadline(command) => threadline::run(ctx, command),
         Command::Api(args) => api::run(ctx, &args),
