@@ -87,6 +87,10 @@ install_tools() {
     install_debian ip iproute2
     install_debian unshare util-linux
   fi
+  if [[ $wanted == *" tests "* ]]; then
+    install_debian npm npm
+    python3 -c 'import ensurepip' 2>/dev/null || install_debian python3-venv python3-venv
+  fi
   if [[ $wanted =~ \ (e2e|chaos)\  ]] && ! has_claude; then
     echo "installing Claude Code $CLAUDE_VERSION"
     install_debian npm npm

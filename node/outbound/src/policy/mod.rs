@@ -177,6 +177,9 @@ impl Pel {
             };
             add(rule, Severity::HardBlock, &hit.kind, hit.span);
         }
+        for (kind, span) in text_rules::credentials(text) {
+            add(PelRule::CredentialLeak, Severity::HardBlock, kind, span);
+        }
         for span in text_rules::env_vars(text) {
             add(PelRule::EnvVarLeak, Severity::Warn, "environment variable of a secret", span);
         }

@@ -1,4 +1,4 @@
-//! Paths of this machine and names of environment variables.
+//! Paths of this machine, names of environment variables, and credentials that show only by their surroundings.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -29,4 +29,44 @@ pub(super) fn file_paths(text: &str) -> impl Iterator<Item = Range<usize>> {
     FILE_PATH
         .captures_iter(text)
         .filter_map(|captures| captures.iter().skip(1).flatten().next().map(|found| found.range()))
+}
+
+static BEARER: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"(?i-u)\bbearer[ \t]+([a-z0-9_~+/.=-]{20,})").expect("a constant pattern"));
+
+static PASSWORD: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(
+        r#"(?i)(?-u:\b)(?:password|passwd|passphrase|pwd)["']?([ \t]*[:=][ \t]*)(?:"([^"\r\n]{8,})"|'([^'\r\n]{8,})'|([^\s"'(){}<>\[\]$;,]{8,}))"#,
+    )
+    .expect("a constant pattern")
+});
+
+/// Spans of tokens after the word bearer, and of values assigned to a password.
+pub(super) fn credentials(text: &str) -> impl Iterator<Item = (&'static str, Range<usize>)> {
+    let bearers = BEARER.captures_iter(text).filter_map(|captures| captures.get(1)).filter_map(|token| {
+        let random = token.as_str().bytes().any(|b| b.is_ascii_digit());
+        random.then(|| ("bearer token", token.range()))
+    });
+    let passwords = PASSWORD.captures_iter(text).filter_map(|captures| {
+        let quoted = captures.get(2).or_else(|| captures.get(3));
+        let value = quoted.or_else(|| captures.get(4))?;
+        if quoted.is_none() && text[value.end()..].starts_with(['(', '<', '[']) {
+            return None;
+        }
+        let tight = captures.get(1).is_some_and(|sign| sign.as_str() == "=");
+        is_password(value.as_str(), quoted.is_some() || tight).then(|| ("password", value.range()))
+    });
+    bearers.chain(passwords)
+}
+
+/// Whether the value is one rather than a mask, a placeholder or, where prose and code may stand, words.
+fn is_password(value: &str, literal: bool) -> bool {
+    let mut characters = value.chars();
+    let first = characters.next();
+    let masked = characters.all(|c| Some(c) == first);
+    let placeholder = ["<", "${", "{{", "$"].iter().any(|mark| value.starts_with(mark));
+    !masked
+        && !placeholder
+        && (literal
+            || value.contains(|c: char| !c.is_alphabetic() && !matches!(c, '.' | '_' | ':' | '-' | '/')))
 }

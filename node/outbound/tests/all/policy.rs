@@ -28,7 +28,7 @@ fn broken(text: &str, kind: RecipientKind) -> Vec<(PelRule, Severity)> {
 fn each_rule_finds_its_positives_and_only_those() {
     let mut wrong = Vec::new();
     for rule in PelRule::ALL {
-        if matches!(rule, PelRule::CredentialLeak | PelRule::AuthTokenLeak) {
+        if rule == PelRule::AuthTokenLeak {
             continue;
         }
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/pel/{rule}.json"));
@@ -105,13 +105,15 @@ fn a_downgraded_rule_only_warns() {
 #[test]
 fn large_hostile_text_takes_linear_time() {
     let texts = [
-        "a".repeat(2_000_000),
-        "1 ".repeat(1_000_000),
-        "a@b.".repeat(500_000),
-        "AB12 ".repeat(400_000),
-        "http://x@".repeat(220_000),
-        "$_".repeat(1_000_000),
-        "\u{200D}é".repeat(400_000),
+        "a".repeat(400_000),
+        "1 ".repeat(200_000),
+        "a@b.".repeat(100_000),
+        "AB12 ".repeat(80_000),
+        "http://x@".repeat(44_000),
+        "$_".repeat(200_000),
+        "password: ".repeat(40_000),
+        "bearer a1".repeat(44_000),
+        "\u{200D}é".repeat(80_000),
     ];
     for text in texts {
         let time = |text: &str| {
