@@ -1,0 +1,5 @@
+//! Sessions over both transports, with stand-in runtimes as real processes.
+
+mod stdio;
+mod support;
+mod terminal;

@@ -1,0 +1,116 @@
+//! Sessions in a real tmux.
+
+use instar_sessions::record::{Activity, Status, Transport};
+use instar_sessions::{OutputFormat, SessionError};
+use instar_state::ports::InputState;
+use rustix::process::Signal;
+
+use crate::support::{World, conversation, transcript, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_with_everything_in_it_arrives_whole() {
+    let world = World::new();
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Tmux)).await.expect("spawn");
+    let text = "line one\n\"quotes\" $HOME `id` \\n é 漢\n  indented";
+    node.sessions.send_input("talk", text, false, None).await.expect("send");
+    node.row(record.id, "line one", InputState::Injected).await;
+    node.session(record.id, "idle", |r| r.activity == Activity::Idle && r.telemetry.turns == 1).await;
+    let said = transcript(&world, &record.id.to_string());
+    assert!(said.contains(&serde_json::to_string(text).expect("json")[1..20]), "{said}");
+    assert!(said.contains("漢\\n  indented"), "{said}");
+    let screen = node.sessions.output("talk", 20, OutputFormat::Text).await.expect("output");
+    assert!(screen.contains("answered"), "{screen}");
+    let environment = world.tmux(&["show-environment", "-g"]);
+    assert!(!environment.contains("DATABASE_URL") && !environment.contains("INSTAR_AUTH"), "{environment}");
+    node.sessions.kill("talk", true).await.expect("kill");
+    assert!(world.processes().is_empty());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swallowed_enter_is_pressed_again_and_the_message_submitted_once() {
+    let world = World::new();
+    std::fs::write(world.paths.project().join("swallow"), "1").expect("write");
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Tmux)).await.expect("spawn");
+    node.sessions.send_input("talk", "only once", false, None).await.expect("send");
+    node.row(record.id, "only once", InputState::Injected).await;
+    assert_eq!(transcript(&world, &record.id.to_string()).matches("only once").count(), 1);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_that_swallows_every_enter_is_reported_within_its_time() {
+    let world = World::new();
+    std::fs::write(world.paths.project().join("swallow"), "1000").expect("write");
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Tmux)).await.expect("spawn");
+    node.session(record.id, "readiness", |r| r.status == Status::Running).await;
+    let sent = std::time::Instant::now();
+    node.sessions.send_input("talk", "never", false, None).await.expect("send");
+    let degraded = until("the report", || async {
+        world.notices.degradations().into_iter().find(|d| d.code == "injection_unverified")
+    })
+    .await;
+    assert!(sent.elapsed().as_secs() <= 33, "{degraded:?} after {:?}", sent.elapsed());
+    let row = until("the reason", || async {
+        let rows = node.sessions.inbox(record.id, None).await.expect("inbox");
+        rows.into_iter().find(|r| r.error.is_some())
+    })
+    .await;
+    assert_eq!(row.state, InputState::Queued);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trust_question_is_answered_and_the_session_gets_ready() {
+    let world = World::new();
+    std::fs::write(world.paths.project().join("dialog"), "").expect("write");
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Tmux)).await.expect("spawn");
+    node.session(record.id, "readiness", |r| r.status == Status::Running).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_node_adopts_the_pane_and_its_end() {
+    let world = World::new();
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Tmux)).await.expect("spawn");
+    node.session(record.id, "readiness", |r| r.status == Status::Running).await;
+    node.stop().await;
+
+    let node = world.node().await;
+    let adopted = node.sessions.get(record.id).expect("record");
+    assert_eq!((adopted.status, adopted.activity), (Status::Running, Activity::Idle));
+    node.sessions.send_input("talk", "after the restart", false, None).await.expect("send");
+    node.row(record.id, "after the restart", InputState::Injected).await;
+    node.sessions.send_input("talk", "sleep:60000", false, None).await.expect("send");
+    node.row(record.id, "sleep", InputState::Injected).await;
+    assert!(matches!(node.sessions.interrupt("talk").await, Ok(()) | Err(SessionError::NotBusy)));
+    let child = node.sessions.get(record.id).and_then(|r| r.child_pid).expect("child");
+    instar_sessions::process::signal(child, Signal::KILL);
+    let ended = node.session(record.id, "the end", |r| r.status.is_final()).await;
+    assert_eq!((ended.status, ended.exit.and_then(|e| e.signal)), (Status::Failed, Some(9)));
+    node.row(record.id, "sleep", InputState::Queued).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pane_without_a_record_is_listed_and_left_alone() {
+    let world = World::new();
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Tmux)).await.expect("spawn");
+    node.session(record.id, "readiness", |r| r.status == Status::Running).await;
+    node.stop().await;
+    std::fs::remove_file(world.paths.sessions().join(format!("{}.json", record.id))).expect("remove");
+
+    let node = world.node().await;
+    let stranger = node.sessions.find("recovered-1").expect("listed");
+    assert_eq!(stranger.tmux_session, record.tmux_session);
+    assert_eq!(node.sessions.tmux_sessions().await.expect("list").len(), 1);
+    node.sessions.kill("recovered-1", true).await.expect("kill");
+    until("no process left", || async { world.processes().is_empty().then_some(()) }).await;
+    node.stop().await;
+}
