@@ -10,6 +10,7 @@ use instar_state::ids::{ConversationKey, SessionId};
 use instar_state::journal::{InboxFilter, InboxRow};
 use instar_state::ports::{InputKind, InputState};
 use instar_state::time::now_ms;
+use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -26,7 +27,7 @@ use crate::names;
 use crate::process;
 use crate::record::{Activity, SessionKind, SessionRecord, Status, Transport};
 use crate::shared::{Command, Shared};
-use crate::signals::{self, Signal};
+use crate::signals::{self, Signal as Event};
 use crate::spawn;
 use crate::stream;
 use crate::supervisor::event_log;
@@ -73,6 +74,8 @@ pub(crate) struct Actor {
     /// Last remarks of the runtime, for the message about a failed start.
     remarks: Vec<String>,
     interrupts: u64,
+    /// Time of the newest hook report, Unix milliseconds.
+    newest_report: i64,
     done: bool,
 }
 
@@ -103,6 +106,7 @@ impl Actor {
             ending_step: 0,
             remarks: Vec::new(),
             interrupts: 0,
+            newest_report: 0,
             done: false,
             shared,
         }
@@ -209,8 +213,10 @@ impl Actor {
                 self.steer().await;
             }
             Command::Hook(report) => {
-                for signal in signals::of_hook(&report, self.transport, now_ms()) {
-                    self.signal(signal).await;
+                let events = signals::of_hook(&report, self.transport, self.newest_report);
+                self.newest_report = self.newest_report.max(signals::report_time(&report));
+                for event in events {
+                    self.event(event).await;
                 }
             }
             Command::Key(key, answer) => {
@@ -219,7 +225,7 @@ impl Actor {
             Command::Interrupt(answer) => {
                 let _ = answer.send(self.interrupt().await);
             }
-            Command::End { force } => self.end(force).await,
+            Command::End => self.end().await,
         }
     }
 
@@ -276,15 +282,15 @@ impl Actor {
             let end = *end;
             for (_, line) in &lines {
                 let Some(event) = stream::parse(line) else { continue };
-                for signal in signals::of_stream(event) {
-                    self.signal(signal).await;
+                for event in signals::of_stream(event) {
+                    self.event(event).await;
                 }
             }
             self.shared.update(self.id, |session| session.record.log_offset = end);
         }
     }
 
-    async fn signal(&mut self, signal: Signal) {
+    async fn event(&mut self, event: Event) {
         let now = now_ms();
         let before = self.shared.update(self.id, |session| {
             session.record.telemetry.event_count += 1;
@@ -292,33 +298,33 @@ impl Actor {
             session.record.activity
         });
         let Some(before) = before else { return };
-        let after = signals::activity_after(before, &signal);
-        if signal == Signal::Ready {
+        let after = signals::activity_after(before, &event);
+        if event == Event::Ready {
             self.became_ready().await;
         }
         if after != before {
             self.shared.set_activity(self.id, after);
         }
-        match signal {
-            Signal::Identified { session_id, transcript, model } => {
+        match event {
+            Event::Identified { session_id, transcript, model } => {
                 self.identified(session_id, transcript, model).await;
             }
-            Signal::InputSeen(ulid) => self.input_seen(ulid).await,
-            Signal::InputTaken(uuid) => {
+            Event::InputSeen(ulid) => self.input_seen(ulid).await,
+            Event::InputTaken(uuid) => {
                 if let Some(ulid) = self.ulid_of(&uuid) {
                     self.input_seen(ulid).await;
                 }
             }
-            Signal::InputFinished(uuid) => {
+            Event::InputFinished(uuid) => {
                 if let Some(ulid) = self.ulid_of(&uuid) {
                     self.finished(&[ulid]);
                 }
             }
-            Signal::ToolCalled => {
+            Event::ToolCalled => {
                 self.shared.update(self.id, |session| session.record.telemetry.tools_used += 1);
             }
-            Signal::TurnEnded { error, cost_usd } => self.turn_ended(error, cost_usd).await,
-            Signal::Subagent { started } => {
+            Event::TurnEnded { error, cost_usd } => self.turn_ended(error, cost_usd).await,
+            Event::Subagent { started } => {
                 self.shared.update(self.id, |session| {
                     if started {
                         session.record.telemetry.subagents_spawned += 1;
@@ -328,18 +334,19 @@ impl Actor {
                     }
                 });
             }
-            Signal::Remark(text) => {
+            Event::Remark(text) => {
                 self.remarks.push(text);
                 let extra = self.remarks.len().saturating_sub(20);
                 self.remarks.drain(..extra);
             }
-            Signal::Limited { resets_at } => {
+            Event::Limited { resets_at } => {
                 let until = resets_at.map(|s| format!(" until {}", instar_state::time::rfc3339(s * 1000)));
                 let text = format!("The model provider's limit is reached{}.", until.unwrap_or_default());
                 self.shared.notice("quota", text, true);
             }
-            Signal::SeenIdle if before == Activity::Busy => self.stopped_without_a_word().await,
-            Signal::SeenIdle | Signal::Ready | Signal::Working | Signal::Asking | Signal::Compacting => {}
+            Event::SeenIdle if before == Activity::Busy => self.stopped_without_a_word().await,
+            Event::Asking => self.refuse_question().await,
+            Event::SeenIdle | Event::Ready | Event::Working | Event::Compacting => {}
         }
     }
 
@@ -381,6 +388,16 @@ impl Actor {
         if changed == Some(true) {
             self.shared.persist(self.id).await;
             self.shared.save_resume(self.id).await;
+        }
+    }
+
+    /// What a session that serves a peer would have to ask for is not permitted, and nobody is there to say so.
+    async fn refuse_question(&mut self) {
+        let serves_peer = self.shared.record(self.id).is_some_and(|r| r.peer.is_some());
+        if serves_peer && self.transport == Transport::Tmux && self.press("Escape").await.is_ok() {
+            tracing::warn!(session = %self.id, "a permission question of a session for a peer was refused");
+            self.shared.set_activity(self.id, Activity::Idle);
+            self.look = true;
         }
     }
 
@@ -447,7 +464,7 @@ impl Actor {
         let (status, reason) =
             if failed { (Status::Failed, "the last turn failed") } else { (Status::Completed, "done") };
         ending::intend(&self.shared, self.id, status, reason);
-        self.end(false).await;
+        self.end().await;
     }
 
     fn ulid_of(&self, uuid: &str) -> Option<Ulid> {
@@ -767,36 +784,33 @@ impl Actor {
         );
         self.shared.notice("session_not_ready", text, true);
         ending::intend(&self.shared, self.id, Status::Failed, "the runtime did not get ready");
-        self.end(false).await;
+        self.end().await;
     }
 
-    /// Asks the runtime to end, or ends it.
-    async fn end(&mut self, force: bool) {
+    /// Asks the runtime to end; [`Actor::ending_tick`] does it if it does not.
+    async fn end(&mut self) {
+        if self.ending_since.is_some() {
+            return;
+        }
+        self.ending_since = Some(now_ms());
         self.shared.save_resume(self.id).await;
         let idle = self.shared.record(self.id).is_some_and(|r| r.activity == Activity::Idle);
         self.shared.move_to(self.id, Status::Ending);
         self.shared.persist(self.id).await;
-        if self.transport == Transport::Stdio {
-            let request = if force { Request::Kill } else { Request::End };
-            let failed = match self.link.as_mut() {
-                Some(link) => link.request(&request).await.is_err(),
-                None => true,
-            };
-            if failed {
-                self.signal_group(rustix::process::Signal::KILL);
+        match self.link.as_mut() {
+            Some(link @ Link::Host { .. }) => {
+                if link.request(&Request::End).await.is_err() {
+                    self.signal_group(Signal::KILL);
+                }
             }
-            self.ending_since.get_or_insert_with(now_ms);
-            return;
+            Some(Link::Pane { .. }) if idle => {
+                let _ = self.type_text(Ulid::nil(), "/exit", false).await;
+            }
+            _ => {
+                self.ending_step = 1;
+                self.signal_group(Signal::TERM);
+            }
         }
-        if force {
-            self.signal_group(rustix::process::Signal::KILL);
-        } else if idle {
-            let _ = self.type_text(Ulid::nil(), "/exit", false).await;
-        } else {
-            self.ending_step = 1;
-            self.signal_group(rustix::process::Signal::TERM);
-        }
-        self.ending_since.get_or_insert_with(now_ms);
     }
 
     async fn ending_tick(&mut self) {
@@ -810,8 +824,8 @@ impl Actor {
         }
         self.ending_step += 1;
         match self.ending_step {
-            1 => self.signal_group(rustix::process::Signal::TERM),
-            2 => self.signal_group(rustix::process::Signal::KILL),
+            1 => self.signal_group(Signal::TERM),
+            2 => self.signal_group(Signal::KILL),
             3 if self.transport == Transport::Tmux => {
                 if let Ok(tmux) = self.tmux() {
                     let _ = tmux.kill(&self.tmux_name()).await;
@@ -821,7 +835,7 @@ impl Actor {
         }
     }
 
-    fn signal_group(&self, signal: rustix::process::Signal) {
+    fn signal_group(&self, signal: Signal) {
         let Some(record) = self.shared.record(self.id) else { return };
         let Some(pid) = record.child_pid else { return };
         if process::is_alive(pid, record.child_start_time) {

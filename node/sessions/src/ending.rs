@@ -30,13 +30,7 @@ pub(crate) async fn finish(shared: &Arc<Shared>, id: SessionId, remarks: &[Strin
     let files = shared.files(id);
     let exit = await_exit(&files).await;
     let Some(before) = shared.record(id) else { return };
-    if let Some(pid) = before.child_pid {
-        // The supervisor does this too, unless it was killed first.
-        let session = id.to_string();
-        let alive = process::is_alive(pid, before.child_start_time);
-        let group = if alive { pid } else { 0 };
-        let _ = tokio::task::spawn_blocking(move || process::kill_remains(group, &session)).await;
-    }
+    end_processes(shared, &before, &files).await;
     let (status, reason) = verdict(shared, &before, exit, remarks);
     shared.update(id, |session| {
         session.record.ended_at = Some(exit.map_or_else(now_ms, |e| e.at));
@@ -68,6 +62,22 @@ pub(crate) async fn finish(shared: &Arc<Shared>, id: SessionId, remarks: &[Strin
     }
     if before.ready_at.is_none() {
         after_failed_start(shared, &before, &reason);
+    }
+}
+
+/// Ends what may be left: the supervisor does this too, unless it was killed first or never reached.
+async fn end_processes(shared: &Shared, record: &SessionRecord, files: &SessionFiles) {
+    let pids = crate::spawn::pids(files);
+    let child = record.child_pid.or(pids.map(|p| p.child));
+    let start = record.child_start_time.or(pids.map(|p| p.child_start_time));
+    let group = child.filter(|pid| process::is_alive(*pid, start)).unwrap_or(0);
+    let session = record.id.to_string();
+    let _ = tokio::task::spawn_blocking(move || process::kill_remains(group, &session)).await;
+    if child.is_none()
+        && let (Some(tmux), Some(name)) = (shared.tmux(), &record.tmux_session)
+    {
+        // A pane that never told its process.
+        let _ = tmux.kill(name).await;
     }
 }
 

@@ -20,6 +20,8 @@ pub struct SessionFacts {
     pub error_episode: bool,
     /// Whether that episode was nudged.
     pub nudged: bool,
+    /// Milliseconds since its last event, or since it was adopted.
+    pub silent_ms: i64,
 }
 
 /// What to do.
@@ -31,6 +33,10 @@ pub enum Action {
     Overdue,
     /// Ask it to go on after an error.
     Nudge,
+    /// End it as failed: its turn makes no progress. Its open inputs go to the next session.
+    Stalled,
+    /// Take it for idle: it was adopted in the middle of something and nothing moves.
+    AssumeIdle,
 }
 
 /// Why a session is ended by itself.
@@ -54,12 +60,24 @@ impl Reason {
 
 /// Sessions younger than this are left alone.
 const YOUNG_MS: i64 = 15_000;
+/// Silence after which a turn without a process at work counts as stuck.
+const STALLED_MS: i64 = 10 * 60_000;
+/// Silence after which an adopted session without a process at work counts as idle.
+const SETTLED_MS: i64 = 30_000;
 
 /// The first thing that is due. The end of a process is noticed elsewhere, at once.
 pub fn decide(facts: &SessionFacts) -> Option<Action> {
     let reap = &facts.reap;
     if reap.age_ms < YOUNG_MS || reap.status != Status::Running {
         return None;
+    }
+    let at_rest = reap.foreign_children == Some(0) && reap.cpu_percent.is_some_and(|percent| percent <= 2.0);
+    match reap.activity {
+        Activity::Unknown if at_rest && facts.silent_ms > SETTLED_MS => return Some(Action::AssumeIdle),
+        Activity::Busy | Activity::Compacting if at_rest && facts.silent_ms > STALLED_MS => {
+            return Some(Action::Stalled);
+        }
+        _ => {}
     }
     let keep = reason_to_keep(reap);
     if reap.age_ms > life_limit_ms(facts.max_duration_minutes) {
@@ -110,7 +128,22 @@ mod tests {
             max_duration_minutes: 240,
             error_episode: false,
             nudged: false,
+            silent_ms: 0,
         }
+    }
+
+    #[test]
+    fn a_turn_without_progress_ends_unless_something_works() {
+        let mut stuck = facts();
+        stuck.reap.activity = Activity::Busy;
+        stuck.silent_ms = STALLED_MS + 1;
+        assert_eq!(decide(&stuck), Some(Action::Stalled));
+        stuck.reap.foreign_children = Some(1);
+        assert_eq!(decide(&stuck), None);
+        let mut adopted = facts();
+        adopted.reap.activity = Activity::Unknown;
+        adopted.silent_ms = SETTLED_MS + 1;
+        assert_eq!(decide(&adopted), Some(Action::AssumeIdle));
     }
 
     #[test]

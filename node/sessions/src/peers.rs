@@ -78,7 +78,7 @@ impl PeerSessions for Sessions {
         let (id, reason) = (*id, reason.to_owned());
         Box::pin(async move {
             if self.get(id).is_some_and(|r| r.status.is_live()) {
-                Sessions::end(self, id, Status::Killed, &reason, false).await;
+                Sessions::end(self, id, Status::Killed, &reason).await;
             }
         })
     }

@@ -119,6 +119,7 @@ impl Shared {
                 session.live.idle_since = Some(now_ms());
             }
             session.live.recovering = false;
+            session.live.adopted_at = Some(now_ms());
             session.mailbox = Some(mailbox);
             session.record.clone()
         };

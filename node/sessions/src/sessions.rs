@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use crate::config::SessionsConfig;
+use crate::config::{PermissionMode, SessionsConfig};
 use crate::ending;
 use crate::error::SessionError;
 use crate::process;
@@ -22,6 +22,7 @@ use crate::reap::{self, Keep};
 use crate::record::{Activity, SessionRecord, Status, Transport};
 use crate::recovery::Recovered;
 use crate::render;
+use crate::runtime::LaunchRefused;
 use crate::shared::{Command, SessionsDeps, Shared};
 use crate::spawn::{Resume, SpawnRequest};
 use crate::supervisor::event_log;
@@ -123,9 +124,14 @@ impl Sessions {
         self.shared.set_config(config);
     }
 
-    /// Whether a session could be started here: the runtime is there and may run.
+    /// Whether a session of our own could be started here: the runtime is there and may run.
     pub fn runtime_ready(&self) -> Result<(), SessionError> {
-        self.shared.runtime.program(&self.shared.config(), &self.shared.search_path())?;
+        let config = self.shared.config();
+        self.shared.runtime.program(&config, &self.shared.search_path())?;
+        let bypasses = config.permission_mode == PermissionMode::Bypass;
+        if bypasses && !config.allow_root && rustix::process::geteuid().is_root() {
+            return Err(LaunchRefused::Root.into());
+        }
         Ok(())
     }
 
@@ -291,7 +297,8 @@ impl Sessions {
         self.ask(record.id, Command::Interrupt).await
     }
 
-    /// Ends a session and waits for its end, at most 20 s. Without `force` the reap guard may keep it.
+    /// Ends a session and waits for its end, at most 20 s. Without `force` the reap guard may keep it. The runtime
+    /// is asked first and gets 5 s to store its transcript.
     pub async fn kill(&self, id_or_name: &str, force: bool) -> Result<(), SessionError> {
         let record = self.live(id_or_name)?;
         if !force && let Some(keep) = self.reason_to_keep(record.id).await {
@@ -301,7 +308,7 @@ impl Sessions {
                 SessionError::Kept(keep)
             });
         }
-        self.end(record.id, Status::Killed, "killed", force).await;
+        self.end(record.id, Status::Killed, "killed").await;
         Ok(())
     }
 
@@ -313,7 +320,7 @@ impl Sessions {
     }
 
     /// Ends a session for a reason: its token is void at once. Returns when it has ended, or after 20 s.
-    pub(crate) async fn end(&self, id: SessionId, status: Status, reason: &str, force: bool) {
+    pub(crate) async fn end(&self, id: SessionId, status: Status, reason: &str) {
         let mut changed = self.shared.subscribe();
         self.shared.announce("session-before-kill", json!({"session": id, "reason": reason}));
         self.shared.save_resume(id).await;
@@ -329,7 +336,7 @@ impl Sessions {
             // Not followed by a task: a recovered terminal without a record of ours.
             return self.end_stranger(id).await;
         }
-        self.shared.ask_to_end(id, force);
+        self.shared.ask_to_end(id);
         let ended = async {
             while self.get(id).is_some_and(|r| !r.status.is_final()) {
                 if changed.changed().await.is_err() {
@@ -373,7 +380,7 @@ impl Sessions {
             return Err(SessionError::RefreshLimit);
         }
         refreshes.push_back(now);
-        self.end(record.id, Status::Completed, "refresh", false).await;
+        self.end(record.id, Status::Completed, "refresh").await;
         let fresh = self.spawn(request).await?;
         self.shared.update(fresh.id, |session| session.live.refreshes = refreshes);
         Ok(fresh)

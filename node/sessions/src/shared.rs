@@ -69,11 +69,8 @@ pub(crate) enum Command {
     Key(String, oneshot::Sender<Result<(), SessionError>>),
     /// Interrupt the turn.
     Interrupt(oneshot::Sender<Result<(), SessionError>>),
-    /// End the runtime; at once if forced.
-    End {
-        /// Without grace.
-        force: bool,
-    },
+    /// End the runtime: first by asking, in the end by force.
+    End,
 }
 
 pub(crate) struct Shared {
@@ -113,6 +110,7 @@ pub(crate) struct Live {
     pub(crate) overdue_told: bool,
     pub(crate) recovering: bool,
     pub(crate) last_user_at: Option<i64>,
+    pub(crate) adopted_at: Option<i64>,
     /// Inputs that the runtime has and whose turn has not ended.
     pub(crate) in_turn: Vec<Ulid>,
     /// CPU ticks of the session's processes at the last looks, oldest first.

@@ -71,9 +71,6 @@ pub struct TurnError {
     pub interrupted: bool,
 }
 
-/// Longest age of a hook report, in milliseconds, at which it still tells what the session does now.
-const FRESH_MS: i64 = 10_000;
-
 /// Signals of one line of the streaming mode.
 pub fn of_stream(event: StreamEvent) -> Vec<Signal> {
     match event {
@@ -117,8 +114,9 @@ pub fn of_stream(event: StreamEvent) -> Vec<Signal> {
 }
 
 /// Signals of a hook report. Over stdio the stream tells of turns exactly, so there the hooks only add what it
-/// does not say. A report that comes late, through the spool, confirms input but does not say what goes on now.
-pub fn of_hook(report: &HookReport, transport: Transport, now: i64) -> Vec<Signal> {
+/// does not say. A report that a newer one has overtaken, by way of the spool, confirms input but does not say what
+/// goes on now; `newest` is the time of the newest one, Unix milliseconds.
+pub fn of_hook(report: &HookReport, transport: Transport, newest: i64) -> Vec<Signal> {
     let ulid = report.ulid.as_deref().and_then(|text| Ulid::from_string(text).ok());
     let mut signals: Vec<Signal> = ulid.map(Signal::InputSeen).into_iter().collect();
     // A subagent has a transcript of its own.
@@ -129,7 +127,7 @@ pub fn of_hook(report: &HookReport, transport: Transport, now: i64) -> Vec<Signa
             model: None,
         });
     }
-    let late = now - i64::try_from(report.at_ms).unwrap_or(i64::MAX) > FRESH_MS;
+    let late = report_time(report) < newest;
     match report.event {
         // Readiness is a fact that stays one.
         Event::SessionStart if transport == Transport::Tmux => signals.push(Signal::Ready),
@@ -140,6 +138,11 @@ pub fn of_hook(report: &HookReport, transport: Transport, now: i64) -> Vec<Signa
         _ => {}
     }
     signals
+}
+
+/// When the hook ran, Unix milliseconds.
+pub fn report_time(report: &HookReport) -> i64 {
+    i64::try_from(report.at_ms).unwrap_or(i64::MAX)
 }
 
 fn of_terminal(event: Event, report: &HookReport) -> Vec<Signal> {
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_report_confirms_but_does_not_tell_what_goes_on() {
+    fn an_overtaken_report_confirms_but_does_not_tell_what_goes_on() {
         let ulid = Ulid::from_parts(1, 1);
         let submit = HookReport { ulid: Some(ulid.to_string()), ..report(Event::UserPromptSubmit) };
         assert_eq!(of_hook(&submit, Transport::Tmux, 60_000), [Signal::InputSeen(ulid)]);

@@ -16,7 +16,7 @@ use crate::launch::SessionFiles;
 use crate::monitor::{self, Action, SessionFacts};
 use crate::process::{self, ProcStat};
 use crate::reap::{ReapFacts, is_baseline_process};
-use crate::record::{SessionKind, SessionRecord, Status, Transport};
+use crate::record::{Activity, SessionKind, SessionRecord, Status, Transport};
 use crate::shared::{Command, Shared};
 use crate::supervisor::event_log;
 
@@ -74,19 +74,32 @@ impl Shared {
                 }
             }
             Some(Action::Nudge) => self.nudge(id).await,
+            Some(Action::AssumeIdle) => {
+                self.set_activity(id, Activity::Idle);
+                if let Some(record) = self.record(id) {
+                    self.wake(&record.conversation);
+                }
+            }
+            Some(Action::Stalled) => {
+                let text =
+                    format!("Session {id} made no progress for 10 minutes and is started anew when needed.");
+                self.notice(format!("session_stalled:{id}"), text, false);
+                ending::intend(self, id, Status::Failed, "no progress for 10 minutes");
+                self.ask_to_end(id);
+            }
             Some(Action::Reap(reason)) => {
                 tracing::info!(session = %id, reason = reason.as_str(), "session reaped");
                 ending::intend(self, id, Status::Completed, reason.as_str());
-                self.ask_to_end(id, false);
+                self.ask_to_end(id);
             }
         }
     }
 
     /// Tells a session's task to end its runtime.
-    pub(crate) fn ask_to_end(&self, id: SessionId, force: bool) {
+    pub(crate) fn ask_to_end(&self, id: SessionId) {
         let mailbox = self.update(id, |session| session.mailbox.clone()).flatten();
         if let Some(mailbox) = mailbox
-            && mailbox.try_send(Command::End { force }).is_err()
+            && mailbox.try_send(Command::End).is_err()
         {
             tracing::warn!(session = %id, "session's task is too busy to be told to end");
         }
@@ -168,6 +181,7 @@ impl Shared {
             max_duration_minutes: record.max_duration_minutes,
             error_episode: live.error_episode,
             nudged: live.nudged,
+            silent_ms: now - record.telemetry.last_activity.max(live.adopted_at).unwrap_or(record.started_at),
         })
     }
 

@@ -18,8 +18,6 @@ pub enum Request {
     },
     /// Close the runtime's input; after 5 s terminate it; after 5 s more kill it.
     End,
-    /// Kill the runtime's process group.
-    Kill,
 }
 
 /// Supervisor to node.

@@ -241,7 +241,6 @@ fn serve(reader: UnixStream, shared: &Arc<Shared>, answers: &Mutex<UnixStream>) 
                 let shared = Arc::clone(shared);
                 std::thread::spawn(move || shared.end());
             }
-            Ok(Request::Kill) => shared.signal(Signal::KILL),
             Err(error) => {
                 let _ = report(answers, &Report::Refused { reason: error.to_string() });
             }
