@@ -162,3 +162,117 @@ fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if is_answer { ExitCode::SUCCESS } else { Exit::Usage.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every command of this build. The list only grows.
+    const COMMANDS: &[&str] = &[
+        "api",
+        "completions",
+        "config check",
+        "config get",
+        "config list",
+        "config set",
+        "config unset",
+        "doctor",
+        "hooks install",
+        "hooks list",
+        "hooks verify",
+        "identity export-public",
+        "identity show",
+        "init",
+        "logs",
+        "mcp token create",
+        "mcp token delete",
+        "mcp token list",
+        "mcp token revoke",
+        "mcp unregister",
+        "secrets backend",
+        "secrets get",
+        "secrets import",
+        "secrets key-status",
+        "secrets list",
+        "secrets rm",
+        "secrets set",
+        "session attach",
+        "session cleanup",
+        "session inbox",
+        "session interrupt",
+        "session key",
+        "session kill",
+        "session list",
+        "session output",
+        "session refresh",
+        "session resume",
+        "session send",
+        "session spawn",
+        "status",
+        "threadline agents",
+        "threadline approvals",
+        "threadline approvals approve",
+        "threadline approvals reject",
+        "threadline discover",
+        "threadline inbox",
+        "threadline send",
+        "threadline status",
+        "threadline thread",
+        "threadline trust",
+    ];
+
+    /// Path, definition, and whether it runs by itself.
+    fn walk(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+        let below: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").collect();
+        if (below.is_empty() || !command.is_subcommand_required_set())
+            && !path.is_empty()
+            && !command.is_hide_set()
+        {
+            found.push(path.to_owned());
+        }
+        for sub in below {
+            let path = if path.is_empty() {
+                sub.get_name().to_owned()
+            } else {
+                format!("{path} {}", sub.get_name())
+            };
+            walk(sub, &path, found);
+        }
+    }
+
+    #[test]
+    fn the_commands_are_those_of_the_list() {
+        let mut command = Cli::command();
+        command.build();
+        let mut found = Vec::new();
+        walk(&command, "", &mut found);
+        found.sort();
+        assert_eq!(found, COMMANDS);
+    }
+
+    #[test]
+    fn every_command_says_what_it_is_and_what_its_arguments_are() {
+        fn check(command: &clap::Command, globals: &[clap::Id]) {
+            assert!(command.get_about().is_some(), "{} has no description", command.get_name());
+            for argument in command.get_arguments() {
+                let (id, name) = (argument.get_id(), command.get_name());
+                assert!(argument.get_help().is_some(), "{name}: {id} has no description");
+                assert!(
+                    argument.is_global_set() || !globals.contains(id),
+                    "{name}: {id} hides the flag of every command"
+                );
+            }
+            command.get_subcommands().for_each(|sub| check(sub, globals));
+        }
+        let command = Cli::command();
+        let globals: Vec<clap::Id> =
+            command.get_arguments().filter(|a| a.is_global_set()).map(|a| a.get_id().clone()).collect();
+        assert_eq!(globals.len(), 6);
+        check(&command, &globals);
+    }
+
+    #[test]
+    fn the_parser_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

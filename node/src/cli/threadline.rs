@@ -65,9 +65,10 @@ pub(crate) enum Command {
     /// How far an agent is trusted; change it with --set
     Trust {
         /// Name, nickname, name:prefix or address; all agents without it
-        agent: Option<String>,
+        #[arg(value_name = "AGENT")]
+        whom: Option<String>,
         /// New level; raising needs your PIN
-        #[arg(long, value_name = "LEVEL", requires = "agent",
+        #[arg(long, value_name = "LEVEL", requires = "whom",
             value_parser = ["untrusted", "verified", "trusted", "autonomous"])]
         set: Option<String>,
         /// Why
@@ -107,7 +108,8 @@ pub(crate) enum Decide {
 #[derive(Debug, clap::Args)]
 pub(crate) struct SendArgs {
     /// Name, nickname, name:prefix or address
-    agent: String,
+    #[arg(value_name = "AGENT")]
+    to: String,
     /// The text; - reads stdin
     text: String,
     /// Continue this thread
@@ -174,7 +176,7 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> CommandResult {
             let text = messages(&value);
             Ok(Reply::new(value, text))
         }
-        Command::Trust { agent: peer, set, reason } => trust(ctx, &agent, peer, set, reason),
+        Command::Trust { whom, set, reason } => trust(ctx, &agent, whom, set, reason),
         Command::Approvals { decide: None, status } => {
             let status = status.unwrap_or_else(|| "pending".into());
             let value = node::call(
@@ -217,7 +219,7 @@ fn send(ctx: &Ctx, agent: &Agent, args: SendArgs) -> CommandResult {
         return Err(Failure::usage("the message is empty"));
     }
     let arguments = json!({
-        "agentId": args.agent,
+        "agentId": args.to,
         "message": text,
         "threadId": args.thread,
         "newThread": args.new_thread,
