@@ -456,6 +456,7 @@ impl Core {
     fn junk(&mut self, id: ConnId, error: &FrameError, now_ms: i64) {
         self.send_error(id, ErrorCode::InvalidFrame, error.to_string());
         if matches!(error, FrameError::TooLarge(_)) {
+            self.strike(id, now_ms);
             return self.drop_conn(id, close::TOO_LARGE, "Frame too large", now_ms);
         }
         if self.windows.junk.take(&id, now_ms).is_ok() {

@@ -122,7 +122,7 @@ impl Core {
     }
 
     /// An envelope above the limit: three in an hour are a ban.
-    fn strike(&mut self, conn: ConnId, now_ms: i64) {
+    pub(super) fn strike(&mut self, conn: ConnId, now_ms: i64) {
         let Some(address) = self.address(conn) else { return };
         let window = &mut self.windows.oversize;
         if window.add(&address, now_ms) >= window.rule().limit {

@@ -130,8 +130,9 @@ async fn connect(
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
         .max_write_buffer_size(2 * threadline::v1::MAX_FRAME)
-        .max_message_size(threadline::v1::MAX_FRAME)
-        .max_frame_size(threadline::v1::MAX_FRAME)
+        // Twice what is taken: a text in between is read and refused with 1009, above it the connection is cut.
+        .max_message_size(2 * threadline::v1::MAX_FRAME)
+        .max_frame_size(2 * threadline::v1::MAX_FRAME)
         .on_upgrade(move |socket| tracker.track_future(connection::run(socket, source, shared)))
 }
 

@@ -77,6 +77,7 @@ fn bad_frames_are_refused_and_the_session_stays() {
 
         let mut shouting = RawPeer::login(&relay.url()).await?;
         shouting.send_text(&"x".repeat(300_000)).await?;
+        shouting.expect("error").await?;
         let end = shouting.next().await?;
         ensure!(end == Received::Closed(Some(1009)), "a frame over the limit: {end:?}");
         RawPeer::login(&relay.url()).await.context("a good login after all these")?;
