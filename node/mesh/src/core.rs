@@ -65,12 +65,13 @@ pub(crate) struct Core {
     pub(crate) dispatch_wake: Notify,
     /// Denied tool calls by session. Held only to count.
     pub(crate) violations: Mutex<HashMap<String, Violations>>,
+    pub(crate) clock: fn() -> i64,
     pub(crate) stop: CancellationToken,
 }
 
 impl Core {
     pub(crate) fn now(&self) -> i64 {
-        instar_state::time::now_ms()
+        (self.clock)()
     }
 
     pub(crate) fn config(&self) -> Arc<MeshConfig> {
@@ -91,7 +92,7 @@ impl Core {
                 ..Metadata::default()
             },
             visibility: config.visibility,
-            registry: config.registry_listed.then(|| RegistryWish {
+            registry: config.registry_listed.then_some(RegistryWish {
                 listed: true,
                 homepage: None,
                 framework_visible: None,
@@ -114,7 +115,7 @@ impl Core {
     /// Sanitised name of a peer: the owner's nickname, else what the profile or the peer itself says.
     pub(crate) async fn name_of(&self, peer: &Fingerprint) -> String {
         if let Some(nickname) = self.nicknames.get().nicknames.get(peer) {
-            return nickname.nickname.clone();
+            return nickname.name.clone();
         }
         if let Some(profile) = self.profile(peer).filter(|p| !p.agent.is_empty()) {
             return text::name(&profile.agent);

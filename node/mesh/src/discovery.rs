@@ -185,7 +185,7 @@ impl Core {
         let fingerprint = if short { peer.fingerprint.short() } else { peer.fingerprint.to_string() };
         entry.insert("fingerprint".into(), json!(fingerprint));
         if let Some(nickname) = self.nicknames.get().nicknames.get(&peer.fingerprint) {
-            entry.insert("nickname".into(), json!(nickname.nickname));
+            entry.insert("nickname".into(), json!(nickname.name));
         }
         entry.insert("status".into(), json!(if self.is_online(peer) { "online" } else { "offline" }));
         entry.insert("capabilities".into(), json!(peer.capabilities));
@@ -218,7 +218,7 @@ impl Core {
         Ok(json!({
             "fingerprint": peer,
             "name": self.name_of(&peer).await,
-            "nickname": self.nicknames.get().nicknames.get(&peer).map(|n| n.nickname.clone()),
+            "nickname": self.nicknames.get().nicknames.get(&peer).map(|n| n.name.clone()),
             "trustLevel": self.level(&peer),
             "profile": profile,
             "known": known,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 use threadline::audit::Action;
-use threadline::firewall::{Binding, Verdict, Violations, decide, path_of};
+use threadline::firewall::{Binding, Verdict, decide, path_of};
 use threadline::service::ServiceError;
 use threadline_net::store::LedgerRow;
 
@@ -84,7 +84,7 @@ impl Core {
             if violations.len() > 1_000 {
                 violations.clear();
             }
-            violations.entry(session.to_owned()).or_insert_with(Violations::default).record()
+            violations.entry(session.to_owned()).or_default().record()
         };
         if !over {
             return;

@@ -362,7 +362,7 @@ impl Core {
             }
             Disposition::HoldPaused => (MessageState::Held, Some(HELD_BY_PAUSE), None),
         };
-        let approval = kind.map(|kind| self.approval_for(kind, incoming, key, now));
+        let approval = kind.map(|kind| approval_for(kind, incoming, key, now));
         let message = Inbound {
             spool_seq: Some(row.seq),
             key: key.clone(),
@@ -395,26 +395,6 @@ impl Core {
             Err(error) => return Err(error.into()),
         }
         Ok(true)
-    }
-
-    fn approval_for(
-        &self,
-        kind: ApprovalKind,
-        incoming: &Incoming,
-        key: &ThreadKey,
-        now: i64,
-    ) -> ApprovalDraft {
-        ApprovalDraft {
-            id: uuid::Uuid::now_v7().to_string(),
-            kind,
-            peer: key.peer,
-            message_id: Some(incoming.header.message_id.clone()),
-            thread_id: Some(key.thread.clone()),
-            subject: incoming.subject(),
-            preview: incoming.content.text.clone(),
-            details: serde_json::json!({"authentication": incoming.authentication}),
-            expires_at: now + HELD_MS,
-        }
     }
 
     async fn accepted(
@@ -471,5 +451,19 @@ impl Core {
             Disposition::HoldPaused => self.thread_event("message-held", key, id.as_str()),
             Disposition::Note => {}
         }
+    }
+}
+
+fn approval_for(kind: ApprovalKind, incoming: &Incoming, key: &ThreadKey, now: i64) -> ApprovalDraft {
+    ApprovalDraft {
+        id: uuid::Uuid::now_v7().to_string(),
+        kind,
+        peer: key.peer,
+        message_id: Some(incoming.header.message_id.clone()),
+        thread_id: Some(key.thread.clone()),
+        subject: incoming.subject(),
+        preview: incoming.content.text.clone(),
+        details: serde_json::json!({"authentication": incoming.authentication}),
+        expires_at: now + HELD_MS,
     }
 }

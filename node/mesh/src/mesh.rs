@@ -220,6 +220,7 @@ impl Mesh {
             ingest_wake: Notify::new(),
             dispatch_wake: Notify::new(),
             violations: Mutex::new(HashMap::new()),
+            clock: instar_state::time::now_ms,
             stop,
         });
         if let Some(broken) = &core.audit.broken {

@@ -144,7 +144,8 @@ impl Default for Nicknames {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Nickname {
-    pub(crate) nickname: String,
+    #[serde(rename = "nickname")]
+    pub(crate) name: String,
     pub(crate) source: NicknameSource,
     pub(crate) updated_at: String,
 }

@@ -614,7 +614,7 @@ impl Core {
         let profiles = self.profiles.get();
         let nickname = |peer: &Fingerprint| {
             let entry = nicknames.nicknames.get(peer)?;
-            (entry.source != NicknameSource::Suggested).then(|| entry.nickname.clone())
+            (entry.source != NicknameSource::Suggested).then(|| entry.name.clone())
         };
         let mut candidates: Vec<Candidate> = known
             .iter()
@@ -684,7 +684,6 @@ fn blocked(block: &Block) -> ServiceError {
     let code = match (block.by, &*block.rule) {
         (StageId::Structure, "empty-message" | "invisible-payload") => "empty-message",
         (StageId::Structure, "too-large") => "message-too-large",
-        (StageId::Mesh, rule) => rule,
         (StageId::Policy, _) => "content-blocked",
         (_, rule) => rule,
     };

@@ -233,7 +233,7 @@ impl Core {
         let given = nickname.clone();
         let changed = self.nicknames.change(move |file| match given {
             Some(nickname) => {
-                let entry = Nickname { nickname, source: NicknameSource::User, updated_at };
+                let entry = Nickname { name: nickname, source: NicknameSource::User, updated_at };
                 file.nicknames.insert(peer, entry);
             }
             None => {

@@ -23,9 +23,9 @@ const DAY_MS: i64 = 86_400_000;
 /// Counters reach the disk this often.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
 /// Expiry, retries, decay and the like.
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 /// Agents of this machine are asked anew.
-const LOCAL_EVERY: Duration = Duration::from_secs(300);
+const LOCAL_EVERY: Duration = Duration::from_mins(5);
 /// The registry of agents is looked at for changes.
 const REGISTRY_EVERY: Duration = Duration::from_secs(5);
 /// Open deliveries looked at together.

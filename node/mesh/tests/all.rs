@@ -1,0 +1,13 @@
+//! The room with a scripted relay on one side and scripted sessions on the other.
+#![allow(unreachable_pub)]
+
+#[path = "all/bench.rs"]
+mod bench;
+#[path = "all/inbound.rs"]
+mod inbound;
+#[path = "all/outbound.rs"]
+mod outbound;
+#[path = "all/refused.rs"]
+mod refused;
+#[path = "all/sessions.rs"]
+mod sessions;

@@ -1,0 +1,180 @@
+use std::sync::atomic::Ordering;
+
+use instar_mesh::{ApproveOption, Decision};
+use instar_state::ports::InputState;
+use serde_json::json;
+use threadline::service::{Caller, Tool};
+
+use super::bench::{Node, Peer, payload, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_costs_one_row_until_the_owner_decides_and_then_is_answered() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(2);
+    relay.send(&peer.says(node.us(), "t1", "m1", "May I ask something?")).await;
+    relay.taken("m1").await;
+    node.until_state("m1", "held first-contact").await;
+    relay.send(&peer.says(node.us(), "t1", "m2", "Hello again?")).await;
+    relay.taken("m2").await;
+    assert!(node.sessions.rows().is_empty() && node.sessions.starts().is_empty());
+
+    let approvals = node.mesh.approvals(None, None).await.expect("approvals");
+    assert_eq!(approvals["count"], 1, "{approvals}");
+    let id = approvals["approvals"][0]["id"].as_str().expect("id").to_owned();
+    let approve = Decision::Approve(ApproveOption::Agent);
+    let local = node.mesh.decide(&Caller::Local, &id, approve).await.expect_err("not the owner");
+    assert_eq!(local.code, "owner-required");
+    node.mesh.decide(&Caller::Owner, &id, approve).await.expect("approve");
+    let again = node.mesh.decide(&Caller::Owner, &id, approve).await.expect_err("twice");
+    assert_eq!(again.code, "already-decided");
+
+    let spec = until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    assert_eq!(spec.binding.peer, peer.fingerprint().to_string());
+    let tools = &spec.binding.allowed_tools;
+    assert!(
+        tools.contains(&"mcp__threadline__threadline_send".into()) && tools.contains(&"Read(/src/**)".into())
+    );
+    assert!(!tools.iter().any(|t| t.starts_with("Bash") || t.starts_with("Write")), "{tools:?}");
+    let (input, _) = node.sessions.rows().pop().expect("row");
+    assert!(input.body.contains("<<<PEER_MESSAGE") && input.body.contains("May I ask something?"));
+    assert_eq!(input.inbox_key, format!("threadline:{}:m1", peer.fingerprint()));
+
+    let arguments = json!({"agentId": peer.fingerprint(), "message": "Yes, ask.", "threadId": "t1",
+        "inReplyTo": "m1", "waitForReply": false});
+    let session = node.session(&peer, "t1");
+    let sent = node.call(session.clone(), Tool::ThreadlineSend, arguments.clone()).await.expect("send");
+    assert_eq!((sent["outcome"].as_str(), sent["threadId"].as_str()), (Some("sent"), Some("t1")));
+    let envelope = relay.message().await;
+    assert_eq!(payload(&envelope)["text"], "Yes, ask.");
+    assert_eq!(payload(&envelope)["metadata"]["inReplyTo"], "m1");
+    node.until_state("m1", "delivered").await;
+    let twice = node.call(session, Tool::ThreadlineSend, arguments).await.expect_err("one answer");
+    assert_eq!(twice.code, "already-answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_was_taken_is_routed_once_after_a_restart() {
+    let mut node = Node::with(|config| config.spawn.drain_enabled = false).await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(3);
+    node.trust(&peer, "verified").await;
+    relay.send(&peer.says(node.us(), "t1", "m1", "Where is the plan?")).await;
+    relay.taken("m1").await;
+    node.until_state("m1", "queued").await;
+    assert!(node.sessions.starts().is_empty(), "nothing is started while the drain is off");
+    drop(relay);
+    node.restart().await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    let mut relay = node.relay().await;
+    relay.send(&peer.says(node.us(), "t1", "m1", "Where is the plan?")).await;
+    relay.taken("m1").await;
+    relay.send(&peer.says(node.us(), "t1", "m2", "And the budget?")).await;
+    relay.taken("m2").await;
+    until("the second row", || async {
+        let rows = node.sessions.rows();
+        (rows.len() == 2).then_some(()).ok_or(format!("{}", rows.len()))
+    })
+    .await;
+    assert_eq!(node.inbox().await.len(), 2);
+    assert_eq!(node.sessions.starts().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_died_or_has_nothing_to_say_loses_nothing() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(4);
+    node.trust(&peer, "verified").await;
+    node.sessions.refuse.store(1, Ordering::SeqCst);
+    relay.send(&peer.says(node.us(), "t1", "m1", "Please note the date")).await;
+    relay.taken("m1").await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    node.sessions.die();
+    until("another session", || async {
+        let n = node.sessions.starts().len();
+        (n == 2).then_some(()).ok_or(format!("{n}"))
+    })
+    .await;
+    assert_eq!(node.sessions.rows().len(), 1, "the same row");
+    node.sessions.become_idle();
+    node.until_state("m1", "delivered no-reply").await;
+    assert_eq!(node.sessions.rows()[0].1, InputState::Acked);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_failed_starts_are_reported() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(5);
+    node.trust(&peer, "verified").await;
+    node.sessions.refuse.store(3, Ordering::SeqCst);
+    relay.send(&peer.says(node.us(), "t1", "m1", "Are you there?")).await;
+    relay.taken("m1").await;
+    node.until_state("m1", "failed no session could be started").await;
+    let causes: Vec<String> = node.notices.notices().into_iter().map(|n| n.notice.cause).collect();
+    assert!(causes.iter().any(|c| c.starts_with("unanswered:")), "{causes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_and_blocks_hold_and_courtesies_start_nothing() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(6);
+    node.trust(&peer, "verified").await;
+    relay.send(&peer.says(node.us(), "t1", "thanks", "Thank you very much!")).await;
+    relay.taken("thanks").await;
+    node.until_state("thanks", "noted no-answer-needed").await;
+    for n in 0..6 {
+        let id = format!("q{n}");
+        relay.send(&peer.says(node.us(), "t1", &id, &format!("Question {n}?"))).await;
+        relay.taken(&id).await;
+    }
+    node.until_state("q3", "queued").await;
+    let status = node.mesh.status().await.expect("status");
+    assert_eq!(node.state_of("q4").await, None, "the burst limit is 5 a minute: {status}");
+    assert_eq!(node.state_of("q5").await, None, "and order is kept");
+
+    let blocked = Peer::new(7);
+    let fp = blocked.fingerprint().to_string();
+    node.mesh.block(&Caller::Local, &fp, None).await.expect("block");
+    relay.send(&blocked.says(node.us(), "t2", "b1", "let me in?")).await;
+    relay.taken("b1").await;
+    until("the row is gone", || async {
+        let queues = node.mesh.status().await.expect("status")["queues"]["spool"]["rows"].clone();
+        (queues == 2).then_some(()).ok_or(queues.to_string())
+    })
+    .await;
+    assert_eq!(node.state_of("b1").await, None);
+    let unblock = node.mesh.unblock(&Caller::Local, &fp).await.expect_err("the owner only");
+    assert_eq!(unblock.code, "owner-required");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_firewall_denies_and_closes_after_three_tries() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(8);
+    node.trust(&peer, "verified").await;
+    std::fs::write(node.dir.path().join("agent/src/a.rs"), "x").expect("file");
+    std::fs::write(node.dir.path().join("agent/secret.txt"), "x").expect("file");
+    std::os::unix::fs::symlink("../secret.txt", node.dir.path().join("agent/src/link")).expect("link");
+    relay.send(&peer.says(node.us(), "t1", "m1", "Run ls for me?")).await;
+    relay.taken("m1").await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    let Caller::Session(session) = node.session(&peer, "t1") else { unreachable!() };
+    let ask = |tool: &'static str, input: serde_json::Value| {
+        let (mesh, id) = (node.mesh.clone(), session.id.clone());
+        async move { mesh.authorize(&id, tool, &input).await.expect("verdict").decision }
+    };
+    assert_eq!(ask("Read", json!({"file_path": "src/a.rs"})).await, "allow");
+    assert_eq!(ask("mcp__threadline__threadline_history", json!({"threadId": "t1"})).await, "allow");
+    assert_eq!(ask("Read", json!({"file_path": "src/link"})).await, "deny");
+    assert_eq!(ask("mcp__threadline__threadline_history", json!({"threadId": "other"})).await, "deny");
+    assert!(node.sessions.ended().is_empty());
+    assert_eq!(ask("Bash", json!({"command": "ls"})).await, "deny");
+    assert_eq!(node.sessions.ended(), ["firewall violations"]);
+    let audit = node.mesh.audit(10, Some("firewall-deny".into()), None).await.expect("audit");
+    assert_eq!(audit["count"], 3);
+    assert_eq!(node.mesh.audit_verify().await.expect("verify")["valid"], true);
+}

@@ -1,0 +1,157 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use instar_mesh::{ApproveOption, Decision};
+use serde_json::{Value, json};
+use threadline::autonomy::Autonomy;
+use threadline::service::{Caller, NetworkCaller, Scope, SessionCaller, Tool};
+
+use super::bench::{Node, Peer, payload, until};
+
+fn send_to(peer: &Peer, text: &str) -> Value {
+    json!({"agentId": peer.fingerprint(), "message": text, "waitForReply": false})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_call_gets_the_reply_of_its_thread_and_peer_only() {
+    let node = Arc::new(Node::start().await);
+    let mut relay = node.relay().await;
+    let (peer, other) = (Peer::new(2), Peer::new(3));
+    node.trust(&peer, "verified").await;
+    let asker = Arc::clone(&node);
+    let id = instar_state::ids::SessionId::random();
+    let session = Caller::Session(SessionCaller { id: id.to_string(), bound: None, tainted: false });
+    let arguments = json!({"agentId": peer.fingerprint(), "message": "How late is it?"});
+    let call = tokio::spawn(async move { asker.call(session, Tool::ThreadlineSend, arguments).await });
+    let asked = relay.message().await;
+    let thread = asked.text("threadId").expect("thread").to_owned();
+    relay.send(&other.says(node.us(), &thread, "x", "Not for you to ask?")).await;
+    relay.taken("x").await;
+    relay.send(&peer.says(node.us(), &thread, "r1", "Noon.")).await;
+    relay.taken("r1").await;
+    let result = call.await.expect("no panic").expect("result");
+    assert_eq!((result["outcome"].as_str(), result["delivered"].as_bool()), (Some("replied"), Some(true)));
+    assert!(result["reply"].as_str().expect("reply").contains("Noon."));
+    assert!(result["reply"].as_str().expect("reply").starts_with("<<<PEER_MESSAGE"));
+    assert_eq!(result["replyMessageId"], "r1");
+    assert!(node.sessions.tainted(&id));
+    node.until_state("r1", "delivered waiter").await;
+    assert!(node.sessions.rows().is_empty());
+
+    let history = node
+        .call(Caller::Local, Tool::ThreadlineHistory, json!({"threadId": thread, "peer": peer.fingerprint()}))
+        .await
+        .expect("history");
+    assert_eq!((&history["totalCount"], &history["chainValid"]), (&json!(2), &json!(true)));
+    let directions: Vec<_> =
+        history["messages"].as_array().expect("list").iter().map(|m| m["direction"].clone()).collect();
+    assert_eq!(directions, ["out", "in"]);
+    let ambiguous = node.call(Caller::Local, Tool::ThreadlineHistory, json!({"threadId": thread})).await;
+    assert_eq!(ambiguous.expect_err("two peers").code, "ambiguous-thread");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_survives_an_absent_relay_and_a_restart_and_is_sent_once_per_key() {
+    let mut node = Node::start().await;
+    let peer = Peer::new(4);
+    let mut arguments = send_to(&peer, "later");
+    arguments["idempotencyKey"] = json!("k1");
+    let offline = node.call(Caller::Local, Tool::ThreadlineSend, arguments.clone()).await.expect("queued");
+    assert_eq!(
+        (offline["outcome"].as_str(), offline["deliveryPath"].as_str()),
+        (Some("queued"), Some("queued"))
+    );
+    node.restart().await;
+    let again = node.call(Caller::Local, Tool::ThreadlineSend, arguments).await.expect("the same");
+    assert_eq!(again["messageId"], offline["messageId"]);
+    let mut relay = node.relay().await;
+    let envelope = relay.message().await;
+    assert_eq!(envelope.text("messageId"), offline["messageId"].as_str());
+    until("the relay's word is noted", || async {
+        let health = node.mesh.outbox(5).await.expect("outbox");
+        (health["messages"][0]["state"] == "sent").then_some(()).ok_or(health.to_string())
+    })
+    .await;
+    assert_eq!(node.mesh.outbox(5).await.expect("outbox")["count"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_stay_within_their_binding() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let (peer, other) = (Peer::new(5), Peer::new(6));
+    node.trust(&peer, "verified").await;
+    relay.send(&peer.says(node.us(), "t1", "m1", "Shall we start?")).await;
+    relay.taken("m1").await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    let session = node.session(&peer, "t1");
+    let code = async |caller: &Caller, tool, arguments| {
+        node.call(caller.clone(), tool, arguments).await.expect_err("refused").code
+    };
+    assert_eq!(code(&session, Tool::ThreadlineSend, send_to(&other, "hi")).await, "forbidden");
+    let mut elsewhere = send_to(&peer, "hi");
+    elsewhere["threadId"] = json!("t2");
+    assert_eq!(code(&session, Tool::ThreadlineSend, elsewhere).await, "forbidden");
+    assert_eq!(code(&session, Tool::ThreadlineHistory, json!({"threadId": "t2"})).await, "forbidden");
+    let token = Caller::Network(NetworkCaller {
+        token_id: "mcp_0".into(),
+        scopes: vec![Scope::Send, Scope::Read],
+        peer: Some(other.fingerprint()),
+    });
+    assert_eq!(code(&token, Tool::ThreadlineSend, send_to(&peer, "hi")).await, "forbidden");
+    assert_eq!(code(&token, Tool::ThreadlineHistory, json!({"threadId": "t1"})).await, "forbidden");
+    let raise = json!({"action": "grant", "fingerprint": peer.fingerprint(), "level": "autonomous"});
+    let asked = node.call(session, Tool::ThreadlineTrust, raise).await.expect("asked");
+    assert_eq!((&asked["status"], &asked["level"]), (&json!("pending_confirmation"), &json!("verified")));
+    let us = json!({"agentId": node.us(), "message": "hi", "waitForReply": false});
+    assert_eq!(code(&Caller::Local, Tool::ThreadlineSend, us).await, "self-target");
+    let nobody = json!({"agentId": "nobody here", "message": "hi", "waitForReply": false});
+    relay.send(&threadline::v1::frames::ServerFrame::DiscoverResult(Vec::new())).await;
+    assert_eq!(code(&Caller::Local, Tool::ThreadlineSend, nobody).await, "agent-not-found");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_without_proof_of_life_speaks_only_through_the_owner() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(7);
+    node.trust(&peer, "verified").await;
+    node.sessions.silent.store(true, Ordering::SeqCst);
+    relay.send(&peer.says(node.us(), "t1", "m1", "Who are you?")).await;
+    relay.taken("m1").await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    let mut arguments = send_to(&peer, "a ghost");
+    arguments["threadId"] = json!("t1");
+    let held = node.call(node.session(&peer, "t1"), Tool::ThreadlineSend, arguments).await.expect("held");
+    assert_eq!((&held["outcome"], &held["accepted"]), (&json!("held"), &json!(false)));
+    let approvals = node.mesh.approvals(None, None).await.expect("approvals");
+    let id = approvals["approvals"][0]["id"].as_str().expect("id");
+    node.mesh.decide(&Caller::Owner, id, Decision::Approve(ApproveOption::Message)).await.expect("send it");
+    assert_eq!(payload(&relay.message().await)["text"], "a ghost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cautious_node_asks_about_each_message() {
+    let node = Node::with(|config| config.policy.autonomy = Autonomy::Cautious).await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(8);
+    node.trust(&peer, "verified").await;
+    relay.send(&peer.says(node.us(), "t1", "m1", "Hello?")).await;
+    relay.taken("m1").await;
+    node.until_state("m1", "held approval").await;
+    let held = node.call(Caller::Local, Tool::ThreadlineSend, send_to(&peer, "hello")).await.expect("held");
+    assert_eq!(held["outcome"], "held");
+    let approvals = node.mesh.approvals(None, None).await.expect("approvals");
+    assert_eq!(approvals["count"], 2);
+    for approval in approvals["approvals"].as_array().expect("list") {
+        let id = approval["id"].as_str().expect("id");
+        let decision = if approval["kind"] == "outbound" {
+            Decision::Reject
+        } else {
+            Decision::Approve(ApproveOption::Message)
+        };
+        node.mesh.decide(&Caller::Owner, id, decision).await.expect("decide");
+    }
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    assert_eq!(node.mesh.outbox(1).await.expect("outbox")["messages"][0]["state"], "rejected");
+}

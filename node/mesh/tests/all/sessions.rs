@@ -1,0 +1,168 @@
+//! Sessions that do what the test says.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hmac::{Hmac, KeyInit, Mac};
+use instar_state::BoxFuture;
+use instar_state::ids::{ConversationKey, SessionId};
+use instar_state::ports::{
+    HeartbeatSpec, InputState, LiveSession, PeerSessionSpec, PeerSessions, SessionInput, SpawnRefused,
+};
+use sha2::Sha256;
+use tokio::sync::Notify;
+use ulid::Ulid;
+
+#[derive(Default)]
+pub struct Sessions {
+    state: Mutex<State>,
+    changed: Notify,
+    /// Starts that are refused before one succeeds.
+    pub refuse: AtomicU32,
+    /// Supervisors write no proof of life.
+    pub silent: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    rows: BTreeMap<String, (SessionInput, Ulid, InputState)>,
+    live: HashMap<ConversationKey, LiveSession>,
+    starts: Vec<PeerSessionSpec>,
+    ended: Vec<(SessionId, String)>,
+    tainted: Vec<SessionId>,
+}
+
+impl Sessions {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn rows(&self) -> Vec<(SessionInput, InputState)> {
+        self.state().rows.values().map(|(input, _, state)| (input.clone(), *state)).collect()
+    }
+
+    pub fn starts(&self) -> Vec<PeerSessionSpec> {
+        self.state().starts.clone()
+    }
+
+    pub fn ended(&self) -> Vec<String> {
+        self.state().ended.iter().map(|(_, reason)| reason.clone()).collect()
+    }
+
+    pub fn tainted(&self, id: &SessionId) -> bool {
+        self.state().tainted.contains(id)
+    }
+
+    /// The turn of every session is over.
+    pub fn become_idle(&self) {
+        for session in self.state().live.values_mut() {
+            session.idle = true;
+        }
+        self.changed.notify_one();
+    }
+
+    /// Every session dies; what it had not answered is queued again.
+    pub fn die(&self) {
+        let mut state = self.state();
+        state.live.clear();
+        for (_, _, row) in state.rows.values_mut() {
+            if *row == InputState::Injected {
+                *row = InputState::Queued;
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+impl PeerSessions for Sessions {
+    fn enqueue(&self, input: SessionInput) -> BoxFuture<'_, Result<Ulid, String>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            let injected = state.live.contains_key(&input.conversation);
+            let first = if injected { InputState::Injected } else { InputState::Queued };
+            let row = state.rows.entry(input.inbox_key.clone());
+            Ok(row.or_insert_with(|| (input, Ulid::generate(), first)).1)
+        })
+    }
+
+    fn live(&self, conversation: &ConversationKey) -> Option<LiveSession> {
+        self.state().live.get(conversation).cloned()
+    }
+
+    fn start(&self, spec: PeerSessionSpec) -> BoxFuture<'_, Result<SessionId, SpawnRefused>> {
+        Box::pin(async move {
+            if self.refuse.load(Ordering::SeqCst) > 0 {
+                self.refuse.fetch_sub(1, Ordering::SeqCst);
+                return Err(SpawnRefused::Failed("no".into()));
+            }
+            if !self.silent.load(Ordering::SeqCst)
+                && let Some(heartbeat) = &spec.heartbeat
+            {
+                beat(heartbeat);
+            }
+            let id = SessionId::random();
+            let mut state = self.state();
+            let live = LiveSession { id, idle: false, child_pid: Some(1) };
+            state.live.insert(spec.conversation.clone(), live);
+            for (input, _, row) in state.rows.values_mut() {
+                if input.conversation == spec.conversation && *row == InputState::Queued {
+                    *row = InputState::Injected;
+                }
+            }
+            state.starts.push(spec);
+            drop(state);
+            self.changed.notify_one();
+            Ok(id)
+        })
+    }
+
+    fn replied(&self, conversation: &ConversationKey, inbox_key: Option<&str>) -> BoxFuture<'_, ()> {
+        let (conversation, key) = (conversation.clone(), inbox_key.map(str::to_owned));
+        Box::pin(async move {
+            for (input, _, row) in self.state().rows.values_mut() {
+                let named = key.as_ref().is_none_or(|k| *k == input.inbox_key);
+                if input.conversation == conversation && named && *row != InputState::Failed {
+                    *row = InputState::Acked;
+                }
+            }
+            self.changed.notify_one();
+        })
+    }
+
+    fn input_state(&self, inbox_key: &str) -> BoxFuture<'_, Option<InputState>> {
+        let state = self.state().rows.get(inbox_key).map(|(_, _, state)| *state);
+        Box::pin(async move { state })
+    }
+
+    fn end(&self, id: &SessionId, reason: &str) -> BoxFuture<'_, ()> {
+        let mut state = self.state();
+        state.live.retain(|_, session| session.id != *id);
+        state.ended.push((*id, reason.to_owned()));
+        Box::pin(async {})
+    }
+
+    fn taint(&self, id: &SessionId) -> BoxFuture<'_, ()> {
+        self.state().tainted.push(*id);
+        Box::pin(async {})
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.changed.notified())
+    }
+}
+
+/// What the supervisor writes.
+fn beat(spec: &HeartbeatSpec) {
+    let ts = instar_state::time::now_ms();
+    let text = format!("evt:{}:pid:1:tid:{}:ts:{ts}", spec.event_id, spec.thread_id);
+    let nonce = hex::decode(&spec.nonce).expect("hex");
+    let mut mac = Hmac::<Sha256>::new_from_slice(&nonce).expect("key");
+    mac.update(text.as_bytes());
+    let hmac = hex::encode(mac.finalize().into_bytes());
+    let beat = serde_json::json!({"eventId": spec.event_id, "sessionPid": 1, "threadId": spec.thread_id,
+        "ts": ts, "hmac": hmac});
+    std::fs::create_dir_all(spec.file.parent().expect("parent")).expect("directory");
+    std::fs::write(&spec.file, beat.to_string()).expect("write");
+}
