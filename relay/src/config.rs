@@ -460,7 +460,7 @@ mod tests {
             panic!("refused")
         };
         let keys: Vec<&str> = problems.iter().map(|p| p.key.as_str()).collect();
-        assert_eq!(keys, ["prot", "port", "limits.global_per_minute"]);
+        assert_eq!(keys, ["limits.global_per_minute", "port", "prot"]);
         assert!(problems[1].to_string().contains("70000") && problems[1].to_string().contains("0–65535"));
     }
 

@@ -670,3 +670,6 @@ impl Core {
         bytes
     }
 }
+
+#[cfg(test)]
+mod tests;

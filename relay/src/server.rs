@@ -121,14 +121,17 @@ pub async fn serve(
 
     let core = prepared.core(Arc::clone(&config), &clock);
     let (queue_db, registry_db) = (prepared.queue.clone(), prepared.registry.clone());
-    let (driver, handle) =
-        Driver::new(core, clock.clone(), prepared.queue.clone(), prepared.registry.clone(), prepared.store);
+    let grown = Arc::new(tokio::sync::Notify::new());
+    let databases = (prepared.queue.clone(), prepared.registry.clone());
+    let (driver, handle) = Driver::new(core, clock.clone(), databases, prepared.store, Arc::clone(&grown));
     let driver = tokio::spawn(driver.run());
     let state = Arc::new(Shared {
         config: Arc::clone(&config),
         clock,
         driver: handle.clone(),
         registry: prepared.registry,
+        queue: prepared.queue,
+        grown,
         relay_id: prepared.relay_id,
         verifier: prepared.signer.verifying_key(),
         cursor_secret: prepared.cursor_secret,
@@ -195,6 +198,9 @@ struct Shared {
     clock: Clock,
     driver: DriverHandle,
     registry: Database,
+    queue: Database,
+    /// Rung after each mebibyte of new mail.
+    grown: Arc<tokio::sync::Notify>,
     relay_id: String,
     verifier: ed25519_dalek::VerifyingKey,
     cursor_secret: [u8; 32],

@@ -102,6 +102,8 @@ pub(super) struct Delivery {
     pub(super) flight_bytes: usize,
     /// Messages and pings written so far.
     pub(super) written: u64,
+    /// Value of `written` when everything in flight was last sent again.
+    pub(super) resent_at: u64,
     /// Pings without a pong, oldest first.
     pub(super) pings: VecDeque<Ping>,
     pub(super) ping_due_ms: Option<i64>,

@@ -230,6 +230,7 @@ impl Core {
         let delivery = &mut session.delivery;
         delivery.redeliver_ms = None;
         let Some(first) = delivery.flight.iter().map(|sent| sent.seq).min() else { return };
+        delivery.resent_at = delivery.written;
         delivery.flight.iter_mut().for_each(|sent| sent.again = true);
         delivery.ready.clear();
         delivery.read_to = first - 1;
@@ -263,10 +264,10 @@ impl Delivery {
         self.flight.push_back(InFlight { seq, id, size, at, again: false });
     }
 
-    /// When messages must be sent again: 20 s after the oldest unanswered ping that covers one.
+    /// When messages must be sent again: 20 s after the first ping that followed one and is unanswered.
     fn redeliver_at(&self) -> Option<i64> {
-        let oldest = self.flight.iter().map(|sent| sent.at).min()?;
-        let ping = self.pings.iter().rev().take_while(|ping| ping.at > oldest).last()?;
+        let oldest = self.flight.iter().map(|sent| sent.at).min()?.max(self.resent_at);
+        let ping = self.pings.iter().find(|ping| ping.at > oldest)?;
         Some(ping.sent_ms + PONG_WITHIN_MS)
     }
 }

@@ -12,7 +12,7 @@ use crate::core::{ConnId, Event, Inbound, Source};
 /// A client that takes nothing for this long is closed with 4000.
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
 /// Time a client has to answer a close.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Serves a socket until it is closed by either side.
 pub(super) async fn run(mut socket: WebSocket, source: Source, shared: Arc<Shared>) {

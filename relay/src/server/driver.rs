@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use instar_durable::{Database, DatabaseError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::clock::Clock;
 use super::outbox::Outbox;
@@ -23,6 +23,9 @@ const EVENTS: usize = 1024;
 const OPERATIONS: usize = 4096;
 /// Operations per transaction.
 const GROUP: usize = 256;
+/// Bytes of mail per transaction: a larger one would blow up the log, which matters on a full disk.
+const GROUP_BYTES: usize = 2 << 20;
+const GROWN: usize = 1 << 20;
 const READS: usize = 64;
 
 type Answers = Vec<(u64, Result<StoreAnswer, StoreFailed>)>;
@@ -95,11 +98,17 @@ impl<O> Default for Lane<O> {
 
 impl<O> Lane<O> {
     /// Starts the next transaction with everything that came while the last one ran.
-    fn advance(&mut self, start: impl FnOnce(Vec<(u64, O)>) -> Running) {
-        if self.running.is_none() && !self.waiting.is_empty() {
-            let group = self.waiting.drain(..self.waiting.len().min(GROUP)).collect();
-            self.running = Some(start(group));
+    fn advance(&mut self, weight: fn(&O) -> usize, start: impl FnOnce(Vec<(u64, O)>) -> Running) {
+        if self.running.is_some() || self.waiting.is_empty() {
+            return;
         }
+        let mut bytes = 0;
+        let light = self.waiting.iter().take(GROUP).take_while(|(_, op)| {
+            bytes += weight(op);
+            bytes <= GROUP_BYTES
+        });
+        let count = light.count().max(1);
+        self.running = Some(start(self.waiting.drain(..count).collect()));
     }
 
     fn is_idle(&self) -> bool {
@@ -125,6 +134,9 @@ pub(super) struct Driver {
     store: Arc<StoreContext>,
     queue_lane: Lane<QueueOp>,
     registry_lane: Lane<RegistryOp>,
+    /// Bytes of mail since `grown` was rung.
+    fresh_bytes: usize,
+    grown: Arc<Notify>,
     waiting_reads: VecDeque<(u64, QueueOp)>,
     reads: FuturesUnordered<Running>,
 }
@@ -133,9 +145,9 @@ impl Driver {
     pub(super) fn new(
         core: Core,
         clock: Clock,
-        queue: Database,
-        registry: Database,
+        (queue, registry): (Database, Database),
         store: StoreContext,
+        grown: Arc<Notify>,
     ) -> (Self, DriverHandle) {
         let (sender, commands) = mpsc::channel(EVENTS);
         let driver = Self {
@@ -149,6 +161,8 @@ impl Driver {
             store: Arc::new(store),
             queue_lane: Lane::default(),
             registry_lane: Lane::default(),
+            fresh_bytes: 0,
+            grown,
             waiting_reads: VecDeque::new(),
             reads: FuturesUnordered::new(),
         };
@@ -236,6 +250,11 @@ impl Driver {
                     self.waiting_reads.push_back((ticket, op));
                 }
                 Effect::Store { ticket, op: StoreOp::Queue(op) } => {
+                    self.fresh_bytes += op.weight();
+                    if self.fresh_bytes >= GROWN {
+                        self.fresh_bytes = 0;
+                        self.grown.notify_one();
+                    }
                     self.queue_lane.waiting.push_back((ticket, op));
                 }
                 Effect::Store { ticket, op: StoreOp::Registry(op) } => {
@@ -247,9 +266,10 @@ impl Driver {
 
     fn advance(&mut self) {
         let (queue, store) = (&self.queue, &self.store);
-        self.queue_lane.advance(|group| Box::pin(write_queue(queue.clone(), Arc::clone(store), group)));
+        self.queue_lane
+            .advance(QueueOp::weight, |group| Box::pin(write_queue(queue.clone(), Arc::clone(store), group)));
         let registry = &self.registry;
-        self.registry_lane.advance(|group| Box::pin(write_registry(registry.clone(), group)));
+        self.registry_lane.advance(|_| 0, |group| Box::pin(write_registry(registry.clone(), group)));
         while self.reads.len() < READS {
             let Some((ticket, op)) = self.waiting_reads.pop_front() else { break };
             self.reads.push(Box::pin(read_queue(self.queue.clone(), Arc::clone(&self.store), ticket, op)));

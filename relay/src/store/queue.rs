@@ -203,6 +203,11 @@ pub enum QueueOp {
 }
 
 impl QueueOp {
+    /// Bytes of mail that the operation stores.
+    pub fn weight(&self) -> usize {
+        if let Self::Accept(message) = self { message.body.len() } else { 0 }
+    }
+
     /// Whether the operation only reads and may overtake writes, so that it works on a full disk.
     pub fn is_read(&self) -> bool {
         matches!(self, Self::Backlog { .. })

@@ -1,0 +1,7 @@
+//! The core against SQLite in memory and a virtual clock.
+
+mod bench;
+mod custody;
+mod limits;
+mod logins;
+mod transcript;

@@ -1,0 +1,14 @@
+//! The relay as a process and as a library, driven from outside.
+
+#[path = "all/client.rs"]
+mod client;
+#[path = "all/delivery.rs"]
+mod delivery;
+#[path = "all/embedded.rs"]
+mod embedded;
+#[path = "all/http.rs"]
+mod http;
+#[path = "all/process.rs"]
+mod process;
+#[path = "all/storage.rs"]
+mod storage;

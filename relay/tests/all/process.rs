@@ -1,0 +1,127 @@
+//! The real program.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+pub(crate) const GENEROUS: &[&str] = &[
+    "sybil.tiers=false",
+    "sybil.aging_s=0",
+    "limits.per_source=false",
+    "limits.messages_per_minute=100000",
+    "limits.messages_per_hour=100000",
+    "limits.global_per_minute=100000",
+    "queue.per_pair=500",
+    "queue.stranger_each=500",
+    "queue.strangers=500",
+    "queue.strangers_bytes=1000000000",
+    "queue.bytes_per_recipient=1000000000",
+    "queue.unknown_recipient=500",
+];
+
+pub(crate) struct Relay {
+    child: Child,
+    pub(crate) at: SocketAddr,
+}
+
+pub(crate) fn command(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_threadline-relay"));
+    arguments(&mut command, dir);
+    command
+}
+
+pub(crate) fn arguments(command: &mut Command, dir: &Path) {
+    command.args(["--host", "127.0.0.1", "--port", "0", "--data-dir"]).arg(dir);
+    for setting in GENEROUS {
+        command.args(["--set", setting]);
+    }
+}
+
+impl Relay {
+    pub(crate) fn start(dir: &Path) -> Self {
+        Self::spawn(&mut command(dir))
+    }
+
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().expect("stdout")).read_line(&mut line).expect("a line");
+        let at = line.trim().rsplit(' ').next().and_then(|at| at.parse().ok());
+        Self { child, at: at.unwrap_or_else(|| panic!("no address in {line:?}")) }
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("kills");
+        self.child.wait().expect("ends");
+    }
+
+    /// SIGTERM; returns the exit code.
+    pub(crate) fn stop(mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
+        self.child.wait().expect("ends").code()
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(command: &mut Command) -> (Option<i32>, String) {
+    let Output { status, stdout, stderr } = command.output().expect("runs");
+    let text = [stdout, stderr].concat();
+    (status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn a_second_start_is_refused_with_3_and_names_the_first() {
+    let dir = tempfile::tempdir().expect("dir");
+    let first = Relay::start(dir.path());
+    let (code, text) = run(&mut command(dir.path()));
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.contains(&first.child.id().to_string()), "{text}");
+}
+
+#[test]
+fn a_damaged_queue_is_4_unless_its_loss_is_accepted() {
+    let dir = tempfile::tempdir().expect("dir");
+    Relay::start(dir.path()).kill();
+    let queue = dir.path().join("queue.db");
+    std::fs::write(&queue, [0x55; 8192]).expect("damage");
+    let (code, text) = run(&mut command(dir.path()));
+    assert_eq!(code, Some(4), "{text}");
+    assert!(text.contains("queue.db") && text.contains("--accept-data-loss"), "{text}");
+    assert_eq!(std::fs::read(&queue).expect("kept"), [0x55; 8192]);
+    let relay = Relay::spawn(command(dir.path()).arg("--accept-data-loss"));
+    assert_eq!(relay.stop(), Some(0));
+    let kept = std::fs::read_dir(dir.path()).expect("dir").filter_map(Result::ok);
+    assert!(kept.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("queue.db.corrupt-")));
+}
+
+#[test]
+fn a_bad_configuration_is_2_and_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (code, text) = run(command(dir.path()).args(["check-config", "--set", "queue.ttl_s=0"]));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("queue.ttl_s = 0") && text.contains("1–2592000"), "{text}");
+    let (code, text) = run(command(dir.path()).arg("print-config").env("RELAY_DURABILITY", "process"));
+    assert_eq!(code, Some(0));
+    assert!(text.contains("durability = \"process\""), "{text}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = taken.local_addr().expect("address").port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_threadline-relay"));
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--data-dir"]).arg(dir.path());
+    let (code, text) = run(&mut command);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
+}
