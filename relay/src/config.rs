@@ -330,7 +330,8 @@ impl RelayConfig {
 
     /// Effective values as TOML-like lines, in the order of the documentation.
     pub fn print(&self) -> String {
-        KEYS.iter().map(|key| format!("{} = {}\n", key.name, (key.get)(self))).collect()
+        let line = |key: &keys::Key| format!("{} = {}", key.name, (key.get)(self));
+        KEYS.iter().map(line).chain([String::new()]).collect::<Vec<_>>().join("\n")
     }
 
     /// Whether young identities have smaller limits; a private relay has no strangers.

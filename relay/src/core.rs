@@ -522,7 +522,7 @@ impl Core {
             }
             (Pending::Ban(address), answer) => self.banned(&address, answer, now_ms),
             (Pending::Sweep, Ok(StoreAnswer::Queue(QueueAnswer::Expired(gone)))) => {
-                self.expired(gone, now_ms)
+                self.expired(gone, now_ms);
             }
             (Pending::Sweep | Pending::Quiet, _) => {}
         }
@@ -549,7 +549,7 @@ impl Core {
                 Timer::Answer(seq) => self.answer_due(seq, now_ms),
                 Timer::Offline(address) => self.offline_due(&address, now_ms),
                 Timer::Confirm(seqs) => {
-                    self.store_queue(Pending::Confirm(seqs.clone()), QueueOp::Confirm { seqs, now_ms })
+                    self.store_queue(Pending::Confirm(seqs.clone()), QueueOp::Confirm { seqs, now_ms });
                 }
                 Timer::Sweep => {
                     self.windows.forget_idle(now_ms);

@@ -8,6 +8,8 @@ mod delivery;
 mod embedded;
 #[path = "all/http.rs"]
 mod http;
+#[path = "all/memory.rs"]
+mod memory;
 #[path = "all/process.rs"]
 mod process;
 #[path = "all/storage.rs"]

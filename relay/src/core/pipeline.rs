@@ -104,21 +104,14 @@ impl Core {
             at_ms: now_ms,
             expires_ms: now_ms + i64::from(self.config.queue.ttl_s) * 1000,
         };
-        match self.over_limit(&submitted, false, now_ms) {
-            None => self.accept(submitted),
-            // A repeat of a message that was seen comes before the limits, so storage is asked first.
-            Some(_) => {
-                let Submitted { sender, recipient, id, hash, .. } = &submitted;
-                let op = QueueOp::Standing {
-                    sender: *sender,
-                    recipient: *recipient,
-                    id: id.clone(),
-                    hash: *hash,
-                    now_ms,
-                };
-                self.store_queue(Pending::Standing(Box::new(submitted)), op);
-            }
+        if self.over_limit(&submitted, false, now_ms).is_none() {
+            return self.accept(submitted);
         }
+        // A repeat of a message that was seen comes before the limits, so storage is asked first.
+        let Submitted { sender, recipient, hash, .. } = submitted;
+        let id = submitted.id.clone();
+        let op = QueueOp::Standing { sender, recipient, id, hash, now_ms };
+        self.store_queue(Pending::Standing(Box::new(submitted)), op);
     }
 
     /// An envelope above the limit: three in an hour are a ban.

@@ -168,14 +168,20 @@ impl Shared {
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        self.registry.read(move |c| query(c).map_err(DatabaseError::from)).await.map_err(unavailable)
+        self.registry
+            .read(move |c| query(c).map_err(DatabaseError::from))
+            .await
+            .map_err(|error| Box::new(unavailable(&error)))
     }
 
     async fn registry_write<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        self.registry.write(move |c| change(c).map_err(DatabaseError::from)).await.map_err(unavailable)
+        self.registry
+            .write(move |c| change(c).map_err(DatabaseError::from))
+            .await
+            .map_err(|error| Box::new(unavailable(&error)))
     }
 
     /// Who asks: nobody without a token; a token that is not valid is refused.
@@ -210,13 +216,9 @@ impl Shared {
     }
 }
 
-fn unavailable(error: DatabaseError) -> Failure {
+fn unavailable(error: &DatabaseError) -> Response {
     tracing::error!(%error, "the directory failed");
-    Box::new(failure(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "Relay storage unavailable",
-        Some("STORAGE_UNAVAILABLE"),
-    ))
+    failure(StatusCode::SERVICE_UNAVAILABLE, "Relay storage unavailable", Some("STORAGE_UNAVAILABLE"))
 }
 
 fn respond(result: Result<Response, Failure>) -> Response {

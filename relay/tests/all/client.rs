@@ -46,11 +46,20 @@ impl Client {
     }
 
     pub(crate) async fn log_in_as(at: SocketAddr, n: u8, visibility: Visibility) -> Self {
+        Self::log_in_fully(at, n, &agent(n), visibility).await
+    }
+
+    /// As an identity that is not one of the numbered ones.
+    pub(crate) async fn log_in_with(at: SocketAddr, identity: Identity) -> Self {
+        Self::log_in_fully(at, 0, &identity, Visibility::Unlisted).await
+    }
+
+    async fn log_in_fully(at: SocketAddr, n: u8, identity: &Identity, visibility: Visibility) -> Self {
         let mut client = Self::connect(at, n).await;
         let challenge = client.next("challenge").await;
         let nonce = LoginNonce::parse(challenge["nonce"].as_str().expect("text")).expect("nonce");
         let metadata = Metadata { name: format!("agent {n}"), ..Metadata::default() };
-        let auth = Auth::new(&agent(n), &nonce, metadata, visibility);
+        let auth = Auth::new(identity, &nonce, metadata, visibility);
         client.say(ClientFrame::Auth(Box::new(auth)).to_text()).await;
         client.login = client.next("auth_ok").await;
         client

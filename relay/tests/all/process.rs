@@ -57,6 +57,13 @@ impl Relay {
         self.child.wait().expect("ends");
     }
 
+    /// Resident memory in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("number") * 1024
+    }
+
     /// SIGTERM; returns the exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_child(&self.child);
@@ -90,7 +97,7 @@ fn a_second_start_is_refused_with_3_and_names_the_first() {
 #[test]
 fn a_damaged_queue_is_4_unless_its_loss_is_accepted() {
     let dir = tempfile::tempdir().expect("dir");
-    Relay::start(dir.path()).kill();
+    assert_eq!(Relay::start(dir.path()).stop(), Some(0));
     let queue = dir.path().join("queue.db");
     std::fs::write(&queue, [0x55; 8192]).expect("damage");
     let (code, text) = run(&mut command(dir.path()));

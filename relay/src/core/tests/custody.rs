@@ -123,7 +123,9 @@ fn five_hundred_queued_are_all_offered_within_three_seconds() {
     while bench.now - start <= 3_000 && seen < 500 {
         let ids = bench.message_ids(recipient);
         seen += ids.len();
-        ids.iter().for_each(|id| bench.ack(recipient, id));
+        for id in ids {
+            bench.ack(recipient, &id);
+        }
         bench.pass(10);
     }
     assert_eq!(seen, 500);
@@ -301,7 +303,9 @@ proptest! {
             seen: BTreeMap::new(),
             sent: 0,
         };
-        steps.into_iter().for_each(|step| world.run(step));
+        for step in steps {
+            world.run(step);
+        }
         world.run(Step::Break { broken: false });
         for who in 1..4 {
             world.run(Step::Leave { who });

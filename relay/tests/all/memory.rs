@@ -1,0 +1,33 @@
+//! What an idle session costs.
+
+use futures::StreamExt as _;
+use threadline::identity::Identity;
+
+use super::client::Client;
+use super::process::{Relay, command};
+
+const SESSIONS: u32 = 1_000;
+/// Budget in bytes; the test runs unoptimised code, whose futures are larger.
+const BUDGET: u64 = 8 << 10;
+
+#[tokio::test]
+async fn an_idle_session_stays_within_its_budget() {
+    let dir = tempfile::tempdir().expect("dir");
+    let relay = Relay::spawn(command(dir.path()).args(["--set", "durability=process"]));
+    let at = relay.at;
+    let open = |from: u32, to: u32| async move {
+        let logins = futures::stream::iter(from..to).map(|n| {
+            let mut seed = [0; 32];
+            seed[..4].copy_from_slice(&n.to_le_bytes());
+            Client::log_in_with(at, Identity::from_seed(&seed))
+        });
+        logins.buffer_unordered(32).collect::<Vec<_>>().await
+    };
+    let first = open(1, 200).await;
+    let before = relay.resident();
+    let second = open(1_000, 1_000 + SESSIONS).await;
+    let each = relay.resident().saturating_sub(before) / u64::from(SESSIONS);
+    assert!(each <= BUDGET, "{each} bytes per session");
+    println!("{each} bytes per idle session");
+    drop((first, second));
+}
