@@ -413,7 +413,7 @@ fn hooks(paths: &AgentPaths, fix: bool, checks: &mut Vec<Check>) {
     };
     if drift.is_empty() {
         checks.push(Check::pass("hooks", "registered as they should be"));
-        return;
+        return self_test(paths, checks);
     }
     let lines: Vec<String> = drift.iter().map(ToString::to_string).collect();
     let check = Check::fail("hooks", lines.join("\n"), "instar hooks install");
@@ -425,6 +425,18 @@ fn hooks(paths: &AgentPaths, fix: bool, checks: &mut Vec<Check>) {
         Ok(_) => checks.push(check.fixed()),
         Err(error) => checks.push(Check::fail("hooks", error.to_string(), "repair the file by hand")),
     }
+}
+
+fn self_test(paths: &AgentPaths, checks: &mut Vec<Check>) {
+    let fix = "build the programs again, then `instar doctor --fix`";
+    checks.push(match super::hooks::try_all(paths) {
+        Ok(trial) if trial.problems.is_empty() => Check::pass(
+            "hooks",
+            format!("every one answers, the slowest in {} ms", trial.slowest.as_millis()),
+        ),
+        Ok(trial) => Check::fail("hooks", trial.problems.join("\n"), fix),
+        Err(failure) => Check::fail("hooks", failure.message, fix),
+    });
 }
 
 fn registration(ctx: &Ctx, paths: &AgentPaths, fix: bool, checks: &mut Vec<Check>) -> Result<(), Failure> {

@@ -1,49 +1,79 @@
 //! `instar hooks`
 
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Output, Stdio};
+use std::time::{Duration, Instant};
+
 use clap::Subcommand;
 use instar_hooks::settings::{self, Installed, REGISTRATIONS};
+use instar_hooks::{Event, HOOKS, HookClass};
+use instar_state::config::keys;
 use instar_state::paths::AgentPaths;
 use serde_json::{Value, json};
 
 use super::reply::table;
-use super::{CommandResult, Ctx, Exit, Failure, Reply, refresh_links};
+use super::{Agent, CommandResult, Ctx, Exit, Failure, Reply, refresh_links};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// What is registered with the runtime
+    /// The hooks, on what they run, and whether they are on
     List,
     /// Put our entries into .claude/settings.json
     Install,
-    /// Compare the registration with the table
+    /// Compare the registration with the table and try every hook
     Verify,
+    /// Give an event to a hook and show what it says
+    Test {
+        /// Name of a hook, or of an event for all its hooks
+        name: String,
+        /// File with the event as JSON
+        #[arg(long, value_name = "FILE")]
+        event: PathBuf,
+    },
 }
 
 pub(crate) fn run(ctx: &Ctx, command: Command) -> CommandResult {
-    let paths = ctx.agent()?.paths;
+    let agent = ctx.agent()?;
     match command {
-        Command::List => Ok(list(&paths)),
-        Command::Install => install(&paths),
-        Command::Verify => verify(&paths),
+        Command::List => list(ctx, &agent),
+        Command::Install => install(&agent.paths),
+        Command::Verify => verify(&agent.paths),
+        Command::Test { name, event } => test(&agent.paths, &name, &ctx.cwd.join(event)),
     }
 }
 
-fn list(paths: &AgentPaths) -> Reply {
-    let program = paths.current().join("instar-hook");
-    let rows: Vec<[String; 4]> = REGISTRATIONS
-        .iter()
-        .map(|r| {
-            let matcher = r.matcher.unwrap_or("").to_owned();
-            [r.event.to_string(), matcher, format!("{} s", r.timeout_seconds), r.command(&program)]
-        })
-        .collect();
-    let values: Vec<Value> = REGISTRATIONS
+fn list(ctx: &Ctx, agent: &Agent) -> CommandResult {
+    let disabled = agent.config(ctx)?.get(keys::HOOKS_DISABLED);
+    let mut rows = Vec::new();
+    let mut values = Vec::new();
+    for hook in HOOKS {
+        let (class, always) = match hook.class {
+            HookClass::Safety => ("safety", true),
+            HookClass::EnforcementClosed => ("enforcement", true),
+            HookClass::Grounding => ("grounding", false),
+            HookClass::Observer => ("observer", false),
+        };
+        let enabled = always || !disabled.iter().any(|name| name == hook.name);
+        let events: Vec<String> = hook.events.iter().map(ToString::to_string).collect();
+        let shown =
+            if hook.events.len() > 4 { format!("{} events", events.len()) } else { events.join(", ") };
+        let state = if enabled { "on" } else { "off" };
+        rows.push([hook.name.to_owned(), class.to_owned(), state.to_owned(), shown]);
+        values.push(json!({"name": hook.name, "class": class, "enabled": enabled, "events": events}));
+    }
+    let program = agent.paths.current().join("instar-hook");
+    let registered: Vec<Value> = REGISTRATIONS
         .iter()
         .map(|r| {
             json!({"event": r.event.to_string(), "matcher": r.matcher, "timeoutSeconds": r.timeout_seconds,
                 "command": r.command(&program)})
         })
         .collect();
-    Reply::new(json!({"hooks": values}), table(["event", "matcher", "limit", "command"], &rows, "no hooks"))
+    Ok(Reply::new(
+        json!({"hooks": values, "registrations": registered}),
+        table(["hook", "class", "", "runs on"], &rows, "no hooks"),
+    ))
 }
 
 fn install(paths: &AgentPaths) -> CommandResult {
@@ -61,10 +91,107 @@ fn install(paths: &AgentPaths) -> CommandResult {
 fn verify(paths: &AgentPaths) -> CommandResult {
     let file = paths.project().join(".claude/settings.json");
     let drift = settings::verify(&file, &paths.current().join("instar-hook")).map_err(failure)?;
-    let lines: Vec<String> = drift.iter().map(ToString::to_string).collect();
-    let text = if lines.is_empty() { "registered as they should be".to_owned() } else { lines.join("\n") };
-    let reply = Reply::new(json!({"file": file, "drift": lines}), text);
-    Ok(if drift.is_empty() { reply } else { reply.failing(Exit::Failed) })
+    let mut problems: Vec<String> = drift.iter().map(ToString::to_string).collect();
+    let trial = try_all(paths)?;
+    problems.extend(trial.problems);
+    let text = if problems.is_empty() {
+        format!(
+            "registered as they should be; the slowest of {} took {} ms",
+            trial.events,
+            trial.slowest.as_millis()
+        )
+    } else {
+        problems.join("\n")
+    };
+    let value = json!({"file": file, "problems": problems, "events": trial.events,
+        "slowestMs": trial.slowest.as_millis() as u64});
+    let reply = Reply::new(value, text);
+    Ok(if problems.is_empty() { reply } else { reply.failing(Exit::Failed) })
+}
+
+fn test(paths: &AgentPaths, name: &str, event: &Path) -> CommandResult {
+    if HOOKS.iter().all(|hook| hook.name != name) && name.parse::<Event>().is_err() {
+        return Err(Failure::not_found(format!(
+            "no hook and no event is called {name:?}; `instar hooks list` shows them"
+        )));
+    }
+    if !event.is_file() {
+        return Err(Failure::not_found(format!("{} does not exist", event.display())));
+    }
+    let (output, took) = run_hook(paths, name, event)?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let answer: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| stdout.clone().into());
+    let said = if stdout.trim().is_empty() { "(nothing: the action goes ahead)" } else { stdout.trim_end() };
+    let code = output.status.code();
+    let text = format!(
+        "{said}\n{stderr}exit {}, {} ms",
+        code.map_or("by signal".into(), |c| c.to_string()),
+        took.as_millis()
+    );
+    Ok(Reply::new(
+        json!({"answer": answer, "stderr": stderr, "exit": code, "ms": took.as_millis() as u64}),
+        text,
+    ))
+}
+
+/// What trying every hook gave.
+#[derive(Debug)]
+pub(crate) struct Trial {
+    pub(crate) events: usize,
+    pub(crate) problems: Vec<String>,
+    pub(crate) slowest: Duration,
+}
+
+/// Gives every registered event to the hook program, and one command that must be denied.
+pub(crate) fn try_all(paths: &AgentPaths) -> Result<Trial, Failure> {
+    let mut events: Vec<Event> = REGISTRATIONS.iter().map(|r| r.event).collect();
+    events.dedup();
+    let mut trial = Trial { events: events.len(), problems: Vec::new(), slowest: Duration::ZERO };
+    for event in events {
+        let (output, took) = try_one(paths, event, "true")?;
+        trial.slowest = trial.slowest.max(took);
+        if !output.status.success() {
+            trial.problems.push(format!(
+                "{event}: the hook failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            ));
+        }
+    }
+    let (output, _) = try_one(paths, Event::PreToolUse, "rm -rf /")?;
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    if answer.pointer("/hookSpecificOutput/permissionDecision") != Some(&json!("deny")) {
+        trial.problems.push("PreToolUse: `rm -rf /` was not denied".into());
+    }
+    Ok(trial)
+}
+
+fn try_one(paths: &AgentPaths, event: Event, command: &str) -> Result<(Output, Duration), Failure> {
+    let input = json!({
+        "session_id": "00000000-0000-4000-8000-000000000000", "transcript_path": "", "cwd": paths.project(),
+        "hook_event_name": event.to_string(), "permission_mode": "default", "tool_name": "Bash",
+        "tool_input": {"command": command}, "prompt": "test", "source": "startup",
+    });
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(input.to_string().as_bytes())?;
+    run_hook(paths, &event.to_string(), file.path())
+}
+
+/// A trial run: nothing is reported to the node.
+fn run_hook(paths: &AgentPaths, name: &str, event: &Path) -> Result<(Output, Duration), Failure> {
+    let program = paths.current().join("instar-hook");
+    let started = Instant::now();
+    let output = Process::new(&program)
+        .args(["test", name, "--event"])
+        .arg(event)
+        .env("INSTAR_STATE_DIR", paths.state())
+        .current_dir(paths.project())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| {
+            Failure::failed(format!("{} can't be run: {e}; try `instar doctor --fix`", program.display()))
+        })?;
+    Ok((output, started.elapsed()))
 }
 
 fn failure(error: settings::SettingsError) -> Failure {
