@@ -5,16 +5,28 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// Longest context of one hook in characters; the runtime drops what exceeds ten thousand.
 pub const MAX_CONTEXT: usize = 9_500;
+/// How the time is written for a session, in the notation of `strftime`.
+pub const CLOCK_FORMAT: &str = "%A %Y-%m-%d %H:%M %:z";
 /// Largest identity file that is read, in bytes.
 const MAX_FILE: u64 = 256 * 1024;
 
 /// One marked block.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Section {
     name: String,
+    #[serde(rename = "text")]
     body: String,
+}
+
+/// Answer of the node to `GET /context/boot` and `GET /context/turn`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sections {
+    /// The blocks, in order.
+    pub sections: Vec<Section>,
 }
 
 impl Section {

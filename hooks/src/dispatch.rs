@@ -4,11 +4,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::binding::BindingState;
 use crate::client::NodeClient;
-use crate::context::{self, ConversationFacts, IdentityFacts, IdentityFiles, Project, Section};
+use crate::context::{self, ConversationFacts, IdentityFacts, IdentityFiles, Project, Section, Sections};
 use crate::event::{Event, EventInput};
 use crate::firewall;
 use crate::guard::{self, Judgement, Places};
@@ -261,15 +259,6 @@ impl Firing<'_> {
 
     /// The node's own text for this session; none if it has none or cannot be asked.
     fn ask_context(&self, target: &str, deadline: Duration) -> Option<Vec<Section>> {
-        #[derive(Deserialize)]
-        struct Block {
-            name: String,
-            text: String,
-        }
-        #[derive(Deserialize)]
-        struct Blocks {
-            sections: Vec<Block>,
-        }
         let mut target = target.to_owned();
         for (name, value) in [("session", self.session), ("conversation", self.conversation)] {
             if let Some(value) = value {
@@ -278,8 +267,7 @@ impl Firing<'_> {
         }
         let answer =
             self.node?.call("GET", &target, None, deadline).ok().filter(|answer| answer.status == 200)?;
-        let blocks: Blocks = serde_json::from_slice(&answer.body).ok()?;
-        Some(blocks.sections.into_iter().map(|block| Section::new(block.name, block.text)).collect())
+        serde_json::from_slice::<Sections>(&answer.body).ok().map(|answer| answer.sections)
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::binding::{self, BindingState};
 use crate::client::NodeClient;
+use crate::context;
 use crate::dispatch::{self, Firing, HOOKS, Part};
 use crate::event::{BadInput, Event, EventInput, MAX_INPUT, Runtime};
 use crate::guard::Places;
@@ -181,7 +182,7 @@ impl Call {
             state_dir: state_dir.clone(),
             part: self.part,
             compact: self.compact || input.text("source") == Some("compact"),
-            now: chrono::Local::now().format("%A %Y-%m-%d %H:%M %:z").to_string(),
+            now: chrono::Local::now().format(context::CLOCK_FORMAT).to_string(),
         };
         let reporter = Reporter { state_dir: &state_dir, node: node.as_ref(), environment: &environment };
         // A session is known from its first second; the second part of its start is no second start.
