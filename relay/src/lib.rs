@@ -7,6 +7,7 @@ pub mod embedded;
 pub mod keys;
 pub mod limits;
 mod lock;
+pub mod program;
 pub mod registry;
 mod server;
 pub mod store;
