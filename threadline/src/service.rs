@@ -554,6 +554,24 @@ impl ToolCall {
         }
     }
 
+    /// The arguments as JSON, which [`ToolCall::parse`] reads back.
+    pub fn into_arguments(self) -> Value {
+        let value = match self {
+            Self::Discover(request) => serde_json::to_value(request),
+            Self::Send(request) => serde_json::to_value(request),
+            Self::History(request) => serde_json::to_value(request),
+            Self::Agents(request) => serde_json::to_value(request),
+            Self::Delete(request) => serde_json::to_value(request),
+            Self::Trust(request) => serde_json::to_value(request),
+            Self::Relay(request) => serde_json::to_value(request),
+            Self::RegistrySearch(request) => serde_json::to_value(request),
+            Self::RegistryUpdate(request) => serde_json::to_value(request),
+            Self::RegistryStatus => return Value::Object(serde_json::Map::new()),
+            Self::RegistryGet(request) => serde_json::to_value(request),
+        };
+        value.expect("requests are plain data with text keys")
+    }
+
     /// Parses the arguments of `tool`. Unknown or mistyped arguments are refused with `invalid-arguments`, values
     /// beyond their limits with the codes of `threadline-agent.md` §15.
     pub fn parse(tool: Tool, arguments: Value) -> Result<Self, ServiceError> {
