@@ -1,0 +1,6 @@
+//! Handlers parse, call one room and answer; no rule lives here.
+
+pub(crate) mod core;
+pub(crate) mod hooks;
+pub(crate) mod sessions;
+pub(crate) mod threadline;
