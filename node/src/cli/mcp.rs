@@ -13,6 +13,17 @@ use super::{Agent, CommandResult, Ctx, Exit, Failure, Reply, owner};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Serve the tools to one program over stdin and stdout
+    Threadline {
+        /// State directory of the agent
+        #[arg(long, value_name = "DIR")]
+        state_dir: std::path::PathBuf,
+        /// Session that asks, for the log; its token is what counts
+        #[arg(long, value_name = "ID")]
+        session: Option<String>,
+    },
+    /// Serve the tools over HTTP to programs that hold a token
+    Serve,
     /// Tokens for clients of the MCP listener
     #[command(subcommand)]
     Token(TokenCommand),
@@ -53,6 +64,8 @@ pub(crate) enum TokenCommand {
 
 pub(crate) fn run(ctx: &Ctx, command: Command) -> CommandResult {
     match command {
+        Command::Threadline { state_dir, .. } => crate::daemon::mcp_threadline(ctx, &state_dir),
+        Command::Serve => crate::daemon::mcp_serve(ctx),
         Command::Token(command) => token(ctx, command),
         Command::Unregister => {
             let removed = claude::unregister(&ctx.account, &ctx.agent()?.paths)?;

@@ -27,6 +27,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::{Value, json};
 
+use crate::daemon;
+
 pub(crate) use context::{Agent, Ctx, GlobalFlags};
 pub(crate) use init::{init_here, refresh_links};
 pub(crate) use reply::{CommandResult, Exit, Failure, Reply};
@@ -44,8 +46,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make an agent here if there is none, and run its node in this terminal
+    Up,
     /// Make an agent here, or repair the one that is here
     Init(init::Args),
+    /// Start, stop and look after the node
+    #[command(subcommand)]
+    Server(ServerCommand),
+    /// The relay on this machine
+    #[command(subcommand)]
+    Relay(RelayCommand),
     /// Read and change config.json
     #[command(subcommand)]
     Config(config::Command),
@@ -82,6 +92,38 @@ enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum ServerCommand {
+    /// Start the node in the background
+    Start(daemon::StartArgs),
+    /// Stop the node; sessions live on
+    Stop(daemon::StopArgs),
+    /// Stop the node and start it again
+    Restart {
+        /// Name of the agent, if it is not the one here
+        name: Option<String>,
+    },
+    /// Whether the node runs
+    Status {
+        /// Name of the agent, if it is not the one here
+        name: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum RelayCommand {
+    /// Run a relay in the foreground, as threadline-relay does
+    Start {
+        /// Options of threadline-relay
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<std::ffi::OsString>,
+    },
+    /// Whether a relay runs, and where
+    Status(daemon::DirArgs),
+    /// Stop a relay that runs by itself
+    Stop(daemon::DirArgs),
+}
+
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -95,7 +137,15 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(ctx: &Ctx, command: Command) -> CommandResult {
     match command {
+        Command::Up => daemon::up(ctx),
         Command::Init(args) => init::run(ctx, args),
+        Command::Server(ServerCommand::Start(args)) => daemon::start(ctx, &args),
+        Command::Server(ServerCommand::Stop(args)) => daemon::stop(ctx, &args),
+        Command::Server(ServerCommand::Restart { name }) => daemon::restart(ctx, name.as_deref()),
+        Command::Server(ServerCommand::Status { name }) => daemon::status(ctx, name.as_deref()),
+        Command::Relay(RelayCommand::Start { options }) => daemon::relay_start(options),
+        Command::Relay(RelayCommand::Status(args)) => daemon::relay_status(ctx, &args),
+        Command::Relay(RelayCommand::Stop(args)) => daemon::relay_stop(ctx, &args),
         Command::Config(command) => config::run(ctx, command),
         Command::Secrets(command) => secrets::run(ctx, command),
         Command::Identity(command) => identity::run(ctx, command),
