@@ -527,8 +527,12 @@ impl Core {
         }
     }
 
-    /// Sends a control message, which holds no free text.
+    /// Sends a control message, which holds no free text, to a peer that reads it. An existing install would start a
+    /// session for it.
     pub(crate) async fn send_control(&self, key: &ThreadKey, control: Control) -> Result<(), SealFailed> {
+        if !self.speaks(&key.peer, "tl-e2e").await? {
+            return Ok(());
+        }
         let now = self.now();
         let id = MessageId::from_uuid(uuid::Uuid::new_v4());
         let header = self.header(key, &id, now);

@@ -31,7 +31,7 @@ const MAX_UNSTORED: usize = 256;
 /// Pause before the spool is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 /// Rows of the outbox looked at together.
-const OUTBOX_ROWS: u32 = 64;
+const OUTBOX_ROWS: usize = 64;
 /// A message that was written and not acknowledged may be written again after this time.
 const ACK_PATIENCE_MS: i64 = 30_000;
 /// Shortest time between two publications of the agents' list.

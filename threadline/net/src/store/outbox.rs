@@ -2,7 +2,7 @@
 
 use instar_outbound::{Cleared, OutboundMessage};
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use threadline::delivery::{Delivery, DeliveryState};
+use threadline::delivery::{Delivery, DeliveryState, due_in_order};
 use threadline::limits::Window;
 use threadline::threads::ThreadEvent;
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
@@ -11,6 +11,9 @@ use super::messages::{self, NewMessage};
 use super::types::{Auth, Direction, MessageState, StoredMessage, parsed};
 use super::{Store, StoreError, limits, sha256};
 use crate::control::Control;
+
+/// Rows of the outbox that are looked at together; later ones wait for these.
+const MAX_OPEN: u32 = 4_096;
 
 /// Everything about a message of ours but its text, which comes with the clearance.
 #[derive(Debug, Clone)]
@@ -189,26 +192,10 @@ impl Store {
         self.db.read(move |c| find_by_key(c, &key)).await
     }
 
-    /// Rows to write to the carrier now: of each thread only the first that the carrier has not confirmed, so that a
-    /// thread keeps its order, then repetitions.
-    pub async fn outbox_due(&self, now: i64, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
-        self.db
-            .read(move |c| {
-                let mut statement = c.prepare_cached(
-                    "SELECT o.*, d.thread_id, d.state, d.attempts, d.rejections, d.peer_dedups, d.next_retry_at,
-                        d.last_attempt_at, d.acked_at, d.escalated_at, d.expires_at,
-                        d.created_at AS delivery_created_at
-                     FROM outbox o LEFT JOIN deliveries d ON d.peer_fp = o.peer_fp AND d.message_id = o.message_id
-                     WHERE d.peer_fp IS NULL OR (d.next_retry_at <= ?1 AND d.expires_at > ?1 AND NOT EXISTS (
-                        SELECT 1 FROM deliveries e JOIN outbox p ON p.peer_fp = e.peer_fp AND p.message_id = e.message_id
-                        WHERE e.peer_fp = d.peer_fp AND e.thread_id = d.thread_id AND e.acked_at IS NULL
-                        AND e.expires_at > ?1 AND p.id < o.id))
-                     ORDER BY o.id LIMIT ?2",
-                )?;
-                let rows = statement.query_map(params![now, limit], read_outbox)?;
-                Ok(rows.collect::<rusqlite::Result<_>>()?)
-            })
-            .await
+    /// Rows to write to the carrier now, in order of sending: control messages, and of each thread what
+    /// [`due_in_order`] lets through.
+    pub async fn outbox_due(&self, now: i64, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
+        self.db.read(move |c| outbox_due(c, now, limit)).await
     }
 
     /// Earliest time at which a row of the outbox becomes due.
@@ -340,6 +327,40 @@ impl Store {
             })
             .await
     }
+}
+
+fn outbox_due(c: &Connection, now: i64, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
+    let mut statement = c.prepare_cached(
+        "SELECT o.id AS outbox_id, o.peer_fp, o.message_id, d.thread_id, d.state, d.attempts, d.rejections,
+            d.peer_dedups, d.next_retry_at, d.last_attempt_at, d.acked_at, d.escalated_at, d.expires_at,
+            d.created_at AS delivery_created_at
+         FROM outbox o LEFT JOIN deliveries d ON d.peer_fp = o.peer_fp AND d.message_id = o.message_id
+         ORDER BY o.id LIMIT ?1",
+    )?;
+    let rows = statement.query_map([MAX_OPEN], |r| {
+        let thread: Option<String> = r.get("thread_id")?;
+        let delivery = thread.map(|_| read_delivery(r)).transpose()?;
+        let row = OutboxRow {
+            peer: parsed(r, "peer_fp")?,
+            id: parsed(r, "message_id")?,
+            envelope: String::new(),
+            delivery,
+        };
+        Ok((r.get::<_, i64>("outbox_id")?, row))
+    })?;
+    let rows: Vec<(i64, OutboxRow)> = rows.collect::<rusqlite::Result<_>>()?;
+    let (messages, mut due): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, row)| row.delivery.is_some());
+    let known = messages.iter().filter_map(|(_, row)| {
+        let delivery = row.delivery.as_ref()?;
+        Some((&delivery.key, &delivery.delivery))
+    });
+    let chosen = due_in_order(known, now, false);
+    due.extend(chosen.into_iter().filter_map(|position| messages.get(position).cloned()));
+    due.truncate(limit);
+    let mut envelope = c.prepare_cached("SELECT envelope FROM outbox WHERE id = ?1")?;
+    due.into_iter()
+        .map(|(id, row)| Ok(OutboxRow { envelope: envelope.query_row([id], |r| r.get(0))?, ..row }))
+        .collect()
 }
 
 fn enqueue(
@@ -526,16 +547,6 @@ pub(super) fn acknowledge_thread(
     )?
     .execute(params![peer, thread, state_text(state), now])?;
     Ok(())
-}
-
-fn read_outbox(row: &Row<'_>) -> rusqlite::Result<OutboxRow> {
-    let thread: Option<String> = row.get("thread_id")?;
-    Ok(OutboxRow {
-        peer: parsed(row, "peer_fp")?,
-        id: parsed(row, "message_id")?,
-        envelope: row.get("envelope")?,
-        delivery: thread.map(|_| read_delivery(row)).transpose()?,
-    })
 }
 
 fn read_delivery(row: &Row<'_>) -> rusqlite::Result<DeliveryRow> {
