@@ -6,6 +6,15 @@ use std::path::{Path, PathBuf};
 
 /// Replaces a file: temporary file in the same directory, fsync, rename, fsync of the directory.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    put(path, bytes, mode, true)
+}
+
+/// Puts a whole file in place; a crash of the machine may lose it, never tear it for a reader.
+pub(crate) fn place(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    put(path, bytes, mode, false)
+}
+
+fn put(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
 
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
@@ -15,12 +24,17 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        if durable {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)
     })();
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
         return written;
+    }
+    if !durable {
+        return Ok(());
     }
     File::open(directory)?.sync_all()
 }

@@ -23,7 +23,7 @@ pub fn keep(state_dir: &Path, report: &HookReport) -> io::Result<bool> {
     // Names sort by time, so that the node reads them in order.
     let name: String =
         report.id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
-    files::replace(&directory.join(format!("{:013}-{name}.json", report.at_ms)), &bytes, 0o600)?;
+    files::place(&directory.join(format!("{:013}-{name}.json", report.at_ms)), &bytes, 0o600)?;
     Ok(true)
 }
 

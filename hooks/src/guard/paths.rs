@@ -148,17 +148,18 @@ impl Places {
         if self.is_protected(&path) {
             return Removal::Catastrophic("the agent's own keys, settings or hooks");
         }
-        let content = word.glob && word.text.ends_with('*');
-        let temporary =
-            |place| path.components_inside(place).is_some_and(|inner| content || !inner.is_empty());
-        if path.absolute && ["/tmp", "/var/tmp", "/private/tmp"].into_iter().any(temporary) {
-            return Removal::Harmless;
-        }
         let in_project = if path.absolute {
             path.components_inside(&self.project)
         } else {
             Some(path.components.as_slice())
         };
+        let content = word.glob && word.text.ends_with('*');
+        let temporary =
+            |place| path.components_inside(place).is_some_and(|inner| content || !inner.is_empty());
+        // A project under /tmp is still a project.
+        if in_project.is_none() && ["/tmp", "/var/tmp", "/private/tmp"].into_iter().any(temporary) {
+            return Removal::Harmless;
+        }
         let built = |name: &String| BUILD.contains(&name.as_str());
         match in_project {
             Some(inner) if !path.dynamic && inner.iter().any(built) => Removal::Harmless,
@@ -374,6 +375,13 @@ mod tests {
         );
         assert_eq!(places.removal(&word("target"), None), Removal::Harmless);
         assert_eq!(places.removal(&word("src"), None), Removal::Risky);
+    }
+
+    #[test]
+    fn a_project_under_tmp_is_no_temporary_file() {
+        let places = Places { project: "/tmp/app".into(), state: "/tmp/app/.instar".into(), ..places() };
+        assert_eq!(places.removal(&word("src"), Some("/tmp/app")), Removal::Risky);
+        assert_eq!(places.removal(&word("../other"), Some("/tmp/app")), Removal::Harmless);
     }
 
     #[test]
