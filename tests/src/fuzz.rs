@@ -12,6 +12,8 @@ use std::sync::Arc;
 use instar_outbound::{
     ChannelId, Origin, OutboundMessage, Pel, PelConfig, Recipient, RecipientKind, ReplyTarget, SendFlags,
 };
+use instar_sessions::record::Activity;
+use instar_sessions::{process, signals, stream, tokens, transcript};
 use serde_json::Value;
 use threadline::identity::{CanonicalFile, Identity, LoginNonce};
 use threadline::service::{MAX_MESSAGE_BYTES, TIMEOUT_SECONDS, Tool, ToolCall};
@@ -38,6 +40,8 @@ pub const BODIES: &[(&str, Body)] = &[
     ("relay_link", protocol::relay_link),
     ("peer_words", protocol::peer_words),
     ("audit_chain", protocol::audit_chain),
+    ("runtime_event", runtime_event),
+    ("transcript_line", transcript_line),
 ];
 
 /// Runs the body of that name.
@@ -50,6 +54,37 @@ pub fn run(name: &str, data: &[u8]) {
         .find(|(known, _)| *known == name)
         .unwrap_or_else(|| panic!("no fuzz body is called {name}; see tests/src/fuzz.rs"));
     body(data);
+}
+
+/// What a runtime says in its streaming mode, a line at a time: whatever it is, the session's activity is a known one
+/// and only a turn's own end makes it idle or stalled.
+pub fn runtime_event(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut activity = Activity::Busy;
+    for event in text.lines().filter_map(stream::parse) {
+        for signal in signals::of_stream(event) {
+            let after = signals::activity_after(activity, &signal);
+            let ends = matches!(signal, signals::Signal::TurnEnded { .. });
+            assert!(
+                activity != Activity::Busy
+                    || ends
+                    || !matches!(after, Activity::Idle | Activity::ErrorStalled)
+            );
+            activity = after;
+        }
+    }
+}
+
+/// A line of a runtime's transcript, and the same bytes as a process table entry and as a token.
+pub fn transcript_line(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for line in text.lines() {
+        let _ = transcript::parse_line(line);
+        let _ = process::parse_stat(line);
+        if let Some(id) = tokens::claimed_session(line) {
+            assert!(line.starts_with("ist_") && line.len() > id.to_string().len());
+        }
+    }
 }
 
 /// What a client sends to a relay.

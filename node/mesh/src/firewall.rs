@@ -38,7 +38,10 @@ impl Core {
                 reason: "the session serves no thread of this node".into(),
             });
         };
-        let roots = self.roots().await;
+        let mut roots = self.roots().await;
+        // The session room leaves messages there that are too long to be given whole.
+        let inputs = self.state_dir.join("run/tmp").join(session);
+        roots.extend(self.canonical(&inputs.to_string_lossy()).await);
         let binding = Binding {
             peer: row.key.peer,
             thread: row.key.thread.clone(),

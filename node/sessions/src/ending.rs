@@ -156,7 +156,8 @@ async fn give_back(shared: &Arc<Shared>, record: &SessionRecord, status: Status,
     shared.wake(&record.conversation);
 }
 
-/// A resumed runtime that did not get ready is replaced once by a fresh one.
+/// A resumed runtime that did not get ready is replaced once by a fresh one. Sessions that serve peers are only ever
+/// started by the mesh, which does it when it sees the input waiting; its entry to resume is dropped here.
 fn after_failed_start(shared: &Arc<Shared>, record: &SessionRecord, reason: &str) {
     let request = shared.update(record.id, |session| session.live.request.take()).flatten();
     let intended = shared.update(record.id, |session| session.live.ends_as).flatten();
@@ -164,9 +165,9 @@ fn after_failed_start(shared: &Arc<Shared>, record: &SessionRecord, reason: &str
     if resumed {
         shared.drop_resume(&record.conversation);
     }
-    let Some(mut request) =
-        request.filter(|r| resumed && r.resume != Resume::Never && intended != Some(Status::Killed))
-    else {
+    let Some(mut request) = request.filter(|r| {
+        resumed && r.peer.is_none() && r.resume != Resume::Never && intended != Some(Status::Killed)
+    }) else {
         if intended.is_none() {
             let text = format!("Session {:?} did not start: {reason}.", record.name);
             shared.notice("session_start_failed", text, true);

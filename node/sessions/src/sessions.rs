@@ -391,6 +391,11 @@ impl Sessions {
         record: &SessionRecord,
         prompt: Option<String>,
     ) -> Result<SpawnRequest, SessionError> {
+        if record.peer.is_some() {
+            let reason =
+                "a session that serves a peer is started by the mesh, with the next message of its thread";
+            return Err(SessionError::Unsupported(reason.into()));
+        }
         let runtime_session_id = record.runtime_session_id.clone().ok_or(SessionError::NoTranscript)?;
         let env = &self.shared.deps.environment;
         let known = record.transcript_path.as_ref().is_some_and(|path| path.exists())

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use instar_durable::write_atomic;
 use instar_hooks::SessionBinding;
@@ -111,19 +112,32 @@ pub enum Resume {
     },
 }
 
+/// How long the end of a conversation's session may take, before the next one cannot start.
+const ENDING_LIMIT: Duration = Duration::from_secs(20);
+
 /// Longest prompt in bytes.
 pub const MAX_PROMPT: usize = 500 * 1024;
 
 impl Shared {
-    /// Starts a session. A live one of the same conversation is returned as it is.
+    /// Starts a session. A live one of the same conversation is returned as it is; the end of one that ends is awaited.
     pub(crate) async fn spawn(
         self: &Arc<Self>,
         request: SpawnRequest,
     ) -> Result<SessionRecord, SessionError> {
         let plan = self.plan(&request)?;
-        let Reserved { record, token } = match self.reserve(&request, &plan)? {
-            Reservation::Live(record) => return Ok(*record),
-            Reservation::New(reserved) => *reserved,
+        let Reserved { record, token } = loop {
+            let mut changed = self.subscribe();
+            match self.reserve(&request, &plan)? {
+                Reservation::New(reserved) => break *reserved,
+                Reservation::Live(record) if record.status != Status::Ending => return Ok(*record),
+                Reservation::Live(record) => {
+                    let gone = || SessionError::Failed(format!("session {} does not end", record.id));
+                    tokio::time::timeout(ENDING_LIMIT, changed.changed())
+                        .await
+                        .map_err(|_| gone())?
+                        .map_err(|_| gone())?;
+                }
+            }
         };
         let id = record.id;
         match self.start(&request, &plan, &record, &token).await {
