@@ -234,13 +234,15 @@ impl Mesh {
         }
     }
 
-    /// Runs link, pipeline, dispatcher and housekeeping until cancelled. Returns at once when Threadline is refused, or
-    /// runs already.
+    /// Runs link, pipeline, dispatcher and housekeeping until cancelled; only waits when Threadline is refused.
     pub async fn run(&self, cancel: CancellationToken) {
-        let Ok(core) = &self.core else { return };
         let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(run) = run else { return };
-        crate::upkeep::run(Arc::clone(core), run.link, run.events, cancel).await;
+        match (&self.core, run) {
+            (Ok(core), Some(run)) => {
+                crate::upkeep::run(Arc::clone(core), run.link, run.events, cancel).await;
+            }
+            _ => cancel.cancelled().await,
+        }
     }
 
     pub(crate) fn core(&self) -> Result<&Arc<Core>, ServiceError> {

@@ -6,6 +6,7 @@ use instar_outbound::{
     Block, ChannelId, Cleared, Latch, Moment, Origin, OutboundMessage, Recipient, RecipientKind, ReplyTarget,
     SendFlags, SendOutcome, StageId,
 };
+use instar_state::ports::InputState;
 use serde_json::{Map, Value, json};
 use threadline::autonomy::Controls;
 use threadline::delivery::{Delivery, DeliveryState};
@@ -30,6 +31,8 @@ use crate::trust::{actor_of, approval_error};
 use crate::waiters::{Reply, Waiter};
 
 const DAY_MS: i64 = 86_400_000;
+/// Messages in the session inbox that are looked through for the one that is answered.
+const QUEUED: u32 = 1_000;
 /// Longest wait for a session's proof of life before its text is held.
 const PROOF_WAIT: Duration = Duration::from_secs(6);
 
@@ -331,10 +334,33 @@ impl Core {
             }
         });
         if let Caller::Session(SessionCaller { bound: Some(bound), .. }) = caller {
-            let answered = prepared.in_reply_to.as_ref().map(|id| inbox_key(&bound.peer, id.as_str()));
-            self.sessions.replied(&conversation_of(bound), answered.as_deref()).await;
-            self.dispatch_wake.notify_one();
+            self.answered(bound, prepared.in_reply_to.as_ref()).await;
         }
+    }
+
+    /// Closes what a session answered: what it names, else the oldest message that it has. One answer closes one
+    /// message; what the session leaves alone is settled when it is idle.
+    async fn answered(&self, bound: &ThreadKey, named: Option<&MessageId>) {
+        let named = named.map(|id| inbox_key(&bound.peer, id.as_str()));
+        let key = match named {
+            Some(key) => Some(key),
+            None => self.oldest_injected(bound).await,
+        };
+        if let Some(key) = key {
+            self.sessions.replied(&conversation_of(bound), Some(&key)).await;
+        }
+        self.dispatch_wake.notify_one();
+    }
+
+    async fn oldest_injected(&self, bound: &ThreadKey) -> Option<String> {
+        let queued = self.store.queued_inbound(QUEUED).await.ok()?;
+        for message in queued.iter().filter(|m| m.key == *bound) {
+            let key = inbox_key(&bound.peer, message.id.as_str());
+            if self.sessions.input_state(&key).await == Some(InputState::Injected) {
+                return Some(key);
+            }
+        }
+        None
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -470,8 +496,7 @@ impl Core {
         );
         self.thread_event("message-held", &prepared.key, prepared.id.as_str());
         if let Caller::Session(SessionCaller { bound: Some(bound), .. }) = caller {
-            let answered = prepared.in_reply_to.as_ref().map(|id| inbox_key(&bound.peer, id.as_str()));
-            self.sessions.replied(&conversation_of(bound), answered.as_deref()).await;
+            self.answered(bound, prepared.in_reply_to.as_ref()).await;
         }
         Ok(SendResult {
             success: true,

@@ -1,7 +1,7 @@
 //! The spawn ledger: one row per session that was started for a peer, before it is started.
 
 use rusqlite::{OptionalExtension, Row, params};
-use threadline::{Fingerprint, ThreadKey};
+use threadline::ThreadKey;
 
 use super::types::key_of;
 use super::{Store, StoreError};
@@ -197,30 +197,14 @@ impl Store {
             .await
     }
 
-    /// Spawns of one conversation since `since`, oldest first.
-    pub async fn spawns_since(&self, key: ThreadKey, since: i64) -> Result<Vec<LedgerRow>, StoreError> {
+    /// One spawn.
+    pub async fn spawn(&self, event_id: &str) -> Result<Option<LedgerRow>, StoreError> {
+        let event_id = event_id.to_owned();
         self.db
             .read(move |c| {
-                let mut statement = c.prepare_cached(
-                    "SELECT * FROM spawn_ledger WHERE peer_fp = ?1 AND thread_id = ?2 AND spawned_at > ?3
-                     ORDER BY spawned_at",
-                )?;
-                let rows = statement
-                    .query_map(params![key.peer.to_string(), key.thread.as_str(), since], read_row)?;
-                Ok(rows.collect::<rusqlite::Result<_>>()?)
-            })
-            .await
-    }
-
-    /// Time of the peer's latest spawn.
-    pub async fn last_spawn_of(&self, peer: Fingerprint) -> Result<Option<i64>, StoreError> {
-        self.db
-            .read(move |c| {
-                Ok(c.query_row(
-                    "SELECT max(spawned_at) FROM spawn_ledger WHERE peer_fp = ?1",
-                    [peer.to_string()],
-                    |r| r.get(0),
-                )?)
+                Ok(c.prepare_cached("SELECT * FROM spawn_ledger WHERE event_id = ?1")?
+                    .query_row([event_id], read_row)
+                    .optional()?)
             })
             .await
     }
