@@ -4,6 +4,7 @@
 //! [`BODIES`], a line in `tests/fuzz/Cargo.toml`, and at least one seed in `tests/fuzz/corpus/<name>/`.
 
 pub mod protocol;
+pub mod relay;
 
 use std::path::Path;
 
@@ -42,6 +43,8 @@ pub const BODIES: &[(&str, Body)] = &[
     ("audit_chain", protocol::audit_chain),
     ("runtime_event", runtime_event),
     ("transcript_line", transcript_line),
+    ("relay_session", relay::relay_session),
+    ("relay_request", relay::relay_request),
 ];
 
 /// Runs the body of that name.
