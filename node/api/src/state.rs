@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use axum::extract::FromRequestParts;
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use instar_hooks::HookReport;
 use instar_mesh::Mesh;
 use instar_sessions::Sessions;
 use instar_state::ids::SessionId;
@@ -57,6 +58,8 @@ pub trait NodeFacts: Send + Sync {
     fn agents(&self) -> Vec<Value>;
     /// Effective configuration with secrets masked.
     fn config(&self) -> Value;
+    /// Records one firing of the hook program.
+    fn record_hook(&self, report: &HookReport);
     /// Text that a hook injects at the start of a session.
     fn boot_context(&self, request: BootContext) -> instar_state::BoxFuture<'_, Result<Value, ApiError>>;
     /// Text that a hook injects with a prompt.

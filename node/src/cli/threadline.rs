@@ -266,7 +266,13 @@ fn trust(
         Some(level) => json!({"action": "grant", "level": level, "reason": reason}),
     };
     arguments[target] = json!(peer);
-    let value = tool(ctx, agent, "threadline_trust", arguments, PATIENCE)?;
+    let path = "/threadline/tools/threadline_trust";
+    let mut call = Call::post(path, without_nulls(arguments)).patience(PATIENCE);
+    if set.as_deref().is_some_and(|level| level != "untrusted") && ctx.can_ask() {
+        // A person is here: ask for the PIN now instead of leaving an approval behind.
+        call = call.header("x-instar-owner", "ask");
+    }
+    let value = node::call(ctx, agent, call)?;
     let text = match set {
         None => outline(&value),
         Some(_) => match value["status"].as_str() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use instar_api::{ApiError, BootContext, NodeFacts, TurnContext};
+use instar_hooks::HookReport;
 use instar_state::BoxFuture;
 use instar_state::config::ConfigService;
 use instar_state::notices::NoticeBoard;
@@ -10,6 +11,7 @@ use instar_state::registry::Registry;
 use serde_json::{Map, Value, json};
 
 use super::context::Contexts;
+use super::hook_log::HookLog;
 use super::supervise::Supervisor;
 
 pub(crate) struct Facts {
@@ -18,6 +20,7 @@ pub(crate) struct Facts {
     pub(crate) config: Arc<ConfigService>,
     pub(crate) registry: Registry,
     pub(crate) contexts: Contexts,
+    pub(crate) hook_log: HookLog,
 }
 
 impl NodeFacts for Facts {
@@ -44,6 +47,10 @@ impl NodeFacts for Facts {
     fn config(&self) -> Value {
         let all: Map<String, Value> = self.config.current().list().into_iter().collect();
         Value::Object(all)
+    }
+
+    fn record_hook(&self, report: &HookReport) {
+        self.hook_log.record(report);
     }
 
     fn boot_context(&self, request: BootContext) -> BoxFuture<'_, Result<Value, ApiError>> {

@@ -4,6 +4,7 @@ mod bind;
 mod context;
 mod facts;
 mod holder;
+mod hook_log;
 mod log;
 mod node;
 mod relay;

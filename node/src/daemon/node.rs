@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::Contexts;
 use super::facts::Facts;
 use super::holder::{self, Claim, Holder};
+use super::hook_log::HookLog;
 use super::log::{self, Rotation};
 use super::server::{announce, stop_on_signals};
 use super::supervise::Supervisor;
@@ -120,13 +121,14 @@ impl Node<'_> {
             config: Arc::clone(&base.config),
             registry: self.ctx.registry(),
             contexts: Contexts::new(Identity::new(self.agent.paths.clone(), self.agent.name())),
+            hook_log: HookLog::new(self.agent.paths.logs()),
         });
         let api = ApiState::new(self.api_settings(&base, &config, port, Arc::clone(&facts))?);
         self.listen(&base, &config, port, &api).await?;
 
         let rooms = self.open_rooms(&base, &config, port).await?;
         facts.contexts.attach(&rooms);
-        self.start_tasks(&base, &rooms, &config).await?;
+        self.start_tasks(&base, &rooms, &config, &facts).await?;
         api.ready(rooms.clone());
         self.greet(&base, &config, port, &rooms);
 
@@ -265,8 +267,7 @@ impl Node<'_> {
         }
         let scan = relay::secret_scan(&base.secrets.load()?);
         let policy = Arc::new(Pel::new(PelConfig::default(), Arc::clone(&scan)));
-        let gateway =
-            SendGateway::new(policy).with_stage_per_message(StageId::Mesh, ChannelId::THREADLINE);
+        let gateway = SendGateway::new(policy).with_stage_per_message(StageId::Mesh, ChannelId::THREADLINE);
         gateway.register(Channel::threadline());
         let mesh = Mesh::open(MeshDeps {
             paths: self.agent.paths.clone(),
@@ -304,7 +305,13 @@ impl Node<'_> {
         Ok(Some(Secret::new(text.trim_end_matches(['\n', '\r']).to_owned())))
     }
 
-    async fn start_tasks(&self, base: &Base, rooms: &Rooms, config: &Config) -> Result<(), Failure> {
+    async fn start_tasks(
+        &self,
+        base: &Base,
+        rooms: &Rooms,
+        config: &Config,
+        facts: &Facts,
+    ) -> Result<(), Failure> {
         self.share_relay(base, rooms);
         let sessions = rooms.sessions.clone();
         base.supervisor.run("sessions", move |stop| {
@@ -320,7 +327,7 @@ impl Node<'_> {
         base.supervisor.run("config", move |stop| Arc::clone(&service).run(CONFIG_POLL, stop));
         self.beat(base);
         self.record_activity(base)?;
-        self.drain_hook_spool(rooms).await;
+        self.drain_hook_spool(rooms, facts).await;
         if config.get(keys::MCP_ENABLED) {
             self.serve_mcp(base, rooms, config).await?;
         }
@@ -395,12 +402,13 @@ impl Node<'_> {
     }
 
     /// Takes in what hooks reported while no node ran.
-    async fn drain_hook_spool(&self, rooms: &Rooms) {
+    async fn drain_hook_spool(&self, rooms: &Rooms, facts: &Facts) {
         let reports = match instar_hooks::spool::drain(self.agent.paths.state()) {
             Ok(reports) => reports,
             Err(error) => return tracing::warn!(%error, "reports of hooks were not read"),
         };
         for report in reports {
+            facts.hook_log.record(&report);
             if let Some(id) = report.instar_session_id.as_deref().and_then(|id| id.parse().ok()) {
                 rooms.sessions.hook_event(id, report).await;
             }

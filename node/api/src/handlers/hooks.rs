@@ -40,6 +40,7 @@ pub(crate) fn routes() -> Vec<Route> {
 }
 
 async fn event(
+    State(api): State<ApiState>,
     rooms: Rooms,
     credential: Credential,
     Body(report): Body<HookReport>,
@@ -54,6 +55,7 @@ async fn event(
             "a session may report its own events only",
         ));
     }
+    api.settings().facts.record_hook(&report);
     match claimed {
         Some(id) => rooms.sessions.hook_event(id, report).await,
         // A terminal that a person opened in the project: not ours to follow.
