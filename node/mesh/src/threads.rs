@@ -142,7 +142,8 @@ impl Core {
     pub(crate) fn thread_entry(&self, thread: &Thread) -> Value {
         json!({
             "threadId": thread.key.thread,
-            "peer": {"name": thread.peer_name, "fingerprint": thread.key.peer},
+            "peer": thread.key.peer,
+            "peerName": thread.peer_name,
             "subject": thread.subject,
             "state": thread.state,
             "openedBy": thread.opened_by,
@@ -183,7 +184,8 @@ impl Core {
             rows.push(json!({
                 "id": m.id,
                 "threadId": m.key.thread,
-                "peer": {"name": self.name_of(&m.key.peer).await, "fingerprint": m.key.peer},
+                "peer": m.key.peer,
+                "peerName": self.name_of(&m.key.peer).await,
                 "direction": m.direction,
                 "preview": preview,
                 "subject": m.subject,

@@ -258,7 +258,9 @@ impl Driver {
             s.relay_url = Some(self.url.clone());
             s.self_healing = !change.state.is_final();
             s.next_attempt_at = next_attempt_at;
-            if let Some(reason) = change.reason {
+            if connected {
+                s.last_error = None;
+            } else if let Some(reason) = change.reason {
                 s.last_error = Some(reason);
             }
         });
@@ -377,6 +379,7 @@ impl Driver {
                 self.client.start(now);
             }
             Command::Configure(config) => self.client.set_config(*config),
+            Command::Stop if self.client.state() == LinkState::Stopped => {}
             Command::Stop => self.client.stop(now),
             Command::Flush => self.flush().await,
             Command::Discover(filter, answer) => {
