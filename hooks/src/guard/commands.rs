@@ -390,13 +390,10 @@ impl<'p> Walk<'p> {
     fn found_removed(&mut self, roots: &[Word], filtered: bool) {
         for root in roots {
             match self.places.removal(root, self.cwd.as_deref()) {
+                Removal::Harmless => {}
                 Removal::Catastrophic(what) if !filtered => self.always(&format!("removes {what}")),
-                Removal::Catastrophic("the project or the agent's state, or what holds it")
-                | Removal::Harmless => {}
-                Removal::Risky if filtered && !root.dynamic && !root.text.starts_with(['/', '~', '.']) => {}
-                Removal::Catastrophic(_) | Removal::Risky => {
-                    self.risky("removes what a search finds outside the project");
-                }
+                _ if filtered && self.places.is_in_project(root, self.cwd.as_deref()) => {}
+                _ => self.risky("removes what a search finds"),
             }
         }
     }

@@ -167,6 +167,12 @@ impl Places {
         }
     }
 
+    /// Whether a path is the project or lies in it, as far as it is known.
+    pub(super) fn is_in_project(&self, word: &Word, cwd: Option<&str>) -> bool {
+        let path = self.resolve(word, cwd);
+        !path.dynamic && (!path.absolute || path.components_inside(&self.project).is_some())
+    }
+
     /// The absolute path of a word, if it is known.
     pub(super) fn path(&self, word: &Word, cwd: Option<&str>) -> Option<String> {
         let path = self.resolve(word, cwd);
