@@ -33,6 +33,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("envelope", envelope),
     ("identity_file", identity_file),
     ("hook_input", hook_input),
+    ("guarded_command", guarded_command),
     ("node_config", node_config),
     ("agent_registry", agent_registry),
     ("outgoing_text", outgoing_text),
@@ -135,6 +136,24 @@ pub fn identity_file(data: &[u8]) {
     let _ = threadline::identity::parse_legacy(data);
     if let Ok(file) = CanonicalFile::parse(data) {
         assert_eq!(file.public().canonical_id().len(), 64);
+    }
+}
+
+/// A shell command before the guard: whatever it is, the worst one after it is still refused.
+pub fn guarded_command(data: &[u8]) {
+    use instar_hooks::guard::{Judgement, Places, judge};
+
+    let command = String::from_utf8_lossy(data);
+    let places = Places {
+        home: "/home/ann".into(),
+        project: "/home/ann/app".into(),
+        state: "/home/ann/app/.instar".into(),
+        cwd: "/home/ann/app".into(),
+    };
+    let config = instar_hooks::HookConfig::default();
+    if judge(&command, &places, &config) == Judgement::Pass {
+        let after = format!("{{ rm -rf /; }}\n{command}");
+        assert!(matches!(judge(&after, &places, &config), Judgement::Deny(_)), "{after:?} passed");
     }
 }
 
