@@ -299,7 +299,8 @@ impl Actor {
         });
         let Some(before) = before else { return };
         let after = signals::activity_after(before, &event);
-        if event == Event::Ready {
+        // Work shows readiness as well, should the report of the start have been lost.
+        if matches!(event, Event::Ready | Event::Working | Event::TurnEnded { .. } | Event::SeenIdle) {
             self.became_ready().await;
         }
         if after != before {

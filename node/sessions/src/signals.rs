@@ -164,7 +164,11 @@ fn of_terminal(event: Event, report: &HookReport) -> Vec<Signal> {
 /// What a session does after a signal.
 pub fn activity_after(activity: Activity, signal: &Signal) -> Activity {
     match signal {
-        Signal::Ready if matches!(activity, Activity::Booting | Activity::Unknown) => Activity::Idle,
+        Signal::Ready | Signal::SeenIdle
+            if matches!(activity, Activity::Booting | Activity::Unknown | Activity::WaitingInput) =>
+        {
+            Activity::Idle
+        }
         Signal::Working | Signal::ToolCalled => Activity::Busy,
         Signal::TurnEnded { error: Some(error), .. } if !error.interrupted => Activity::ErrorStalled,
         Signal::TurnEnded { .. } => Activity::Idle,

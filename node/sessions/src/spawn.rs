@@ -304,18 +304,16 @@ impl Shared {
                 .map_err(|e| SessionError::Failed(e.to_string()))??
         };
         self.persist(id).await;
-        let host_pid = match plan.transport {
-            Transport::Stdio => Some(self.start_host(id, &spec)?),
-            Transport::Tmux => {
-                self.start_pane(record, &spec).await?;
-                None
-            }
-        };
+        // The first report may come before the command that starts the processes returns.
         let (mailbox, commands) = mpsc::channel(64);
-        self.update(id, |session| {
-            session.record.host_pid = host_pid;
-            session.mailbox = Some(mailbox);
-        });
+        self.update(id, |session| session.mailbox = Some(mailbox));
+        match plan.transport {
+            Transport::Stdio => {
+                let pid = self.start_host(id, &spec)?;
+                self.update(id, |session| session.record.host_pid = Some(pid));
+            }
+            Transport::Tmux => self.start_pane(record, &spec).await?,
+        }
         self.tracker.spawn(Actor::new(Arc::clone(self), record, commands).run());
         Ok(())
     }
