@@ -4,4 +4,5 @@ pub mod anthropic;
 pub mod fuzz;
 pub mod harness;
 pub mod script;
+pub mod sim;
 pub mod standin;

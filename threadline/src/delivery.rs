@@ -79,8 +79,11 @@ pub enum Evidence {
     RelayRefusedForGood,
     /// The relay gave it up.
     RelayExpired,
-    /// A later message of that peer in the thread, or one that answers it.
+    /// A message of that peer names it as the one it answers.
     Reply,
+    /// Any later message of that peer in the thread. It may have crossed ours, so it proves nothing about a message
+    /// that no carrier confirmed.
+    LaterMessage,
 }
 
 impl Evidence {
@@ -173,6 +176,8 @@ impl Delivery {
                 self.raise(DeliveryState::Sent);
             }
             Evidence::Reply => self.end(DeliveryState::Delivered),
+            Evidence::LaterMessage if self.acked_at.is_some() => self.end(DeliveryState::Delivered),
+            Evidence::LaterMessage => {}
             Evidence::RelayRefusedForGood => self.end(DeliveryState::Failed),
             Evidence::RelayRejected => {
                 self.rejections = self.rejections.saturating_add(1);
@@ -309,6 +314,7 @@ mod tests {
             (Evidence::RelayRejected, true, Pending, true),
             (Evidence::RelayRefusedForGood, true, Failed, false),
             (Evidence::Reply, true, Delivered, false),
+            (Evidence::LaterMessage, true, Pending, true),
         ];
         for (evidence, dedups, state, retried) in cases {
             let mut row = Delivery::new(0, DEFAULT_TTL_MS, dedups);
@@ -373,7 +379,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn states_never_move_back(steps in proptest::collection::vec((0u8..8, any::<bool>()), 0..40)) {
+        fn states_never_move_back(steps in proptest::collection::vec((0u8..9, any::<bool>()), 0..40)) {
             let mut row = Delivery::new(0, DEFAULT_TTL_MS, true);
             for (now, (step, ours)) in steps.into_iter().enumerate() {
                 let before = row.state;
@@ -385,6 +391,7 @@ mod tests {
                     4 => Evidence::RelayRejected,
                     5 => Evidence::RelayRefusedForGood,
                     6 => Evidence::RelayExpired,
+                    7 => Evidence::LaterMessage,
                     _ => Evidence::Reply,
                 }, now as i64);
                 prop_assert!(row.state.rank() >= before.rank());

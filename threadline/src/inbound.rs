@@ -11,7 +11,6 @@ use crate::identity::{Identity, PublicIdentity};
 use crate::limits::{self, Limited, Limits, Overflow, Usage, Window};
 use crate::text;
 use crate::trust::Operation;
-use crate::v1::MAX_ENVELOPE;
 use crate::v1::envelope::{self, Authentication, Content, Envelope, Header, ReceiveError};
 use crate::{Fingerprint, ThreadId, TrustLevel};
 
@@ -81,11 +80,9 @@ impl Refusal {
     }
 }
 
-/// Steps 1 and 2: size, grammar, and whether it is our own message coming back.
+/// Steps 1 and 2: grammar, and whether it is our own message coming back. The size was checked when the envelope was
+/// read ([`Envelope::parse`]).
 pub fn receive(envelope: &Envelope, us: &Fingerprint) -> Result<Header, Refusal> {
-    if envelope.to_bytes().len() > MAX_ENVELOPE {
-        return Err(ReceiveError::TooLarge.into());
-    }
     let header = envelope.header()?;
     if header.from == *us {
         return Err(Refusal::Loop);

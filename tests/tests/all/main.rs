@@ -4,3 +4,4 @@ mod chaos;
 mod dependencies;
 mod e2e;
 mod fuzz_corpus;
+mod simulation;

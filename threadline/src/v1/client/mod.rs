@@ -38,6 +38,8 @@ pub const MAX_IN_FLIGHT: usize = 8;
 /// A message that is not acknowledged for this long gives its place free; its retry is the outbox's business, ms.
 pub const ACK_PATIENCE_MS: i64 = 30_000;
 
+/// Bytes of a `message` frame around its envelope.
+const MESSAGE_FRAME: usize = r#"{"type":"message","envelope":}"#.len();
 const STABLE_AFTER_MS: i64 = 60_000;
 const HOUR_MS: i64 = 3_600_000;
 const DISPLACED_RETRY_MS: i64 = 30_000;
@@ -431,14 +433,16 @@ impl Client {
             return Err(SendRefused::NotReady);
         }
         let header = envelope.header().map_err(|_| SendRefused::Unsendable)?;
-        if envelope.to_bytes().len() > MAX_ENVELOPE {
+        let text = ClientFrame::Message(envelope.clone()).to_text();
+        if text.len() > MAX_ENVELOPE + MESSAGE_FRAME {
             return Err(SendRefused::Unsendable);
         }
         if self.in_flight.len() >= MAX_IN_FLIGHT && !self.in_flight.contains_key(&header.message_id) {
             return Err(SendRefused::Busy);
         }
         self.in_flight.insert(header.message_id.clone(), InFlight { to: header.to, since: now_ms });
-        self.send_frame(&ClientFrame::Message(envelope.clone()), Some(header.message_id));
+        let (connection, message) = (self.connection, Some(header.message_id));
+        self.effects.push_back(Effect::Send { connection, text, message });
         Ok(())
     }
 
