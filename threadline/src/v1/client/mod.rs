@@ -310,7 +310,7 @@ impl Client {
                 status: "offline".into(),
                 agent_id: Some(self.identity.fingerprint().to_string()),
             };
-            self.send_frame(&ClientFrame::Presence(notice), None);
+            self.send_frame(&ClientFrame::Presence(notice));
         }
         self.close_socket(close::NORMAL);
         self.leave(now_ms);
@@ -466,7 +466,7 @@ impl Client {
             return;
         }
         let ack = Ack::new(ticket.message_id.as_str(), AckStatus::Delivered);
-        self.send_frame(&ClientFrame::Ack(ack), None);
+        self.send_frame(&ClientFrame::Ack(ack));
         self.resolve(ticket);
     }
 
@@ -486,7 +486,7 @@ impl Client {
             return false;
         }
         self.discovers.push_back(now_ms);
-        self.send_frame(&ClientFrame::Discover(filter), None);
+        self.send_frame(&ClientFrame::Discover(filter));
         true
     }
 
@@ -548,7 +548,7 @@ impl Client {
         let mut auth =
             Auth::new(&self.identity, &nonce, self.config.metadata.clone(), self.config.visibility);
         auth.registry.clone_from(&self.config.registry);
-        self.send_frame(&ClientFrame::Auth(Box::new(auth)), None);
+        self.send_frame(&ClientFrame::Auth(Box::new(auth)));
     }
 
     fn logged_in(&mut self, ok: AuthOk, now_ms: i64) {
@@ -563,7 +563,7 @@ impl Client {
             self.effects.push_back(Effect::RegistryToken { token, expires, status: ok.registry_status });
         }
         if self.config.watch_presence {
-            self.send_frame(&ClientFrame::Subscribe(None), None);
+            self.send_frame(&ClientFrame::Subscribe(None));
         }
         self.discover(None, now_ms);
     }
@@ -666,7 +666,7 @@ impl Client {
     }
 
     fn pong(&mut self, timestamp: Option<Value>) {
-        self.send_frame(&ClientFrame::Pong(timestamp), None);
+        self.send_frame(&ClientFrame::Pong(timestamp));
     }
 
     fn connect(&mut self, now_ms: i64) {
@@ -719,8 +719,9 @@ impl Client {
         }
     }
 
-    fn send_frame(&mut self, frame: &ClientFrame, message: Option<MessageId>) {
-        self.effects.push_back(Effect::Send { connection: self.connection, text: frame.to_text(), message });
+    fn send_frame(&mut self, frame: &ClientFrame) {
+        let (connection, text) = (self.connection, frame.to_text());
+        self.effects.push_back(Effect::Send { connection, text, message: None });
     }
 }
 
