@@ -11,12 +11,14 @@ mod init;
 mod logs;
 mod mcp;
 mod node;
+mod nuke;
 mod outline;
 mod owner;
 mod programs;
 mod reply;
 mod secrets;
 mod session;
+mod setup;
 mod status;
 mod threadline;
 
@@ -50,6 +52,10 @@ enum Command {
     Up,
     /// Make an agent here, or repair the one that is here
     Init(init::Args),
+    /// Make an agent and start it, without a question
+    Setup(setup::Args),
+    /// Remove an agent
+    Nuke(nuke::Args),
     /// Start, stop and look after the node
     #[command(subcommand)]
     Server(ServerCommand),
@@ -139,6 +145,8 @@ fn run(ctx: &Ctx, command: Command) -> CommandResult {
     match command {
         Command::Up => daemon::up(ctx),
         Command::Init(args) => init::run(ctx, args),
+        Command::Setup(args) => setup::run(ctx, args),
+        Command::Nuke(args) => nuke::run(ctx, &args),
         Command::Server(ServerCommand::Start(args)) => daemon::start(ctx, &args),
         Command::Server(ServerCommand::Stop(args)) => daemon::stop(ctx, &args),
         Command::Server(ServerCommand::Restart { name }) => daemon::restart(ctx, name.as_deref()),
@@ -229,16 +237,23 @@ mod tests {
         "doctor",
         "hooks install",
         "hooks list",
+        "hooks test",
         "hooks verify",
         "identity export-public",
         "identity show",
         "init",
         "logs",
+        "mcp serve",
+        "mcp threadline",
         "mcp token create",
         "mcp token delete",
         "mcp token list",
         "mcp token revoke",
         "mcp unregister",
+        "nuke",
+        "relay start",
+        "relay status",
+        "relay stop",
         "secrets backend",
         "secrets get",
         "secrets import",
@@ -246,6 +261,10 @@ mod tests {
         "secrets list",
         "secrets rm",
         "secrets set",
+        "server restart",
+        "server start",
+        "server status",
+        "server stop",
         "session attach",
         "session cleanup",
         "session inbox",
@@ -258,6 +277,7 @@ mod tests {
         "session resume",
         "session send",
         "session spawn",
+        "setup",
         "status",
         "threadline agents",
         "threadline approvals",
@@ -269,6 +289,7 @@ mod tests {
         "threadline status",
         "threadline thread",
         "threadline trust",
+        "up",
     ];
 
     /// Path, definition, and whether it runs by itself.

@@ -51,12 +51,12 @@ pub(super) fn fill(
     templates(ctx, paths, request, now, report)?;
     let root = existing.map(|d| d.root);
     let secrets = secrets(paths, root.as_ref(), report)?;
-    match root {
+    match &root {
         None => {
             file.create(&new_config(request, report, &secrets))?;
             report.created(".instar/config.json");
         }
-        Some(_) => complete_config(&file, report, &secrets)?,
+        Some(root) => complete_config(&file, root, report, &secrets)?,
     }
     Ok(())
 }
@@ -179,26 +179,21 @@ fn new_config(request: &Request, report: &Report, secrets: &[&str]) -> Map<Strin
     root
 }
 
-fn complete_config(file: &ConfigFile, report: &mut Report, secrets: &[&str]) -> Result<(), Failure> {
-    let changed = file.edit(|root| {
-        let before = root.len();
-        for (key, value) in [("projectName", json!(report.agent_name)), ("port", json!(report.port))] {
-            if !root.contains_key(key) {
-                set_at(root, key, value)?;
-            }
-        }
-        for name in secrets {
-            if !root.contains_key(*name) {
-                set_at(root, name, json!({"secret": true}))?;
-            }
-        }
-        Ok(root.len() != before)
-    })?;
-    if changed {
-        report.updated(".instar/config.json");
-    } else {
+fn complete_config(
+    file: &ConfigFile,
+    root: &Map<String, Value>,
+    report: &mut Report,
+    secrets: &[&str],
+) -> Result<(), Failure> {
+    let mut missing = vec![("projectName", json!(report.agent_name)), ("port", json!(report.port))];
+    missing.extend(secrets.iter().map(|name| (*name, json!({"secret": true}))));
+    missing.retain(|(key, _)| !root.contains_key(*key));
+    if missing.is_empty() {
         report.kept(".instar/config.json");
+        return Ok(());
     }
+    file.edit(|root| missing.into_iter().try_for_each(|(key, value)| set_at(root, key, value).map(drop)))?;
+    report.updated(".instar/config.json");
     Ok(())
 }
 

@@ -1,0 +1,3 @@
+//! The real binary on an empty home directory.
+
+mod cli;
