@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use instar_sessions::record::{Activity, SessionKind, Status, Transport};
+use instar_sessions::record::{Activity, SessionKind, SessionRecord, Status, Transport};
 use instar_sessions::{OutputFormat, Resume, SessionError, SpawnRequest};
+use instar_state::ids::SessionId;
 use instar_state::ports::{InputKind, InputState, PeerBinding, PeerSessionSpec, PeerSessions, SessionInput};
 use rustix::process::Signal;
 
@@ -159,7 +160,7 @@ async fn a_bogus_resume_falls_back_once_to_a_fresh_session() {
     let request = SpawnRequest {
         prompt: Some("hello bogus".into()),
         resume: Resume::Session {
-            of: instar_state::ids::SessionId::random(),
+            of: SessionId::random(),
             runtime_session_id: "00000000-0000-4000-8000-000000000000".into(),
         },
         ..conversation(Transport::Stdio)
@@ -288,5 +289,32 @@ async fn a_session_for_a_peer_is_bound_and_settles_when_answered() {
     assert_eq!(peers.input_state("threadline:a:1").await, Some(InputState::Acked));
     peers.end(&id, "test").await;
     assert!(peers.live(&key).is_none());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_sessions_are_settled_within_five_seconds() {
+    let world = World::new();
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Stdio)).await.expect("spawn");
+    let ready = node.session(record.id, "readiness", |r| r.status == Status::Running).await;
+    node.stop().await;
+    for n in 0..50 {
+        let id = SessionId::random();
+        let vanished = SessionRecord {
+            id,
+            conversation: format!("local:{n}").parse().expect("key"),
+            child_start_time: Some(1),
+            ..ready.clone()
+        };
+        let path = world.paths.sessions().join(format!("{id}.json"));
+        std::fs::write(path, serde_json::to_vec(&vanished).expect("json")).expect("write");
+    }
+    let started = std::time::Instant::now();
+    let node = world.node().await;
+    assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+    let live: Vec<SessionId> =
+        node.sessions.list().into_iter().filter(|r| r.status.is_live()).map(|r| r.id).collect();
+    assert_eq!(live, [record.id]);
     node.stop().await;
 }
