@@ -2,6 +2,7 @@
 
 mod agents;
 mod config;
+mod http;
 mod init;
 mod kill;
 mod surface;
