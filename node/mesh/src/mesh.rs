@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use instar_durable::create_dir_private;
+use instar_durable::{DatabaseError, create_dir_private};
 use instar_outbound::{SecretScan, SendGateway};
 use instar_state::events::EventBus;
 use instar_state::ids::ConversationKey;
@@ -85,7 +85,8 @@ pub enum MeshError {
 /// Why Threadline is off although the node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// `disabled`, `locked`, `identity-corrupt`, `identity-missing`, `identity-not-provisioned` or `unavailable`.
+    /// `disabled`, `locked`, `identity-corrupt`, `identity-missing`, `identity-not-provisioned`,
+    /// `state-too-new` or `unavailable`.
     pub code: &'static str,
     /// One sentence for the person at the keyboard.
     pub message: String,
@@ -632,6 +633,7 @@ fn refusal_of(error: &OpenError) -> Refusal {
             IdentityError::Locked | IdentityError::WrongPassphrase,
         )) => "locked",
         OpenError::Identity(IdentityFileError::Identity(error)) => error.code(),
+        OpenError::Store(StoreError::Database(DatabaseError::SchemaTooNew { .. })) => "state-too-new",
         _ => "unavailable",
     };
     Refusal { code, message: error.to_string() }

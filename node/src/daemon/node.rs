@@ -286,6 +286,9 @@ impl Node<'_> {
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
         if let Some(refusal) = mesh.refusal() {
+            if refusal.code == "state-too-new" {
+                return Err(Failure::new(Exit::NoAgent, "state_too_new", refusal.message.clone()));
+            }
             base.notices.degrade(&format!("threadline_{}", refusal.code), &refusal.message);
         }
         Ok(Rooms { sessions, mesh })
