@@ -28,6 +28,8 @@ pub enum Defect {
     AckBeforeStore,
     /// The node forgets at a restart which messages it has stored.
     DedupForgotten,
+    /// The node writes a message while an earlier one of its thread is not confirmed.
+    ThreadOrderIgnored,
     /// The relay drops a message from its queue when it has written it, before the recipient confirmed it.
     QueueDrainedEarly,
 }

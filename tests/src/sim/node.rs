@@ -1,5 +1,7 @@
 //! A node: its link, its spool, its pipeline and its outbox, as far as the mesh can tell.
 
+mod pipeline;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -10,8 +12,8 @@ use threadline::delivery::{
     DEFAULT_TTL_MS, Delivery, DeliveryState, Evidence, RESUME_JITTER_MS, due_in_order,
 };
 use threadline::identity::Identity;
-use threadline::inbound::{self, Disposition, Incoming, Policy, Refusal, SenderFacts, Standing, Verdict};
-use threadline::limits::{LevelLimits, Limits, Usage, Window};
+use threadline::inbound::{Incoming, Refusal};
+use threadline::limits::Window;
 use threadline::v1::client::{
     ACK_PATIENCE_MS, Client, ClientConfig, ConnectionId, DeliveryEvent, Effect, LinkState, Ticket,
 };
@@ -389,7 +391,11 @@ impl World {
         }
         let rows = this.disk.outbox.iter().map(|row| ((row.peer, &row.thread), &row.delivery));
         let recently = |id: &MessageId| process.written.get(id).is_some_and(|at| now - at < ACK_PATIENCE_MS);
-        let due = due_in_order(rows, now, false);
+        let due = if self.defect == Defect::ThreadOrderIgnored {
+            rows.enumerate().filter(|(_, (_, row))| row.is_due(now, false)).map(|(at, _)| at).collect()
+        } else {
+            due_in_order(rows, now, false)
+        };
         let Some(at) = due.into_iter().find(|at| !recently(&this.disk.outbox[*at].id)) else { return false };
         let row = &mut this.disk.outbox[at];
         row.delivery.attempted(now);
@@ -577,81 +583,5 @@ impl World {
         self.nodes[from].disk.outbox.push(row);
         self.ledger.accepted((from, to, thread), id);
         self.settle(from);
-    }
-}
-
-impl Node {
-    /// The pipeline: facts from the disk, decisions from `threadline::inbound`.
-    fn judge(
-        &self,
-        bytes: &[u8],
-        received_at: i64,
-        now: i64,
-    ) -> Result<(Incoming, Vec<Window>), Option<Refusal>> {
-        let envelope = Envelope::parse(bytes).map_err(|error| Some(error.into()))?;
-        let header = inbound::receive(&envelope, &self.address()).map_err(Some)?;
-        let known = self.peers.get(&header.from);
-        let sender = SenderFacts {
-            seen: self.disk.seen.contains(&(header.from, header.message_id.clone())),
-            blocked: false,
-            key: known.map(|(_, peer, _)| *peer.public()),
-        };
-        let incoming =
-            inbound::authenticate(&envelope, &self.identity, &sender, received_at).map_err(Some)?;
-        let thread = incoming.header.thread_id.clone().ok_or(None)?;
-        let standing = Standing {
-            level: known.map(|(.., level)| *level).unwrap_or_default(),
-            same_body_recently: self.same_body_recently(&incoming, &thread, now),
-            ..Standing::default()
-        };
-        let windows: Vec<(Window, Usage)> = incoming
-            .windows(&generous_limits(), &standing, &thread)
-            .into_iter()
-            .map(|window| {
-                let usage = self.usage(&window, now);
-                (window, usage)
-            })
-            .collect();
-        match inbound::admit(&incoming, &standing, &Policy::default(), &windows, received_at, now) {
-            Verdict::Store { disposition: Disposition::Route(_), record } => Ok((incoming, record)),
-            Verdict::Refuse(refusal) => Err(Some(refusal)),
-            _ => Err(None),
-        }
-    }
-
-    fn same_body_recently(&self, incoming: &Incoming, thread: &ThreadId, now: i64) -> bool {
-        let stored = self.disk.threads.get(&(incoming.header.from, thread.clone()));
-        stored.is_some_and(|messages| {
-            let recent = messages.iter().rev().take_while(|m| now - m.at <= inbound::SAME_BODY_WINDOW_MS);
-            recent.into_iter().any(|m| m.body_hash == incoming.body_hash)
-        })
-    }
-
-    fn usage(&self, window: &Window, now: i64) -> Usage {
-        let Some(events) = self.disk.windows.get(&(window.limit, window.key.clone())) else {
-            return Usage::default();
-        };
-        let since = events.partition_point(|at| *at <= now - window.span_ms);
-        Usage { used: (events.len() - since) as u32, oldest: events.get(since).copied() }
-    }
-}
-
-/// Limits raised by configuration, so that no message of the simulation meets one.
-fn generous_limits() -> Limits {
-    let level = LevelLimits {
-        probes_per_hour: 10_000,
-        messages_per_hour: 10_000,
-        messages_per_day: 10_000,
-        per_thread_per_hour: 10_000,
-        burst_per_minute: 10_000,
-        outbound_per_hour: 10_000,
-        spawns_per_hour: 10_000,
-    };
-    Limits {
-        verified: level,
-        trusted: level,
-        autonomous: level,
-        global_per_hour: 10_000,
-        ..Limits::default()
     }
 }

@@ -1,8 +1,8 @@
-//! The mesh with a virtual clock: a thousand seeds without a broken promise, and three mistakes that must be seen.
+//! The mesh with a virtual clock: a thousand seeds without a broken promise, and four mistakes that must be seen.
 
 use std::time::Instant;
 
-use instar_tests::sim::{Defect, Stats, run, run_all};
+use instar_tests::sim::{Defect, Stats, Violation, run, run_all};
 
 /// Seeds in which a mistake must have shown itself.
 const SEEN_WITHIN: u64 = 100;
@@ -38,17 +38,27 @@ fn every_seed_is_busy_and_repeats_itself() {
 #[test]
 fn an_acknowledgement_before_the_commit_is_seen() {
     let failure = run_all(0..SEEN_WITHIN, Defect::AckBeforeStore).expect_err("nothing noticed it");
+    println!("{failure}");
     assert!(failure.violation.is_lost(), "{failure}");
 }
 
 #[test]
 fn a_node_that_forgets_what_it_has_is_seen() {
     let failure = run_all(0..SEEN_WITHIN, Defect::DedupForgotten).expect_err("nothing noticed it");
+    println!("{failure}");
     assert!(failure.violation.is_twice(), "{failure}");
+}
+
+#[test]
+fn a_thread_written_ahead_of_its_confirmation_is_seen() {
+    let failure = run_all(0..SEEN_WITHIN, Defect::ThreadOrderIgnored).expect_err("nothing noticed it");
+    println!("{failure}");
+    assert!(matches!(failure.violation, Violation::OutOfOrder(_)), "{failure}");
 }
 
 #[test]
 fn a_queue_that_is_drained_too_early_is_seen() {
     let failure = run_all(0..SEEN_WITHIN, Defect::QueueDrainedEarly).expect_err("nothing noticed it");
+    println!("{failure}");
     assert!(failure.violation.is_lost(), "{failure}");
 }

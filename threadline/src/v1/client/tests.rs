@@ -1,6 +1,6 @@
 use super::*;
 use crate::v1::envelope::{Content, Header, clear};
-use crate::v1::frames::{DiscoveredAgent, Presence};
+use crate::v1::frames::{DiscoveredAgent, Metadata, Presence, Visibility};
 use proptest::prelude::*;
 use serde_json::json;
 
