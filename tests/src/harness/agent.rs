@@ -13,7 +13,7 @@ use super::account::merge;
 use super::isolation::keep_for_failure;
 use super::{Account, Answer, eventually, request};
 
-/// Longest wait for a node to answer `/health`.
+/// Longest wait for a node to start.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Longest run of one command.
 const CLI_LIMIT: Duration = Duration::from_secs(150);
@@ -83,7 +83,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Starts the node with `instar up` in the foreground of a process group of its own and waits for `/health`.
+    /// Starts the node with `instar up` in the foreground of a process group of its own and waits until it works.
     pub async fn up(&mut self) -> anyhow::Result<()> {
         self.launch()?;
         self.ready().await
@@ -104,17 +104,17 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until the node answers `/health` with 200.
+    /// Waits until the node has started: until then every route but `/health` answers 503.
     pub async fn ready(&mut self) -> anyhow::Result<()> {
         let socket = self.socket();
         let name = self.name.clone();
         let node = self.node.as_mut().context("the node was not started")?;
-        let what = format!("{name} answers /health");
+        let what = format!("{name} has started");
         let healthy = eventually(START_LIMIT, &what, async || {
             if let Some(status) = node.try_wait()? {
                 return Ok(Some(Err(status)));
             }
-            let answer = request(&socket, "GET", "/health", &[], None).await?;
+            let answer = request(&socket, "GET", "/status", &[], None).await?;
             Ok((answer.status == 200).then_some(Ok(())))
         });
         match healthy.await? {

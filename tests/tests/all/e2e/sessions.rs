@@ -104,8 +104,10 @@ fn a_stranger_gets_no_session() {
         ann.configure(linked.clone());
         let mut bob = world.account("bob")?;
         bob.configure(linked);
-        let (mut beta, mut stranger) = (ann.agent("beta").await?, bob.agent("stranger").await?);
+        let mut beta = ann.agent("beta").await?;
         beta.up().await?;
+        // Two accounts share no list of ports: the second one finds the first one's taken.
+        let mut stranger = bob.agent("stranger").await?;
         stranger.up().await?;
 
         let identity = beta.json(&["identity", "show"]).await?;
