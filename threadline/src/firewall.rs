@@ -11,6 +11,9 @@ pub const MAX_VIOLATIONS: u32 = 3;
 pub const SEND_TOOL: &str = "mcp__threadline__threadline_send";
 /// The tool that reads the thread.
 pub const HISTORY_TOOL: &str = "mcp__threadline__threadline_history";
+/// The runtime's own tool that loads descriptions of tools; each tool that it finds is still decided by itself. Without it a
+/// model of a current Claude Code cannot see the two tools above.
+pub const FIND_TOOL: &str = "ToolSearch";
 
 /// Names that are never read, in any directory.
 const SECRET_NAMES: [&str; 9] =
@@ -62,6 +65,7 @@ pub fn decide(binding: &Binding, tool: &str, input: &Value, canonical: Option<&s
     match tool {
         SEND_TOOL => may_send(binding, input),
         HISTORY_TOOL => may_read_thread(binding, input),
+        FIND_TOOL => Verdict::Allow,
         _ if binding.autonomous_deny.iter().any(|t| t == tool) => deny("the owner excluded this tool"),
         _ if binding.level == TrustLevel::Autonomous && !is_threadline(tool) => Verdict::Allow,
         "Read" | "Glob" | "Grep" => may_read(binding, tool, input, canonical),
@@ -202,6 +206,11 @@ mod tests {
 
     fn allowed(tool: &str, input: &Value, canonical: Option<&str>) -> bool {
         decide(&binding(TrustLevel::Verified), tool, input, canonical) == Verdict::Allow
+    }
+
+    #[test]
+    fn tools_may_be_looked_up() {
+        assert!(allowed(FIND_TOOL, &json!({"query": "select:mcp__threadline__threadline_send"}), None));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use instar_state::ports::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use threadline::ThreadKey;
-use threadline::firewall::{HISTORY_TOOL, SEND_TOOL};
+use threadline::firewall::{FIND_TOOL, HISTORY_TOOL, SEND_TOOL};
 use threadline::framing::{Frame, frame};
 use threadline::spawn::{
     Denial, DenialReason, FailureCause, NodeFacts, SpawnManager, Waiting as WaitingPeer, event_id,
@@ -515,7 +515,7 @@ fn session_spec(core: &Core, row: &LedgerRow, peer_name: &str) -> PeerSessionSpe
             allowed_tools.push(format!("{tool}(/{path}/**)"));
         }
     }
-    allowed_tools.extend([SEND_TOOL.to_owned(), HISTORY_TOOL.to_owned()]);
+    allowed_tools.extend([SEND_TOOL, HISTORY_TOOL, FIND_TOOL].map(str::to_owned));
     PeerSessionSpec {
         conversation: conversation_of(&row.key),
         name: format!("threadline-{}-{}", threadline::text::name(peer_name), row.key.peer.short()),

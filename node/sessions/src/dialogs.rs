@@ -63,7 +63,7 @@ pub static CLAUDE: [Dialog; 6] = [
     Dialog { name: "login", screen: r"Select login method", answer: Answer::Ask },
     Dialog {
         name: "mcp-servers",
-        screen: r"(?s)New MCP servers? found in \.mcp\.json.*",
+        screen: r"New MCP servers? found in (this project|\.mcp\.json)",
         answer: Answer::Ask,
     },
 ];

@@ -103,6 +103,8 @@ impl Runtime for ClaudeCode {
             argv.extend(config.extra_args.iter().cloned());
         }
         let mut settings = Map::new();
+        // Without it the terminal asks about the project's `.mcp.json`, which `init` made, and refuses by default.
+        settings.insert("enabledMcpjsonServers".into(), json!(["threadline"]));
         if mode == "bypassPermissions" {
             settings.insert("skipDangerousModePermissionPrompt".into(), json!(true));
         }
