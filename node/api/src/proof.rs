@@ -57,10 +57,10 @@ struct State {
     locked_until: Option<Instant>,
 }
 
-const CHALLENGE_LIFE: Duration = Duration::from_secs(120);
-const WRONG_WINDOW: Duration = Duration::from_secs(300);
+const CHALLENGE_LIFE: Duration = Duration::from_mins(2);
+const WRONG_WINDOW: Duration = Duration::from_mins(5);
 const WRONG_LIMIT: usize = 5;
-const LOCK: Duration = Duration::from_secs(900);
+const LOCK: Duration = Duration::from_mins(15);
 const MAX_CHALLENGES: usize = 64;
 
 impl Proofs {

@@ -39,11 +39,11 @@ pub enum Group {
 impl Group {
     const fn window(self, limits: &Limits) -> (usize, Duration) {
         match self {
-            Self::Default => (limits.requests_per_minute as usize, Duration::from_secs(60)),
-            Self::Spawn => (limits.spawns_per_minute as usize, Duration::from_secs(60)),
+            Self::Default => (limits.requests_per_minute as usize, Duration::from_mins(1)),
+            Self::Spawn => (limits.spawns_per_minute as usize, Duration::from_mins(1)),
             Self::Hook => (limits.hooks_per_second as usize, Duration::from_secs(1)),
-            Self::Challenge => (30, Duration::from_secs(60)),
-            Self::AuthFailure => (20, Duration::from_secs(60)),
+            Self::Challenge => (30, Duration::from_mins(1)),
+            Self::AuthFailure => (20, Duration::from_mins(1)),
         }
     }
 }
@@ -112,6 +112,6 @@ mod tests {
             Err(Duration::from_secs(1))
         );
         assert_eq!(limiter.check(Group::Spawn, "b", start), Ok(()));
-        assert_eq!(limiter.check(Group::Spawn, "a", start + Duration::from_secs(60)), Ok(()));
+        assert_eq!(limiter.check(Group::Spawn, "a", start + Duration::from_mins(1)), Ok(()));
     }
 }

@@ -63,7 +63,7 @@ pub trait NodeFacts: Send + Sync {
     /// Text that a hook injects at the start of a session.
     fn boot_context(&self, request: BootContext) -> instar_state::BoxFuture<'_, Result<Value, ApiError>>;
     /// Text that a hook injects with a prompt.
-    fn turn_context(&self, request: TurnContext) -> instar_state::BoxFuture<'_, Result<Value, ApiError>>;
+    fn turn_context(&self, request: TurnContext) -> Value;
 }
 
 /// Query of `GET /context/boot`.

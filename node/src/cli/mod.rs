@@ -152,7 +152,7 @@ fn run(ctx: &Ctx, command: Command) -> CommandResult {
         Command::Server(ServerCommand::Restart { name }) => daemon::restart(ctx, name.as_deref()),
         Command::Server(ServerCommand::Status { name }) => daemon::status(ctx, name.as_deref()),
         Command::Relay(RelayCommand::Start { options }) => daemon::relay_start(options),
-        Command::Relay(RelayCommand::Status(args)) => daemon::relay_status(ctx, &args),
+        Command::Relay(RelayCommand::Status(args)) => Ok(daemon::relay_status(ctx, &args)),
         Command::Relay(RelayCommand::Stop(args)) => daemon::relay_stop(ctx, &args),
         Command::Config(command) => config::run(ctx, command),
         Command::Secrets(command) => secrets::run(ctx, command),

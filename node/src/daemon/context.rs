@@ -47,10 +47,10 @@ impl Contexts {
         Ok(json!(sections))
     }
 
-    pub(crate) async fn turn(&self, request: TurnContext) -> Result<Value, ApiError> {
+    pub(crate) fn turn(&self, request: &TurnContext) -> Value {
         let session = self.session(request.session.as_deref());
         let conversation = session.filter(|s| s.bound).map(|s| String::from(s.conversation));
-        Ok(json!(instar_identity::turn(Local::now(), conversation.as_deref(), [])))
+        json!(instar_identity::turn(Local::now(), conversation.as_deref(), []))
     }
 
     fn session(&self, id: Option<&str>) -> Option<SessionRecord> {

@@ -57,7 +57,7 @@ impl NodeFacts for Facts {
         Box::pin(self.contexts.boot(request))
     }
 
-    fn turn_context(&self, request: TurnContext) -> BoxFuture<'_, Result<Value, ApiError>> {
-        Box::pin(self.contexts.turn(request))
+    fn turn_context(&self, request: TurnContext) -> Value {
+        self.contexts.turn(&request)
     }
 }

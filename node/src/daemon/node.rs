@@ -40,7 +40,7 @@ use crate::cli::{Agent, Ctx, Exit, Failure};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How often the registry hears that the node lives.
-const HEARTBEAT: Duration = Duration::from_secs(60);
+const HEARTBEAT: Duration = Duration::from_mins(1);
 /// How often `config.json` is looked at.
 const CONFIG_POLL: Duration = Duration::from_secs(5);
 /// How long tasks may take to end after the stop.
@@ -114,7 +114,7 @@ impl Node<'_> {
         let stop = stop_on_signals()?;
         let base = self.open_base(stop)?;
         let config = base.config.current();
-        let port = self.port(&config)?;
+        let port = Self::port(&config)?;
         let facts = Arc::new(Facts {
             board: Arc::clone(&base.board),
             supervisor: base.supervisor.clone(),
@@ -174,7 +174,7 @@ impl Node<'_> {
         Ok(Base { config, board, notices, events, secrets, supervisor, stop })
     }
 
-    fn port(&self, config: &Config) -> Result<u16, Failure> {
+    fn port(config: &Config) -> Result<u16, Failure> {
         config.get(keys::PORT).ok_or_else(|| {
             Failure::new(
                 Exit::NoAgent,

@@ -158,23 +158,22 @@ impl DirArgs {
 }
 
 /// `instar relay status`.
-pub(crate) fn relay_status(ctx: &Ctx, args: &DirArgs) -> CommandResult {
+pub(crate) fn relay_status(ctx: &Ctx, args: &DirArgs) -> Reply {
     let dir = args.dir(ctx);
     let Some(pid) = DataDirLock::holder(&dir) else {
         let value = json!({"running": false, "dataDir": dir});
-        return Ok(Reply::new(value, format!("no relay runs on {}", dir.display())).failing(Exit::NoNode));
+        return Reply::new(value, format!("no relay runs on {}", dir.display())).failing(Exit::NoNode);
     };
     let address = Address::read(&dir).filter(|address| address.pid == pid);
     let by = node_of(ctx, pid);
     let url = address.as_ref().map(Address::url);
-    let mut text = format!("running (pid {pid}) on {}", dir.display());
-    if let Some(url) = &url {
-        text += &format!("\naddress: {url}");
-    }
-    if let Some(name) = &by {
-        text += &format!("\ninside the node of {name}");
-    }
-    Ok(Reply::new(json!({"running": true, "pid": pid, "dataDir": dir, "url": url, "node": by}), text))
+    let lines = [
+        Some(format!("running (pid {pid}) on {}", dir.display())),
+        url.as_ref().map(|url| format!("address: {url}")),
+        by.as_ref().map(|name| format!("inside the node of {name}")),
+    ];
+    let text = lines.into_iter().flatten().collect::<Vec<_>>().join("\n");
+    Reply::new(json!({"running": true, "pid": pid, "dataDir": dir, "url": url, "node": by}), text)
 }
 
 /// `instar relay stop`.

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-const PANIC_WINDOW: Duration = Duration::from_secs(300);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+const PANIC_WINDOW: Duration = Duration::from_mins(5);
 const PANIC_LIMIT: usize = 3;
 
 /// What to do with a task that ended although nobody stopped it.

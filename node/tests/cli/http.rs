@@ -1,5 +1,6 @@
 //! The node's HTTP surface, on both listeners of a real node.
 
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -98,12 +99,12 @@ fn exchange(
         request += "Host: localhost\r\n";
     }
     for (name, value) in headers {
-        request += &format!("{name}: {value}\r\n");
+        let _ = write!(request, "{name}: {value}\r\n");
     }
     if !body.is_empty() {
         let typed = headers.iter().any(|(name, _)| *name == "Content-Type");
         request += if typed { "" } else { "Content-Type: application/json\r\n" };
-        request += &format!("Content-Length: {}\r\n", body.len());
+        let _ = write!(request, "Content-Length: {}\r\n", body.len());
     }
     stream.write_all(format!("{request}\r\n").as_bytes()).expect("request");
     // A refused body need not be read to its end.

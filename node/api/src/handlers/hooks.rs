@@ -56,10 +56,9 @@ async fn event(
         ));
     }
     api.settings().facts.record_hook(&report);
-    match claimed {
-        Some(id) => rooms.sessions.hook_event(id, report).await,
-        // A terminal that a person opened in the project: not ours to follow.
-        None => tracing::debug!(event = report.event.name(), "hook report of an external session"),
+    // Other reports come from a terminal that a person opened in the project: not ours to follow.
+    if let Some(id) = claimed {
+        rooms.sessions.hook_event(id, report).await;
     }
     Ok(Json(json!({"ok": true})))
 }
@@ -77,5 +76,5 @@ async fn turn(
     Query(request): Query<TurnContext>,
 ) -> Result<Json<Value>, ApiError> {
     api.rooms()?;
-    api.settings().facts.turn_context(request).await.map(Json)
+    Ok(Json(api.settings().facts.turn_context(request)))
 }
