@@ -14,12 +14,13 @@ pub(crate) fn ask_hidden(prompt: &str) -> Result<Secret<String>, Failure> {
     let before = tcgetattr(&stdin).map_err(std::io::Error::from)?;
     let mut hidden = before.clone();
     hidden.local_modes.remove(LocalModes::ECHO);
+    // What was typed before the question is no answer to it, so it is thrown away before asking.
+    tcsetattr(&stdin, OptionalActions::Flush, &hidden).map_err(std::io::Error::from)?;
     eprint!("{prompt}");
     std::io::stderr().flush()?;
-    tcsetattr(&stdin, OptionalActions::Flush, &hidden).map_err(std::io::Error::from)?;
     let mut line = String::new();
     let read = stdin.lock().read_line(&mut line);
-    let restored = tcsetattr(&stdin, OptionalActions::Flush, &before);
+    let restored = tcsetattr(&stdin, OptionalActions::Now, &before);
     eprintln!();
     read?;
     restored.map_err(std::io::Error::from)?;

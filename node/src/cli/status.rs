@@ -102,26 +102,23 @@ fn text(agent: &Agent, value: &Value) -> String {
 }
 
 fn mesh(mesh: &Value) -> String {
-    match mesh {
-        Value::Null => "-".into(),
-        Value::Object(object) => {
-            let facts: Vec<String> = object
-                .iter()
-                .filter(|(_, v)| !v.is_null() && !v.is_object() && !v.is_array())
-                .map(|(k, v)| format!("{k} {}", word(v)))
-                .collect();
-            one_line(&facts.join(", "), 200)
-        }
-        other => word(other),
+    let Some(state) = mesh["link"]["state"].as_str().or(mesh["state"].as_str()) else { return "-".into() };
+    let mut text = one_line(state, 40);
+    if let Some(url) = mesh["link"]["relayUrl"].as_str() {
+        text = text + " to " + &one_line(url, 100);
+    }
+    match mesh["approvalsPending"].as_u64() {
+        None | Some(0) => text,
+        Some(n) => format!("{text}; waiting for you: {n} (instar threadline approvals)"),
     }
 }
 
 fn sessions(sessions: &Value) -> String {
     let capacity = &sessions["capacity"];
-    let (Some(current), Some(max)) = (capacity["current"].as_u64(), capacity["max"].as_u64()) else {
+    let (Some(live), Some(max)) = (capacity["live"].as_u64(), capacity["max"].as_u64()) else {
         return "-".into();
     };
-    format!("{current} of {max}")
+    format!("{live} of {max}")
 }
 
 fn all(ctx: &Ctx) -> CommandResult {
@@ -158,8 +155,9 @@ mod tests {
         let mut value = json!({"agent": "garden", "version": "0.1.0", "port": 4040,
             "fingerprint": "03a107bff3ce10be1d70dd18e74bc099", "configProblem": null, "node": null});
         insta::assert_snapshot!("status_without_node", text(&agent, &value));
-        value["node"] = json!({"pid": 7, "uptime": 90, "mesh": {"connected": true, "relay": "ws://127.0.0.1:8787"},
-            "sessions": {"capacity": {"current": 1, "max": 10},
+        value["node"] = json!({"pid": 7, "uptime": 90, "mesh": {"state": "running", "approvalsPending": 2,
+                "link": {"state": "connected", "relayUrl": "ws://127.0.0.1:8787/v1/connect"}},
+            "sessions": {"capacity": {"live": 1, "max": 10},
                 "list": [{"name": "asker", "activity": "idle", "startedAt": null, "conversation": "local:asker"}]},
             "degradations": [{"code": "runtime_missing", "reason": "claude was not found"}],
             "notices": [], "restartNeeded": ["port"]});

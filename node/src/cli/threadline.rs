@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::outline::outline;
 use super::reply::{one_line, shown, table};
 use super::session::{read_stdin, without_nulls, word};
-use super::{Agent, CommandResult, Ctx, Failure, Reply, ages, node};
+use super::{Agent, CommandResult, Ctx, Exit, Failure, Reply, ages, node};
 use crate::client::{Call, encode};
 
 #[derive(Debug, Subcommand)]
@@ -273,15 +273,16 @@ fn trust(
         call = call.header("x-instar-owner", "ask");
     }
     let value = node::call(ctx, agent, call)?;
-    let text = match set {
-        None => outline(&value),
-        Some(_) => match value["status"].as_str() {
-            Some("pending_confirmation") => {
-                format!("waits for the owner as approval {}", word(&value["approvalId"]))
-            }
-            _ => format!("{}: {} → {}", peer, word(&value["previousLevel"]), word(&value["level"])),
-        },
-    };
+    if set.is_none() {
+        let text = outline(&value);
+        return Ok(Reply::new(value, text));
+    }
+    if value["status"] == "pending_confirmation" {
+        let text =
+            format!("raising trust is the owner's: it waits as approval {}", word(&value["approvalId"]));
+        return Ok(Reply::new(value, text).failing(Exit::Refused));
+    }
+    let text = format!("{peer}: {} → {}", word(&value["previousLevel"]), word(&value["level"]));
     Ok(Reply::new(value, text))
 }
 
@@ -368,7 +369,7 @@ fn approvals(list: &Value) -> String {
             word(&a["kind"]),
             word(&a["status"]),
             one_line(&word(if a["peerName"].is_null() { &a["peer"] } else { &a["peerName"] }), 32),
-            one_line(&word(&a["preview"]), 60),
+            one_line(&word(if a["preview"] == "" { &a["subject"] } else { &a["preview"] }), 60),
         ]
     });
     table(["id", "kind", "status", "from", "preview"], &rows, "nothing waits for you")
