@@ -19,11 +19,12 @@ pub struct Message {
 }
 
 impl Agent {
-    /// `threadline send … --no-wait`; the command's answer.
+    /// `threadline send … --no-wait`, in a new thread if none is named; the command's answer.
     pub async fn send(&self, to: &str, text: &str, thread: Option<&str>) -> anyhow::Result<Value> {
         let mut arguments = vec!["threadline", "send", to, text, "--no-wait"];
-        if let Some(thread) = thread {
-            arguments.extend(["--thread", thread]);
+        match thread {
+            Some(thread) => arguments.extend(["--thread", thread]),
+            None => arguments.push("--new-thread"),
         }
         self.json(&arguments).await
     }
