@@ -33,6 +33,7 @@ use crate::daemon;
 
 pub(crate) use context::{Agent, Ctx, GlobalFlags};
 pub(crate) use init::{init_here, refresh_links};
+pub(crate) use programs::environment;
 pub(crate) use reply::{CommandResult, Exit, Failure, Reply};
 
 /// A personal agent on this machine that finds and talks to other agents.

@@ -1,5 +1,6 @@
 //! Finding programs that we need, and asking them for their version.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,13 +21,28 @@ const PLACES: [&str; 7] = [
 
 /// The program in PATH, else in a known place.
 pub(crate) fn find(ctx: &Ctx, name: &str) -> Option<PathBuf> {
+    search_path(ctx).map(|dir| dir.join(name)).find(|p| is_executable(p))
+}
+
+/// The environment of this process, its PATH extended by the known places.
+pub(crate) fn environment(ctx: &Ctx) -> BTreeMap<String, String> {
+    let mut environment = ctx.env.clone();
+    let path = std::env::join_paths(search_path(ctx)).ok().and_then(|p| p.into_string().ok());
+    if let Some(path) = path {
+        environment.insert("PATH".into(), path);
+    }
+    environment
+}
+
+fn search_path(ctx: &Ctx) -> impl Iterator<Item = PathBuf> {
     let path = ctx.env.get("PATH").map(String::as_str).unwrap_or_default();
     let known = PLACES.iter().map(|place| match place.strip_prefix("~/") {
         Some(rest) => ctx.account.home().join(rest),
         None => PathBuf::from(place),
     });
     let nvm = ctx.env.get("NVM_BIN").map(PathBuf::from);
-    std::env::split_paths(path).chain(known).chain(nvm).map(|dir| dir.join(name)).find(|p| is_executable(p))
+    let mut seen = BTreeSet::new();
+    std::env::split_paths(path).chain(known).chain(nvm).filter(move |dir| seen.insert(dir.clone()))
 }
 
 /// Whether the file can be run.

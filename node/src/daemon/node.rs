@@ -252,7 +252,7 @@ impl Node<'_> {
             agent_id: self.agent.name(),
             program: self.agent.paths.current().join("instar"),
             server_url: format!("http://127.0.0.1:{port}"),
-            environment: self.ctx.env.clone(),
+            environment: crate::cli::environment(self.ctx),
             hook_program: self.agent.paths.current().join("instar-hook"),
             config: settings::sessions(config),
             journal,

@@ -84,11 +84,18 @@ pub(crate) fn unregister(account: &AccountPaths, paths: &AgentPaths) -> Result<b
         if servers.get(SERVER) == Some(&entry) {
             servers.shift_remove(SERVER);
         }
+        if servers.is_empty() {
+            root.shift_remove("mcpServers");
+        }
     };
-    let project = edit_existing(&paths.project().join(".mcp.json"), |root| {
+    let file = paths.project().join(".mcp.json");
+    let project = edit_existing(&file, |root| {
         remove(root);
         true
     })?;
+    if project == Merged::Updated && read_object(&file).is_some_and(|root| root.is_empty()) {
+        std::fs::remove_file(&file)?;
+    }
     let shared = if account.claude_json().exists() {
         edit_account(account, |root| {
             let key = paths.project().to_string_lossy();
