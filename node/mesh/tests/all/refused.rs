@@ -42,7 +42,7 @@ async fn a_store_of_a_newer_version_is_left_alone() {
     drop(file);
     let (mesh, _) = open(dir.path(), config("ws://127.0.0.1:1"), Arc::new(Sessions::default())).await;
     let refusal = mesh.refusal().expect("refused");
-    assert_eq!(refusal.code, "unavailable");
+    assert_eq!(refusal.code, "state-too-new");
     assert!(refusal.message.contains("999"), "{}", refusal.message);
 }
 
