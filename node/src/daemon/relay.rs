@@ -12,6 +12,7 @@ use instar_outbound::{SecretClass, SecretHit, SecretScan};
 use instar_redact::{Action, OWN_SECRET, OwnSecrets, Redactor};
 use instar_state::BoxFuture;
 use instar_state::config::{Config, ConfigService, keys, set_at};
+use instar_state::paths::AgentPaths;
 use instar_state::secrets::SecretMap;
 use serde_json::json;
 use threadline_relay::embedded::{self, Address, Place};
@@ -221,12 +222,13 @@ pub(super) async fn follow(
     stop: CancellationToken,
 ) {
     let mut changes = config.watch();
+    let paths = AgentPaths::of_state_dir(&state_dir);
     loop {
         let current = Arc::clone(&changes.borrow_and_update());
         let mesh = mesh_config(&current, &places.borrow_and_update());
         rooms.sessions.set_config(settings::sessions(&current));
         rooms.mesh.set_config(mesh).await;
-        if let Err(error) = settings::hooks(&current).write(&state_dir) {
+        if let Err(error) = settings::hooks(&current, &paths).write(&state_dir) {
             tracing::warn!(%error, "the hooks read config.json itself: their snapshot was not written");
         }
         tokio::select! {

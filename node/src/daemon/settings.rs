@@ -7,6 +7,7 @@ use instar_sessions::SessionsConfig;
 use instar_sessions::config::{Credential, CredentialKind, PermissionMode};
 use instar_sessions::record::{SessionKind, Transport};
 use instar_state::config::{Config, Key, keys};
+use instar_state::paths::AgentPaths;
 
 /// Settings of the session room.
 pub(crate) fn sessions(config: &Config) -> SessionsConfig {
@@ -56,9 +57,9 @@ fn credential(config: &Config, provider: &str) -> Option<Credential> {
 }
 
 /// What the hooks read instead of `config.json`.
-pub(crate) fn hooks(config: &Config) -> HookConfig {
+pub(crate) fn hooks(config: &Config, paths: &AgentPaths) -> HookConfig {
     HookConfig {
-        agent_name: config.get(keys::PROJECT_NAME),
+        agent_name: config.agent_name(paths.project()),
         safety_level: match config.get(keys::SAFETY_LEVEL) {
             2 => SafetyLevel::SelfVerify,
             _ => SafetyLevel::BlockAndAsk,

@@ -39,7 +39,7 @@ macro_rules! keys {
 
 keys! {
     "Schema version of this file." FILE_VERSION: i64 = "version", int(1, i64::MAX), Preset::Int(VERSION);
-    "Name of the agent." PROJECT_NAME: String = "projectName", Kind::AgentName, Preset::None, restart;
+    "Name of the agent." PROJECT_NAME: Option<String> = "projectName", Kind::AgentName, Preset::None, restart;
     "Whether the agent has a folder of its own or lives in a project." AGENT_TYPE: String =
         "agentType", Kind::Choice(&["project-bound", "standalone"]), Preset::Text("project-bound");
     "Port of the HTTP API on loopback." PORT: Option<u16> = "port", int(1024, 65535), Preset::None, file_only, restart;
@@ -106,14 +106,6 @@ keys! {
         "sessions.credentials.*.value", Kind::Secret, Preset::None, file_only;
     "Address that the runtime uses with this credential." CREDENTIAL_BASE_URL: Option<String> =
         "sessions.credentials.*.baseUrl", Kind::Url(&["http://", "https://"]), Preset::None, file_only;
-    "Time a fresh session has to become ready." SESSIONS_READY_TIMEOUT: Duration =
-        "sessions.timeouts.readyMs", millis(1000), Preset::Int(90_000);
-    "Time a resumed session has to become ready." SESSIONS_RESUME_TIMEOUT: Duration =
-        "sessions.timeouts.resumeMs", millis(1000), Preset::Int(120_000);
-    "Time until an input must be confirmed by the runtime." SESSIONS_DELIVERY_TIMEOUT: Duration =
-        "sessions.timeouts.deliveryMs", millis(1000), Preset::Int(30_000);
-    "Pause between two passes over all sessions." SESSIONS_MONITOR_INTERVAL: Duration =
-        "sessions.timeouts.monitorMs", millis(100), Preset::Int(5000);
 
     "Hooks that are switched off; the safety hooks can not be." HOOKS_DISABLED: Vec<String> =
         "hooks.disabled", Kind::List { items: 50, chars: 64 }, NO_LIST, operator;
@@ -164,8 +156,6 @@ keys! {
         "threadline.spawn.maxGlobalQueued", int(0, 1_000_000), Preset::Int(1000);
     "Messages of one peer that may wait." THREADLINE_SPAWN_MAX_QUEUED_PER_PEER: usize =
         "threadline.spawn.maxQueuedPerPeer", int(0, 1_000_000), Preset::Int(10);
-    "Time after which a waiting message is dropped." THREADLINE_SPAWN_QUEUE_AGE: Duration =
-        "threadline.spawn.maxQueueAgeMs", millis(1000), Preset::Int(600_000);
     "Messages of all peers in an hour." LIMIT_GLOBAL_PER_HOUR: u32 =
         "threadline.limits.globalPerHour", count(), Preset::Int(200), operator;
     "Messages to all agents of the account in an hour." LIMIT_MACHINE_PER_HOUR: u32 =
@@ -190,8 +180,6 @@ keys! {
         "threadline.mcp.allowedOrigins", Kind::List { items: 50, chars: 255 }, NO_LIST, operator;
     "Says that a TLS proxy stands before the MCP listener." MCP_BEHIND_PROXY: bool =
         "threadline.mcp.behindProxy", Kind::Bool, Preset::Bool(false), operator, restart;
-    "Requests of one MCP token in a minute." MCP_PER_MINUTE: u32 =
-        "threadline.mcp.requestsPerMinute", int(1, 1_000_000), Preset::Int(60), operator;
 }
 
 macro_rules! level_limits {

@@ -13,7 +13,9 @@ use serde_json::{Map, Value};
 
 pub use check::{Findings, Problem, check, closest_key, is_group, is_loopback, lookup, spec_of};
 pub use file::{ConfigError, ConfigFile, Document, parse, set_at, unset_at};
-pub use schema::{Class, FromValue, Key, KeySpec, Kind, Preset, SecretValue, is_agent_name, is_placeholder};
+pub use schema::{
+    Class, FromValue, Key, KeySpec, KeyType, Kind, Preset, SecretValue, is_agent_name, is_placeholder,
+};
 pub use service::{ConfigService, Reload};
 
 use crate::secret::Secret;
@@ -224,8 +226,7 @@ impl Config {
 
     /// Name of the agent: `projectName`, else the given directory name made valid.
     pub fn agent_name(&self, dir: &std::path::Path) -> String {
-        let value = self.value_of(keys::PROJECT_NAME.spec(), keys::PROJECT_NAME.path());
-        String::from_value(value.as_ref()).unwrap_or_else(|| name_from_dir(dir))
+        self.get(keys::PROJECT_NAME).unwrap_or_else(|| name_from_dir(dir))
     }
 
     fn value_of(&self, spec: &KeySpec, path: &str) -> Option<Value> {

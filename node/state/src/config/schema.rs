@@ -226,11 +226,18 @@ impl<T> Clone for Key<T> {
 
 impl<T> Copy for Key<T> {}
 
-impl<T> Key<T> {
+impl<T: KeyType> Key<T> {
+    /// A row whose values have type `T`. Does not compile for a row without default whose type has no "not set".
     pub(crate) const fn new(spec: &'static KeySpec) -> Self {
+        assert!(
+            T::CAN_BE_ABSENT || !matches!(spec.preset, Preset::None),
+            "a key without default must be an Option"
+        );
         Self { spec, of: std::marker::PhantomData }
     }
+}
 
+impl<T> Key<T> {
     /// The row.
     pub const fn spec(self) -> &'static KeySpec {
         self.spec
@@ -242,11 +249,19 @@ impl<T> Key<T> {
     }
 }
 
+/// A type that a key can have.
+pub trait KeyType {
+    /// Whether the type has a value for a key that is not set.
+    const CAN_BE_ABSENT: bool = false;
+}
+
 /// A type that a checked value turns into.
-pub trait FromValue: Sized {
+pub trait FromValue: KeyType + Sized {
     /// The value in this type; `None` stands for a key without value and default.
     fn from_value(value: Option<&Value>) -> Option<Self>;
 }
+
+impl KeyType for bool {}
 
 impl FromValue for bool {
     fn from_value(value: Option<&Value>) -> Option<Self> {
@@ -256,6 +271,8 @@ impl FromValue for bool {
 
 macro_rules! from_int {
     ($($int:ty),*) => {$(
+        impl KeyType for $int {}
+
         impl FromValue for $int {
             fn from_value(value: Option<&Value>) -> Option<Self> {
                 value?.as_i64()?.try_into().ok()
@@ -266,6 +283,8 @@ macro_rules! from_int {
 
 from_int!(u8, u16, u32, u64, usize, i64);
 
+impl KeyType for Duration {}
+
 /// Keys of this type hold milliseconds.
 impl FromValue for Duration {
     fn from_value(value: Option<&Value>) -> Option<Self> {
@@ -273,11 +292,15 @@ impl FromValue for Duration {
     }
 }
 
+impl KeyType for String {}
+
 impl FromValue for String {
     fn from_value(value: Option<&Value>) -> Option<Self> {
         Some(value?.as_str()?.to_owned())
     }
 }
+
+impl KeyType for PathBuf {}
 
 impl FromValue for PathBuf {
     fn from_value(value: Option<&Value>) -> Option<Self> {
@@ -285,10 +308,16 @@ impl FromValue for PathBuf {
     }
 }
 
+impl KeyType for Vec<String> {}
+
 impl FromValue for Vec<String> {
     fn from_value(value: Option<&Value>) -> Option<Self> {
         value?.as_array()?.iter().map(|v| Some(v.as_str()?.to_owned())).collect()
     }
+}
+
+impl<T: FromValue> KeyType for Option<T> {
+    const CAN_BE_ABSENT: bool = true;
 }
 
 impl<T: FromValue> FromValue for Option<T> {
@@ -300,3 +329,7 @@ impl<T: FromValue> FromValue for Option<T> {
 /// A key whose value is only reachable through the secrets of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecretValue {}
+
+impl KeyType for SecretValue {
+    const CAN_BE_ABSENT: bool = true;
+}
