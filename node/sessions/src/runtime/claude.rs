@@ -277,7 +277,8 @@ mod tests {
             assert!(line.contains("--strict-mcp-config"), "{line}");
             assert!(line.contains("--allowedTools=Read(src/**),mcp__threadline__threadline_send"), "{line}");
             assert!(!line.contains("bypass") && !line.contains("--add-dir"), "{line}");
-            assert!(launch.settings.is_empty());
+            let settings: Vec<_> = launch.settings.keys().map(String::as_str).collect();
+            assert_eq!(settings, ["enabledMcpjsonServers"], "nothing that loosens permissions");
         }
     }
 
