@@ -33,8 +33,10 @@ use crate::waiters::Reply;
 
 /// Rows looked at together.
 const BATCH: u32 = 256;
-/// The watchdog's and dispatcher's tick.
+/// The watchdog's and dispatcher's tick while a message waits or a session serves a peer.
 const TICK: Duration = Duration::from_secs(1);
+/// The tick while there is nothing to watch: new work wakes the dispatcher by itself.
+const IDLE_TICK: Duration = Duration::from_secs(30);
 /// Time without any heartbeat after which a spawn counts as failed. The supervisor has 5 s from its own start; the rest
 /// is for starting it.
 const HEARTBEAT_FIRST_MS: i64 = 30_000;
@@ -74,9 +76,14 @@ impl Dispatcher {
     /// Routes until the room is stopped. Sessions that are being started are left to the session room.
     pub(crate) async fn run(mut self, core: &Core) {
         loop {
-            if let Err(error) = self.pass(core).await {
-                tracing::error!(%error, "routing stopped at the store; it goes on with the next tick");
-            }
+            let tick = match self.pass(core).await {
+                Ok(true) => TICK,
+                Ok(false) => IDLE_TICK,
+                Err(error) => {
+                    tracing::error!(%error, "routing stopped at the store; it goes on with the next tick");
+                    TICK
+                }
+            };
             tokio::select! {
                 () = core.stop.cancelled() => return,
                 () = core.dispatch_wake.notified() => {}
@@ -86,26 +93,34 @@ impl Dispatcher {
                         self.started(core, started).await;
                     }
                 }
-                () = tokio::time::sleep(TICK) => {}
+                () = tokio::time::sleep(tick) => {}
             }
         }
     }
 
-    async fn pass(&mut self, core: &Core) -> Result<(), StoreError> {
+    /// One look at everything. Whether there is something that only time will change.
+    async fn pass(&mut self, core: &Core) -> Result<bool, StoreError> {
         self.spawns.set_config(core.config().spawn);
         for message in core.store.unrouted(BATCH).await? {
             route(core, &message).await?;
         }
-        let waiting = self.settle_queued(core).await?;
-        self.watch_spawns(core).await?;
-        self.start_sessions(core, waiting).await
+        let queued = core.store.queued_inbound(BATCH).await?;
+        let open_messages = !queued.is_empty();
+        let waiting = self.settle_queued(core, queued).await?;
+        let open_spawns = self.watch_spawns(core).await?;
+        self.start_sessions(core, waiting).await?;
+        Ok(open_messages || open_spawns || !self.starts.is_empty())
     }
 
     /// Looks after rows in the session inbox. Returns the conversations that need a session, with their first message.
-    async fn settle_queued(&mut self, core: &Core) -> Result<BTreeMap<i64, StoredMessage>, StoreError> {
+    async fn settle_queued(
+        &mut self,
+        core: &Core,
+        queued: Vec<StoredMessage>,
+    ) -> Result<BTreeMap<i64, StoredMessage>, StoreError> {
         let mut need = BTreeMap::new();
         let mut seen: HashSet<ThreadKey> = HashSet::new();
-        for message in core.store.queued_inbound(BATCH).await? {
+        for message in queued {
             let key = message.key.clone();
             let inbox = inbox_key(&key.peer, message.id.as_str());
             let live = core.sessions.live(&conversation_of(&key));
@@ -352,10 +367,12 @@ impl Dispatcher {
         }
     }
 
-    /// Proof of life, end and parking of the sessions in the ledger.
-    async fn watch_spawns(&mut self, core: &Core) -> Result<(), StoreError> {
+    /// Proof of life, end and parking of the sessions in the ledger. Whether there are any.
+    async fn watch_spawns(&mut self, core: &Core) -> Result<bool, StoreError> {
         let park_after = Duration::from_millis(core.config().sessions.park_after_ms.unsigned_abs());
-        for row in core.store.open_spawns().await? {
+        let open = core.store.open_spawns().await?;
+        let any = !open.is_empty();
+        for row in open {
             if self.starting.contains(&row.key) {
                 continue;
             }
@@ -389,7 +406,7 @@ impl Dispatcher {
                 }
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     async fn verify(&mut self, core: &Core, row: &LedgerRow, live: &LiveSession) -> Result<(), StoreError> {
