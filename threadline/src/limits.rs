@@ -52,6 +52,8 @@ pub struct Limits {
     pub machine_per_hour: u32,
     /// Control-plane messages of one peer per minute.
     pub control_per_minute: u32,
+    /// Plain acknowledgements to one peer per minute.
+    pub acks_per_minute: u32,
 }
 
 impl Default for Limits {
@@ -73,6 +75,7 @@ impl Default for Limits {
             global_per_hour: 200,
             machine_per_hour: 500,
             control_per_minute: 60,
+            acks_per_minute: 5,
         }
     }
 }
@@ -141,6 +144,15 @@ impl Limits {
     /// The window of a control-plane message.
     pub fn control(&self, peer: &Fingerprint) -> Window {
         window("control-minute", &peer.to_string(), MINUTE_MS, self.control_per_minute)
+    }
+
+    /// The windows of a plain acknowledgement to a v1 peer: one per thread in 10 minutes, 5 per peer and minute.
+    pub fn acknowledgement(&self, peer: &Fingerprint, thread: &ThreadId) -> Vec<Window> {
+        let key = peer.to_string();
+        vec![
+            window("ack-thread", &format!("{key}:{thread}"), 10 * MINUTE_MS, 1),
+            window("ack-minute", &key, MINUTE_MS, self.acks_per_minute),
+        ]
     }
 
     /// The window of a message of ours.

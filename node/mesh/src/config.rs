@@ -38,6 +38,8 @@ pub struct MeshConfig {
     pub policy: Policy,
     /// Whether a stranger whose key authenticated its first message becomes verified.
     pub first_contact_auto: bool,
+    /// Whether v1 peers that know no receipts get a plain acknowledgement.
+    pub auto_ack_v1: bool,
     /// Highest level that an untainted session of the owner may give.
     pub session_grant_max: TrustLevel,
     /// Sessions that serve peers.
@@ -105,6 +107,7 @@ impl MeshConfig {
                 },
             },
             first_contact_auto: first_contact == "auto",
+            auto_ack_v1: config.get(keys::THREADLINE_AUTO_ACK).as_deref() == Some("v1"),
             session_grant_max: config
                 .get(keys::THREADLINE_SESSION_GRANT_MAX)
                 .parse()

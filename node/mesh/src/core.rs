@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::AuditLog;
 use crate::config::MeshConfig;
+use crate::link_log::LinkLog;
 use crate::local::LocalScan;
 use crate::records::{Controls, Nicknames, Record, RecordError};
 use crate::waiters::Waiters;
@@ -53,6 +54,7 @@ pub(crate) struct Core {
     pub(crate) nicknames: Arc<Record<Nicknames>>,
     pub(crate) controls: Arc<Record<Controls>>,
     pub(crate) audit: AuditLog,
+    pub(crate) link_log: LinkLog,
     pub(crate) waiters: Waiters,
     pub(crate) local: LocalScan,
     pub(crate) sessions: Arc<dyn PeerSessions>,

@@ -8,7 +8,7 @@ use threadline::inbound::{
     Class, Disposition, Incoming, Refusal, SAME_BODY_WINDOW_MS, SenderFacts, Standing, Verdict, admit,
     authenticate, receive,
 };
-use threadline::limits::Window;
+use threadline::limits::{self, Window};
 use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_inbound};
 use threadline::trust::TrustSource;
 use threadline::v1::envelope::{Authentication, Envelope, ReceiveError};
@@ -20,6 +20,7 @@ use threadline_net::store::{
 };
 
 use crate::core::Core;
+use crate::send::SealFailed;
 
 /// Rows looked at together.
 const BATCH: u32 = 64;
@@ -433,6 +434,7 @@ impl Core {
         match disposition {
             Disposition::Route(notice) => {
                 self.thread_event("message-received", key, id.as_str());
+                self.acknowledge_plainly(key).await;
                 if notice == Notice::PerThread {
                     let text = format!("{peer_name} wrote in thread {}", key.thread);
                     self.notify(format!("thread:{}:{}", key.peer, key.thread), text, false);
@@ -450,6 +452,32 @@ impl Core {
             }
             Disposition::HoldPaused => self.thread_event("message-held", key, id.as_str()),
             Disposition::Note => {}
+        }
+    }
+}
+
+impl Core {
+    /// Tells a v1 peer in plain words that its message is here, where the owner wants that. Peers that read sealed
+    /// messages know receipts of other kinds.
+    async fn acknowledge_plainly(&self, key: &ThreadKey) {
+        let config = self.config();
+        if !config.auto_ack_v1 {
+            return;
+        }
+        let acknowledged = async {
+            if self.speaks(&key.peer, "tl-e2e").await? {
+                return Ok(());
+            }
+            let windows = config.limits.acknowledgement(&key.peer, &key.thread);
+            let usage = self.store.usage(windows.clone(), self.now()).await?;
+            if limits::check(usage.iter().map(|(window, used)| (window, *used)), self.now()).is_ok() {
+                self.store.record_events(windows, self.now()).await?;
+                self.queue_control(key, Control::Received).await?;
+            }
+            Ok::<(), SealFailed>(())
+        };
+        if let Err(error) = acknowledged.await {
+            tracing::warn!(%error, "a message was not acknowledged");
         }
     }
 }

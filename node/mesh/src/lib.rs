@@ -8,6 +8,7 @@ mod discovery;
 mod dispatch;
 mod firewall;
 mod ingest;
+mod link_log;
 mod local;
 mod mesh;
 mod records;

@@ -33,6 +33,7 @@ use crate::audit::AuditLog;
 use crate::config::MeshConfig;
 use crate::core::{Core, RelaySwitch, internal, thread_of};
 use crate::firewall::Authorization;
+use crate::link_log::LinkLog;
 use crate::local::LocalScan;
 use crate::records::{ControlStatus, Controls, Nicknames, Record, RecordError};
 use crate::trust::{actor_of, require_owner};
@@ -135,7 +136,7 @@ impl Mesh {
     pub async fn open(deps: MeshDeps) -> Result<Arc<Self>, MeshError> {
         let (agent_name, version) = (deps.agent_name.clone(), deps.version.clone());
         let dir = deps.paths.threadline();
-        for path in [&dir, &deps.paths.data()] {
+        for path in [&dir, &deps.paths.data(), &deps.paths.logs()] {
             create_dir_private(path).map_err(|source| MeshError::Directory { path: path.clone(), source })?;
         }
         let refused = |refusal| {
@@ -210,6 +211,7 @@ impl Mesh {
             nicknames: opened.nicknames,
             controls: opened.controls,
             audit: opened.audit,
+            link_log: LinkLog::new(&deps.paths.logs()),
             waiters: Waiters::default(),
             local: LocalScan::new(deps.account, deps.paths.project().to_owned()),
             sessions: deps.sessions,

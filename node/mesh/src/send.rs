@@ -272,7 +272,7 @@ impl Core {
         Ok(if self.speaks(peer, "tl-e2e").await? { key } else { None })
     }
 
-    async fn speaks(&self, peer: &Fingerprint, tag: &str) -> Result<bool, StoreError> {
+    pub(crate) async fn speaks(&self, peer: &Fingerprint, tag: &str) -> Result<bool, StoreError> {
         let known = self.store.known_peer(*peer).await?;
         Ok(known.is_some_and(|k| k.capabilities.iter().any(|c| c == tag)))
     }
@@ -558,6 +558,11 @@ impl Core {
         if !self.speaks(&key.peer, "tl-e2e").await? {
             return Ok(());
         }
+        self.queue_control(key, control).await
+    }
+
+    /// Queues a control message, sealed where the peer reads that.
+    pub(crate) async fn queue_control(&self, key: &ThreadKey, control: Control) -> Result<(), SealFailed> {
         let now = self.now();
         let id = MessageId::from_uuid(uuid::Uuid::new_v4());
         let header = self.header(key, &id, now);

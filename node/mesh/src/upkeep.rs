@@ -94,7 +94,10 @@ impl Core {
                 LinkEvent::Spooled => self.ingest_wake.notify_one(),
                 LinkEvent::Delivery { to, id, event } => self.delivery_event(to, id, &event).await,
                 LinkEvent::AgentsChanged => self.merge_agents(&self.link.agents()).await,
-                LinkEvent::StateChanged => self.link_changed().await,
+                LinkEvent::StateChanged { relay, change } => {
+                    self.link_log.record(&relay, &change);
+                    self.link_changed().await;
+                }
                 LinkEvent::SpoolBlocked(true) => {
                     self.notices.degrade("spool-error", "the spool takes nothing; the relay keeps the rest");
                 }

@@ -9,6 +9,8 @@ pub enum Control {
     Healthy,
     /// The thread is closed on this side.
     ThreadResolved,
+    /// The plain acknowledgement that existing installs know (`threadline-wire.md` §2.5.1).
+    Received,
 }
 
 impl Control {
@@ -18,6 +20,7 @@ impl Control {
             Self::Pong => "pong",
             Self::Healthy => "health",
             Self::ThreadResolved => "thread-resolved",
+            Self::Received => "status",
         }
     }
 
@@ -27,6 +30,7 @@ impl Control {
             Self::Pong => "pong",
             Self::Healthy => "ok",
             Self::ThreadResolved => "resolved",
+            Self::Received => "Message received.",
         }
     }
 }

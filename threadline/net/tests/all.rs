@@ -2,7 +2,13 @@
 
 #![allow(unreachable_pub)]
 
+#[path = "all/coverage.rs"]
+mod coverage;
 #[path = "all/link.rs"]
 mod link;
+#[path = "all/node.rs"]
+mod node;
 #[path = "all/relay_script.rs"]
 mod relay_script;
+#[path = "all/transcript.rs"]
+mod transcript;

@@ -136,6 +136,8 @@ keys! {
     "From which level on messages must be sealed end to end." THREADLINE_REQUIRE_E2E: String =
         "threadline.requireE2E", Kind::Choice(&["never", "trusted-and-above", "always"]),
         Preset::Text("trusted-and-above"), operator;
+    "Whether agents of older installs get a plain acknowledgement." THREADLINE_AUTO_ACK: Option<String> =
+        "threadline.autoAck", Kind::Checked(AUTO_ACK, is_auto_ack), Preset::None;
     "Highest level that a session may give." THREADLINE_SESSION_GRANT_MAX: String =
         "threadline.trust.sessionGrantMax", Kind::Choice(&["untrusted", "verified"]), Preset::Text("verified"), operator;
     "Sessions that may serve peers at once." THREADLINE_SESSIONS_MAX_ACTIVE: usize =
@@ -286,6 +288,13 @@ fn are_inside(value: &Value) -> bool {
             && !path.chars().any(char::is_control)
             && path.split('/').all(|part| part != "..")
     })
+}
+
+const AUTO_ACK: &str = "\"v1\" or false";
+
+/// Older configurations say `true`, which never meant acknowledgements of this kind.
+fn is_auto_ack(value: &Value) -> bool {
+    value.is_boolean() || value == "v1"
 }
 
 fn is_url_path(value: &Value) -> bool {

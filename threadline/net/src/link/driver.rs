@@ -13,7 +13,7 @@ use threadline::v1::client::{
     SendRefused, Ticket,
 };
 use threadline::v1::envelope::Envelope;
-use threadline::v1::frames::{ErrorCode, Metadata, Visibility};
+use threadline::v1::frames::{DiscoverFilter, ErrorCode, Metadata, Visibility};
 use threadline::{Fingerprint, MessageId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -250,6 +250,7 @@ impl Driver {
             _ => None,
         };
         tracing::info!(state = change.state.name(), code = change.code, reason = change.reason, "link");
+        let event = LinkEvent::StateChanged { relay: self.url.clone(), change: change.clone() };
         let was_connected = self.status.borrow().is_connected();
         self.status.send_modify(|s| {
             s.disconnects += u64::from(was_connected && !connected);
@@ -274,7 +275,7 @@ impl Driver {
                 let _ = question.send(Err(DiscoverError::NotConnected));
             }
         }
-        let _ = self.events.send(LinkEvent::StateChanged).await;
+        let _ = self.events.send(event).await;
     }
 
     /// Commits what was received; only then does the state machine acknowledge it.
@@ -385,12 +386,22 @@ impl Driver {
             Command::Discover(filter, answer) => {
                 if !self.client.is_ready() {
                     let _ = answer.send(Err(DiscoverError::NotConnected));
-                } else if self.client.discover(filter, now) {
+                } else if self.ask(filter, now) {
                     self.questions.push(answer);
                 } else {
                     let _ = answer.send(Err(DiscoverError::Limited));
                 }
             }
+        }
+    }
+
+    /// Asks the relay, for one name at most once in 30 s. Whether it asked.
+    fn ask(&mut self, filter: Option<DiscoverFilter>, now: i64) -> bool {
+        match filter {
+            Some(DiscoverFilter { name: Some(name), capability: None, framework: None }) => {
+                self.client.rediscover(&name, now)
+            }
+            filter => self.client.discover(filter, now),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use threadline::v1::client::{ClientConfig, DeliveryEvent, KnownAgent};
+use threadline::v1::client::{ClientConfig, DeliveryEvent, KnownAgent, LinkChange};
 use threadline::v1::frames::DiscoverFilter;
 use threadline::{Fingerprint, MessageId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,8 +30,13 @@ pub enum LinkEvent {
     },
     /// [`LinkHandle::agents`] changed.
     AgentsChanged,
-    /// [`LinkHandle::status`] changed its state.
-    StateChanged,
+    /// The link moved to another state; [`LinkHandle::status`] shows it already.
+    StateChanged {
+        /// Relay address.
+        relay: String,
+        /// The transition.
+        change: LinkChange,
+    },
     /// The spool cannot take more, or again can.
     SpoolBlocked(bool),
 }
@@ -78,8 +83,8 @@ pub enum DiscoverError {
     /// The link is down.
     #[error("the relay link is not connected")]
     NotConnected,
-    /// Ten questions a minute were asked.
-    #[error("the relay was asked ten times in a minute")]
+    /// Ten questions a minute were asked, or one about this very name within 30 s.
+    #[error("the relay was asked enough for now")]
     Limited,
     /// No answer within 5 s.
     #[error("the relay did not answer within 5 s")]

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use serde_json::Value;
 use threadline::identity::LoginNonce;
-use threadline::v1::frames::{AuthOk, ClientFrame, ServerFrame};
+use threadline::v1::frames::{Auth, AuthOk, ClientFrame, ServerFrame};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 
 /// Longest wait for anything.
@@ -24,17 +26,20 @@ impl Relay {
         Self { listener, url }
     }
 
-    /// Accepts a connection and lets it log in.
-    pub async fn accept(&self) -> Peer {
+    /// Accepts a connection and sends this challenge.
+    pub async fn challenge(&self, nonce: &str) -> Peer {
         let accepted = tokio::time::timeout(LIMIT, self.listener.accept()).await.expect("a connection");
         let stream = accept_async(accepted.expect("accept").0).await.expect("handshake");
         let mut peer = Peer(stream);
+        peer.send(&ServerFrame::Challenge(nonce.to_owned())).await;
+        peer
+    }
+
+    /// Accepts a connection and lets it log in.
+    pub async fn accept(&self) -> Peer {
         let nonce = LoginNonce::from_bytes(&[7; 32]);
-        peer.send(&ServerFrame::Challenge(nonce.as_str().to_owned())).await;
-        match peer.next_frame().await {
-            ClientFrame::Auth(auth) => auth.verify(&nonce).expect("a valid login"),
-            other => panic!("no login but {other:?}"),
-        };
+        let mut peer = self.challenge(nonce.as_str()).await;
+        peer.login().await.verify(&nonce).expect("a valid login");
         peer.send(&ServerFrame::AuthOk(AuthOk {
             session_id: "relay-0000000000000000".into(),
             heartbeat_interval: 60_000,
@@ -52,13 +57,42 @@ pub struct Peer(WebSocketStream<TcpStream>);
 
 impl Peer {
     pub async fn send(&mut self, frame: &ServerFrame) {
-        self.0.send(Message::text(frame.to_text())).await.expect("send");
+        self.send_text(&frame.to_text()).await;
+    }
+
+    pub async fn send_text(&mut self, text: &str) {
+        self.0.send(Message::text(text)).await.expect("send");
+    }
+
+    /// The login that follows a challenge.
+    pub async fn login(&mut self) -> Auth {
+        match self.next_frame().await {
+            ClientFrame::Auth(auth) => *auth,
+            other => panic!("no login but {other:?}"),
+        }
+    }
+
+    pub async fn close(mut self, code: u16, reason: &str) {
+        let frame = CloseFrame { code: code.into(), reason: reason.into() };
+        self.0.close(Some(frame)).await.expect("close");
+        while let Some(Ok(_)) = self.0.next().await {}
+    }
+
+    /// Waits until the client has closed the connection.
+    pub async fn ended(mut self) {
+        let end = async { while let Some(Ok(_)) = self.0.next().await {} };
+        tokio::time::timeout(LIMIT, end).await.expect("the client closes");
+    }
+
+    /// The next text of the client.
+    pub async fn next_value(&mut self) -> Value {
+        let message = tokio::time::timeout(LIMIT, self.0.next()).await.expect("a frame in time");
+        let text = message.expect("an open connection").expect("a message");
+        serde_json::from_str(text.to_text().expect("text")).expect("JSON")
     }
 
     pub async fn next_frame(&mut self) -> ClientFrame {
-        let message = tokio::time::timeout(LIMIT, self.0.next()).await.expect("a frame in time");
-        let text = message.expect("an open connection").expect("a message");
-        ClientFrame::parse(text.to_text().expect("text")).expect("a frame")
+        ClientFrame::parse(&self.next_value().await.to_string()).expect("a frame")
     }
 
     /// The next frame that is neither `discover` nor `subscribe`, which every login brings.
