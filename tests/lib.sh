@@ -1,9 +1,10 @@
-# Sourced by tests/run and tests/chaos: tools, counting, sections.
+# Sourced by tests/run, tests/chaos and tests/fuzz/run: tools, counting, sections.
 
 CACHE="${XDG_CACHE_HOME:-$HOME/.cache}"
 TOOLS="$CACHE/instar-tests"
 CLAUDE_VERSION=2.1.330
 CARGO_DENY_VERSION=0.20.2
+CARGO_FUZZ_VERSION=0.13.2
 
 # Outside the clone, so that compiled dependencies outlive it.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$CACHE/instar-ci/target}"
@@ -27,6 +28,7 @@ check() {
     passed=$((passed + 1)); echo "ok: $name"
   else
     failed=$((failed + 1)); failures+=("$name"); echo "FAILED: $name"
+    return 1
   fi
 }
 
@@ -66,6 +68,55 @@ doc_tests() {
   rm -f "$log"
   [ "$code" -eq 0 ] || [ "$bad" -gt 0 ] || bad=1
   passed=$((passed + good)); failed=$((failed + bad))
+}
+
+# fuzz SECONDS [TARGET…] : builds all fuzz targets once, then runs two at a time, one check per target. SECONDS is for
+# each target; "fit" divides the time that a test run has for all of them.
+fuzz() {
+  local seconds=$1
+  shift
+  if ! cargo +nightly --version >/dev/null 2>&1; then
+    echo "no nightly toolchain: the fuzz targets were not run (rustup toolchain install nightly)"
+    return
+  fi
+  if ! cargo fuzz --version >/dev/null 2>&1; then
+    echo "installing cargo-fuzz"
+    cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" "cargo-fuzz@$CARGO_FUZZ_VERSION"
+  fi
+  local built="$CARGO_TARGET_DIR/fuzz"
+  # The versions that are tested elsewhere are those that are fuzzed.
+  cp Cargo.lock tests/fuzz/Cargo.lock
+  # No sanitizer: no crate of ours may use unsafe code.
+  check "fuzz targets compile" \
+    cargo +nightly fuzz build --fuzz-dir tests/fuzz --dev --sanitizer none --target-dir "$built" || return
+  local targets=("$@") target
+  [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cargo +nightly fuzz list --fuzz-dir tests/fuzz)
+  if [ "$seconds" = fit ]; then
+    seconds=$((2 * FUZZ_SECONDS / ${#targets[@]}))
+    [ "$seconds" -lt 30 ] || seconds=30
+  fi
+  echo "$seconds s for each of ${#targets[@]} targets, two at a time"
+  FUZZ_LOGS=$(mktemp -d)
+  FUZZ_BIN=$(dirname "$(find "$built" -maxdepth 3 -type f -name "${targets[0]}" -perm -u+x | head -1)")
+  export FUZZ_LOGS FUZZ_BIN FUZZ_CORPUS="$TOOLS/fuzz-corpus"
+  export -f fuzz_one
+  printf '%s\n' "${targets[@]}" | xargs -P 2 -I{} bash -c 'fuzz_one "$1" "$2"' fuzz {} "$seconds"
+  for target in "${targets[@]}"; do
+    check "fuzz $target: $(tail -1 "$FUZZ_LOGS/$target" 2>/dev/null)" test -e "$FUZZ_LOGS/$target.ok" \
+      || tail -40 "$FUZZ_LOGS/$target"
+  done
+  rm -rf "$FUZZ_LOGS"
+}
+
+# Time for all fuzz targets in a test run, two of them side by side, without compiling.
+FUZZ_SECONDS=200
+
+# fuzz_one TARGET SECONDS : new inputs go to the cache, those of the repository are only read.
+fuzz_one() {
+  mkdir -p "$FUZZ_CORPUS/$1" "tests/fuzz/artifacts/$1"
+  "$FUZZ_BIN/$1" -max_total_time="$2" -rss_limit_mb=2048 -timeout=10 -max_len=8192 \
+    -artifact_prefix="tests/fuzz/artifacts/$1/" "$FUZZ_CORPUS/$1" "tests/fuzz/corpus/$1" \
+    >"$FUZZ_LOGS/$1" 2>&1 && touch "$FUZZ_LOGS/$1.ok"
 }
 
 # install_tools SECTION… : what these sections need and the machine lacks.

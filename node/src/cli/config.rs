@@ -2,8 +2,8 @@
 
 use clap::Subcommand;
 use instar_state::config::{
-    Class, Config, ConfigError, Kind, closest_key, is_group, is_placeholder, keys, lookup, set_at, spec_of,
-    unset_at,
+    Class, Config, ConfigError, Kind, check_group, closest_key, is_group, is_placeholder, keys,
+    keys_of_group, lookup, set_at, spec_of, unset_at,
 };
 use serde_json::{Map, Value, json};
 
@@ -17,11 +17,11 @@ pub(crate) enum Command {
         /// Dot path of a key or a group; everything without it
         path: Option<String>,
     },
-    /// Change a key
+    /// Change a key, or a whole group of keys
     Set {
         /// Dot path
         path: String,
-        /// JSON, or a plain text
+        /// JSON, or a plain text; a JSON object takes the place of a group
         value: String,
     },
     /// Remove a key, so that its default holds
@@ -65,11 +65,11 @@ fn get(ctx: &Ctx, agent: &Agent, path: Option<&str>) -> CommandResult {
 }
 
 fn set(ctx: &Ctx, agent: &Agent, path: &str, text: &str) -> CommandResult {
-    let Some(spec) = spec_of(path) else { return Err(unknown(path)) };
+    let Some(spec) = spec_of(path) else {
+        return if is_group(path) { set_group(ctx, agent, path, text) } else { Err(unknown(path)) };
+    };
     if matches!(spec.kind, Kind::Secret) {
-        return Err(Failure::usage(format!(
-            "{path} is a secret and must not stand in a command line; use `instar secrets set {path}`"
-        )));
+        return Err(secret_in_command(path));
     }
     let parsed = serde_json::from_str::<Value>(text).unwrap_or_else(|_| Value::from(text));
     // "4040" for a text key is a text.
@@ -82,6 +82,46 @@ fn set(ctx: &Ctx, agent: &Agent, path: &str, text: &str) -> CommandResult {
     let changed = value.clone();
     agent.config_file().edit(|root| set_at(root, path, changed))?;
     Ok(changed_reply(path, &old, &value, spec.restart))
+}
+
+/// Puts an object in the place of a group. The strictest key that is there before or after decides who may.
+fn set_group(ctx: &Ctx, agent: &Agent, path: &str, text: &str) -> CommandResult {
+    let Ok(Value::Object(group)) = serde_json::from_str::<Value>(text) else {
+        return Err(Failure::usage(format!(
+            "{path} is a group of keys: give a JSON object, or set one of its keys (`instar config list`)"
+        )));
+    };
+    if path.split('.').any(str::is_empty) {
+        return Err(unknown(path));
+    }
+    let mut keys = keys_of_group(path, &group);
+    for (key, _) in keys.iter().filter(|(_, spec)| matches!(spec.kind, Kind::Secret)) {
+        if lookup(&group, &key[path.len() + 1..]).is_some_and(|value| !is_placeholder(value)) {
+            return Err(secret_in_command(key));
+        }
+    }
+    let problems = check_group(path, &group);
+    if !problems.is_empty() {
+        let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.path, p.problem)).collect();
+        return Err(Failure::usage(lines.join("\n")).with("details", json!(problems)));
+    }
+    let before = agent.config_file().read()?.root;
+    if let Some(Value::Object(before)) = lookup(&before, path) {
+        keys.extend(keys_of_group(path, before));
+    }
+    let class = keys.iter().map(|(_, spec)| spec.class).max().unwrap_or(Class::Open);
+    allowed(ctx, agent, class, path)?;
+    let old = current(ctx, agent, path)?;
+    agent.config_file().edit(|root| set_at(root, path, Value::Object(group)))?;
+    let new = current(ctx, agent, path)?;
+    Ok(changed_reply(path, &old, &new, keys.iter().any(|(_, spec)| spec.restart)))
+}
+
+fn secret_in_command(path: &str) -> Failure {
+    Failure::usage(format!(
+        "{path} is a secret and must not stand in a command line; use `instar secrets set {path}` (a group names it as \
+         {{\"secret\": true}})"
+    ))
 }
 
 fn unset(ctx: &Ctx, agent: &Agent, path: &str) -> CommandResult {

@@ -5,6 +5,8 @@ mod config;
 mod http;
 mod init;
 mod kill;
+mod node;
+mod owner;
 mod surface;
 
 use std::io::Write as _;
@@ -45,9 +47,14 @@ impl Home {
 
     /// An agent in a project folder.
     fn agent(&self, name: &str) -> PathBuf {
+        self.agent_and_pin(name).0
+    }
+
+    /// An agent in a project folder, and the PIN that was shown when it was made.
+    fn agent_and_pin(&self, name: &str) -> (PathBuf, String) {
         let project = self.project(name);
-        self.run(&project, &["init"]).ok();
-        project
+        let made = self.run(&project, &["init"]).ok();
+        (project, made.pin())
     }
 
     fn command(&self, cwd: &Path, arguments: &[&str]) -> Command {
@@ -106,6 +113,12 @@ impl Ran {
         let both = format!("{}{}", self.stdout, self.stderr);
         assert!(both.contains(text), "{text:?} is not in: {both}");
         self
+    }
+
+    /// The PIN that `init` shows once.
+    #[track_caller]
+    fn pin(&self) -> String {
+        self.stderr.split_once("Your PIN is ").expect("a PIN").1.chars().take(6).collect()
     }
 
     /// Stdout as exactly one JSON document.

@@ -32,6 +32,29 @@ pub fn check(root: &Map<String, Value>) -> Findings {
     findings
 }
 
+/// Finds what is wrong with the value of a group of keys, as far as that shows without the rest of the file. A key
+/// that nothing reads is a problem here: whoever sets a group names its keys.
+pub fn check_group(path: &str, value: &Map<String, Value>) -> Vec<Problem> {
+    let mut findings = Findings::default();
+    walk(value, &mut path.split('.').collect(), &mut findings);
+    findings.problems.extend(findings.warnings);
+    findings.problems
+}
+
+/// Every key of the table that has a value in this group, with its row.
+pub fn keys_of_group(path: &str, value: &Map<String, Value>) -> Vec<(String, &'static KeySpec)> {
+    let mut found = Vec::new();
+    for (name, inner) in value {
+        let inner_path = format!("{path}.{name}");
+        match (spec_of(&inner_path), inner.as_object()) {
+            (Some(spec), _) => found.push((inner_path, spec)),
+            (None, Some(group)) => found.extend(keys_of_group(&inner_path, group)),
+            (None, None) => {}
+        }
+    }
+    found
+}
+
 /// The row of the table for a dot path.
 pub fn spec_of(path: &str) -> Option<&'static KeySpec> {
     let segments: Vec<&str> = path.split('.').collect();
@@ -231,6 +254,20 @@ mod tests {
     fn credentials_need_kind_and_value() {
         let found = findings(&json!({"sessions": {"credentials": {"anthropic": {"kind": "api-key"}}}}));
         assert_eq!(found.problems[0].path, "sessions.credentials.anthropic.value");
+    }
+
+    #[test]
+    fn a_group_is_checked_like_the_file_but_unknown_keys_are_problems() {
+        let group = json!({"kind": "api-kez", "value": {"secret": true}, "baseURL": "https://a.example"});
+        let group = group.as_object().expect("object");
+        let found = check_group("sessions.credentials.anthropic", group);
+        let paths: Vec<&str> = found.iter().map(|p| p.path.as_str()).collect();
+        assert_eq!(paths, ["sessions.credentials.anthropic.kind", "sessions.credentials.anthropic.baseURL"]);
+        let keys: Vec<String> = keys_of_group("sessions.credentials.anthropic", group)
+            .into_iter()
+            .map(|(path, _)| path)
+            .collect();
+        assert_eq!(keys, ["sessions.credentials.anthropic.kind", "sessions.credentials.anthropic.value"]);
     }
 
     fn any_json() -> impl Strategy<Value = Value> {

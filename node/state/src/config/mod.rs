@@ -11,7 +11,9 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
-pub use check::{Findings, Problem, check, closest_key, is_group, is_loopback, lookup, spec_of};
+pub use check::{
+    Findings, Problem, check, check_group, closest_key, is_group, is_loopback, keys_of_group, lookup, spec_of,
+};
 pub use file::{ConfigError, ConfigFile, Document, parse, set_at, unset_at};
 pub use schema::{
     Class, FromValue, Key, KeySpec, KeyType, Kind, Preset, SecretValue, is_agent_name, is_placeholder,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Who may change a key (`agent-core.md` §2.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+/// Who may change a key, from the loosest on (`agent-core.md` §2.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// API and command line.
