@@ -18,7 +18,7 @@ use threadline::v1::client::ClientConfig;
 use threadline::v1::frames::{Metadata, RegistryWish};
 use threadline::{Fingerprint, ThreadKey, TrustLevel, text};
 use threadline_net::store::{ApprovalQueueLimits, Store, StoreError};
-use threadline_net::{LinkHandle, RegistryClient};
+use threadline_net::{LinkHandle, MachineLimits, RegistryClient};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +47,8 @@ pub(crate) struct Core {
     pub(crate) version: String,
     pub(crate) state_dir: PathBuf,
     pub(crate) store: Store,
+    /// What all agents of the account take together.
+    pub(crate) machine: Option<MachineLimits>,
     pub(crate) link: LinkHandle,
     pub(crate) registry: RegistryClient,
     pub(crate) config: Arc<ArcSwap<MeshConfig>>,

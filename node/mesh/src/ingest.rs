@@ -153,7 +153,12 @@ impl Core {
         let standing = self.standing(&incoming, &key, row).await?;
         let config = self.config();
         let windows = incoming.windows(&config.limits, &standing, &key.thread);
-        let usage = self.store.usage(windows, self.now()).await?;
+        let mut usage = self.store.usage(windows, self.now()).await?;
+        if let (Class::Conversation | Class::AutoAck, Some(machine)) = (incoming.class(), &self.machine) {
+            let window = config.limits.machine();
+            let used = machine.usage(&window, self.now()).await.map_err(StoreError::from)?;
+            usage.push((window, used));
+        }
         match admit(&incoming, &standing, &config.policy, &usage, row.received_at, self.now()) {
             Verdict::Refuse(refusal) => self.refuse(row, &refusal).await,
             Verdict::Later { not_before, limited } => {
@@ -351,6 +356,9 @@ impl Core {
         record: Vec<Window>,
     ) -> Result<bool, Unready> {
         let now = self.now();
+        let shared = self.config().limits.machine();
+        let (machine, record): (Vec<Window>, Vec<Window>) =
+            record.into_iter().partition(|window| window.limit == shared.limit);
         let peer_name = self.name_of(&key.peer).await;
         let (state, reason, kind) = match disposition {
             Disposition::Route(_) => (MessageState::Stored, None, None),
@@ -387,6 +395,12 @@ impl Core {
         };
         match self.store.accept(message, Self::queue_limits(), now).await {
             Ok(Accepted::New { collision, .. }) => {
+                // Another database: a crash in between leaves one message uncounted.
+                for (window, limits) in machine.iter().zip(&self.machine) {
+                    if let Err(error) = limits.record(window, now).await {
+                        tracing::error!(%error, "a message was not counted for the account");
+                    }
+                }
                 self.accepted(key, &incoming.header.message_id, &peer_name, disposition, collision).await;
             }
             Ok(Accepted::Duplicate) => {}

@@ -1,7 +1,7 @@
 //! The room as the composition root and the routes see it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -23,7 +23,7 @@ use threadline::trust::Profiles;
 use threadline::{Fingerprint, ParseIdError, TrustLevel};
 use threadline_net::store::{ApprovalKind, ApprovalStatus, Direction, Store, StoreError};
 use threadline_net::{
-    IdentityFileError, LinkDeps, LinkEvent, Minting, RegistryClient, open_identity, run_link,
+    IdentityFileError, LinkDeps, LinkEvent, MachineLimits, Minting, RegistryClient, open_identity, run_link,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -111,6 +111,7 @@ struct Run {
 struct Opened {
     identity: threadline_net::OpenedIdentity,
     store: Store,
+    machine: Option<MachineLimits>,
     profiles: Arc<Record<Profiles>>,
     nicknames: Arc<Record<Nicknames>>,
     controls: Arc<Record<Controls>>,
@@ -152,7 +153,11 @@ impl Mesh {
             return refused(Refusal { code: "disabled", message });
         }
         let (paths, passphrase) = (deps.paths.clone(), deps.passphrase.clone());
-        let opened = tokio::task::spawn_blocking(move || open_files(&paths, passphrase.as_ref()));
+        let (shared, notices) = (deps.account.machine_limits_db(), Arc::clone(&deps.notices));
+        let opened = tokio::task::spawn_blocking(move || {
+            let machine = open_machine_limits(&shared, &notices);
+            open_files(&paths, passphrase.as_ref(), machine)
+        });
         let opened = match opened.await.map_err(|_| MeshError::Interrupted)? {
             Ok(opened) => opened,
             Err(error) => {
@@ -204,6 +209,7 @@ impl Mesh {
             version: deps.version.clone(),
             state_dir: deps.paths.state().to_owned(),
             store: opened.store,
+            machine: opened.machine,
             link,
             registry,
             config,
@@ -606,7 +612,11 @@ fn fingerprint(text: &str) -> Result<Fingerprint, ServiceError> {
 }
 
 /// Opens everything on disk. Blocks.
-fn open_files(paths: &AgentPaths, passphrase: Option<&Secret<String>>) -> Result<Opened, OpenError> {
+fn open_files(
+    paths: &AgentPaths,
+    passphrase: Option<&Secret<String>>,
+    machine: Option<MachineLimits>,
+) -> Result<Opened, OpenError> {
     let now = instar_state::time::now_ms();
     let passphrase = passphrase.map(|p| p.expose().as_str());
     let identity = open_identity(paths.state(), passphrase, Minting::WithoutRecovery, now)?;
@@ -621,12 +631,40 @@ fn open_files(paths: &AgentPaths, passphrase: Option<&Secret<String>>) -> Result
     Ok(Opened {
         identity,
         store,
+        machine,
         profiles: profiles.record,
         nicknames: nicknames.record,
         controls: controls.record,
         audit,
         set_aside,
     })
+}
+
+/// The counters that the agents of the account share. A damaged file begins anew; without one, only this agent's own
+/// limits hold. Blocks.
+fn open_machine_limits(path: &Path, notices: &SharedNotices) -> Option<MachineLimits> {
+    if let Some(dir) = path.parent()
+        && let Err(error) = create_dir_private(dir)
+    {
+        tracing::warn!(%error, dir = %dir.display(), "directory was not made");
+    }
+    let mut opened = MachineLimits::open(path);
+    if let Err(DatabaseError::Corrupt { .. }) = &opened
+        && instar_durable::set_aside(path, instar_state::time::now_ms()).is_ok()
+    {
+        opened = MachineLimits::open(path);
+    }
+    match opened {
+        Ok(limits) => {
+            notices.resolve("machine_limits");
+            Some(limits)
+        }
+        Err(error) => {
+            let reason = format!("The limit of all agents of this account together does not hold: {error}");
+            notices.degrade("machine_limits", &reason);
+            None
+        }
+    }
 }
 
 fn refusal_of(error: &OpenError) -> Refusal {

@@ -10,8 +10,12 @@ use crate::record::{SessionKind, Transport};
 /// The `sessions.*` keys of `config.json`, and the mesh's own cap (`agent-core.md` §2.2).
 #[derive(Debug, Clone)]
 pub struct SessionsConfig {
-    /// `sessions.maxSessions`, 1–100: sessions that may live at once.
+    /// `sessions.maxSessions`, 1–100: sessions that nobody waits in front of may live at once.
     pub max_sessions: usize,
+    /// `sessions.humanFactor`, 1–10: a person's session starts while fewer than this times `max_sessions` live.
+    pub human_factor: usize,
+    /// `sessions.reserveForHuman`: slots of `max_sessions` that only persons get.
+    pub reserve_for_human: usize,
     /// `threadline.sessions.maxActive`: live sessions that serve peers.
     pub max_peer_sessions: usize,
     /// `sessions.protectedSessions`: names that only an explicit force ends.
@@ -51,6 +55,8 @@ impl Default for SessionsConfig {
         let tiers = [("fast", "haiku"), ("balanced", "sonnet"), ("capable", "opus")];
         Self {
             max_sessions: 10,
+            human_factor: 3,
+            reserve_for_human: 1,
             max_peer_sessions: 3,
             protected: Vec::new(),
             idle_minutes: 15,

@@ -10,6 +10,8 @@ use uuid::Uuid;
 
 use crate::record::{Activity, Transport};
 
+/// Tag of what a person types into a session from this machine.
+pub const LOCAL_TAG: &str = "dashboard:local";
 /// Longest text that is given whole, in characters.
 pub const INLINE_CHARS: usize = 8_000;
 /// Failed rounds after which an input is given up.

@@ -9,11 +9,13 @@ use instar_state::ports::InputKind;
 use instar_state::time::now_ms;
 use serde_json::json;
 
+use crate::delivery::LOCAL_TAG;
 use crate::launch::SessionFiles;
 use crate::process;
-use crate::record::{Exit, ExitRecord, SessionRecord, Status};
+use crate::record::{Exit, ExitRecord, SessionKind, SessionRecord, Status};
+use crate::sessions::Sessions;
 use crate::shared::Shared;
-use crate::spawn::{Resume, SpawnRequest};
+use crate::spawn::{Resume, Slot, SpawnRequest};
 
 /// Decides what status a session shall end with; the first decision stays.
 pub(crate) fn intend(shared: &Shared, id: SessionId, status: Status, reason: &str) {
@@ -62,6 +64,8 @@ pub(crate) async fn finish(shared: &Arc<Shared>, id: SessionId, remarks: &[Strin
     }
     if before.ready_at.is_none() {
         after_failed_start(shared, &before, &reason);
+    } else if status == Status::Failed {
+        after_crash(shared, &before).await;
     }
 }
 
@@ -129,14 +133,17 @@ fn verdict(
 }
 
 /// Open inputs wait for the next session. Inputs of agents and of the node whose turn came to its end are settled
-/// when the session ended in order: not everything needs an answer. A person's input stays open until answered.
+/// when the session ended in order: not everything needs an answer. A person's input from elsewhere stays open until
+/// answered.
 async fn give_back(shared: &Arc<Shared>, record: &SessionRecord, status: Status, reason: &str) {
     let journal = &shared.deps.journal;
     let finished = shared.record(record.id).map(|r| r.finished_inputs).unwrap_or_default();
     if status != Status::Failed {
         for ulid in &finished {
             let Ok(Some(row)) = journal.get(*ulid).await else { continue };
-            if row.input.kind != InputKind::User
+            // What a person typed into this session was answered by what it printed.
+            let settled = row.input.kind != InputKind::User || row.input.tag == LOCAL_TAG;
+            if settled
                 && row.session == Some(record.id)
                 && let Err(error) =
                     journal.acknowledge(&record.conversation, Some(&row.input.inbox_key), now_ms()).await
@@ -154,6 +161,28 @@ async fn give_back(shared: &Arc<Shared>, record: &SessionRecord, status: Status,
         Err(error) => tracing::error!(session = %record.id, %error, "open inputs were not given back"),
     }
     shared.wake(&record.conversation);
+}
+
+/// A person who waits for an answer gets the next session at once; the mesh sees to those of peers.
+async fn after_crash(shared: &Arc<Shared>, record: &SessionRecord) {
+    if record.kind != SessionKind::Conversation || record.peer.is_some() || shared.cancel.is_cancelled() {
+        return;
+    }
+    let next = shared.deps.journal.next_queued(&record.conversation, now_ms()).await;
+    let is_awaited = matches!(next, Ok(Some(row)) if row.input.kind == InputKind::User);
+    let sessions = Sessions { shared: Arc::clone(shared) };
+    let Some(request) = sessions.next_of(record).ok().filter(|_| is_awaited) else { return };
+    shared.tracker.spawn(go_on(sessions, record.name.clone(), request));
+}
+
+/// Boxed, because starting a session leads to its end, and from there to here.
+fn go_on(sessions: Sessions, name: String, request: SpawnRequest) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        if let Err(error) = sessions.spawn_or_wait(request).await {
+            let text = format!("Session {name:?} ended and was not started again: {error}.");
+            sessions.shared.notice("session_start_failed", text, true);
+        }
+    })
 }
 
 /// A resumed runtime that did not get ready is replaced once by a fresh one. Sessions that serve peers are only ever
@@ -183,7 +212,7 @@ fn after_failed_start(shared: &Arc<Shared>, record: &SessionRecord, reason: &str
 /// Boxed, because starting a session leads to its end, and from there to here.
 fn start_afresh(shared: Arc<Shared>, name: String, request: SpawnRequest) -> BoxFuture<'static, ()> {
     Box::pin(async move {
-        if let Err(error) = shared.spawn(request).await {
+        if let Err(error) = shared.spawn(request, Slot::Free).await {
             let text = format!("Session {name:?} could neither be resumed nor started afresh: {error}.");
             shared.notice("session_start_failed", text, true);
         }

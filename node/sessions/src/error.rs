@@ -29,12 +29,24 @@ pub enum SessionError {
         /// The key that sets it.
         key: &'static str,
     },
+    /// Too many requests wait for a slot.
+    #[error("all session slots are in use and {0} requests wait already; `instar session queue` shows them")]
+    QueueFull(usize),
+    /// No request with this id waits.
+    #[error("no session with id {0} waits for a slot; `instar session queue` shows those that do")]
+    NotWaiting(String),
+    /// No overdue input has this id.
+    #[error("no message {0} waits for a decision; `instar session overdue` shows those that do")]
+    NotOverdue(String),
     /// The runtime or tmux cannot be started here.
     #[error("{0}")]
     RuntimeMissing(String),
     /// A question is shown in the terminal; a text would answer it.
     #[error("the session shows a question in its terminal; answer it there, or with `instar session key`")]
     WaitingInput,
+    /// Its turn did not end in time.
+    #[error("the session is still in a turn after two minutes; try again, or interrupt it")]
+    Busy,
     /// The session is not in a turn.
     #[error("the session is not in a turn")]
     NotBusy,
@@ -73,8 +85,11 @@ impl SessionError {
             Self::Invalid(_) => "invalid",
             Self::NameInUse(_) => "name_in_use",
             Self::Limit { .. } => "session_limit",
+            Self::QueueFull(_) => "session_queue_full",
+            Self::NotWaiting(_) | Self::NotOverdue(_) => "not_found",
             Self::RuntimeMissing(_) => "runtime_missing",
             Self::WaitingInput => "waiting_input",
+            Self::Busy => "busy",
             Self::NotBusy => "not_busy",
             Self::Kept(_) => "kept",
             Self::Protected => "protected",

@@ -105,6 +105,9 @@ pub struct SessionRecord {
     /// Inputs whose turn came to its end; the newest 50.
     #[serde(default)]
     pub finished_inputs: Vec<Ulid>,
+    /// Ids of the newest 100 hook reports.
+    #[serde(default)]
+    pub recent_reports: Vec<String>,
     /// Counters for people.
     #[serde(default)]
     pub telemetry: Telemetry,
@@ -185,6 +188,18 @@ pub enum Priority {
     Human,
     /// First.
     Critical,
+}
+
+impl Priority {
+    /// The next higher level.
+    pub fn raised(self) -> Self {
+        match self {
+            Self::Low => Self::Medium,
+            Self::Medium => Self::High,
+            Self::High => Self::Human,
+            Self::Human | Self::Critical => Self::Critical,
+        }
+    }
 }
 
 /// Where a session is in its life.

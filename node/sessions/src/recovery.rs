@@ -201,6 +201,7 @@ impl Shared {
             transcript_path: None,
             log_offset: 0,
             finished_inputs: Vec::new(),
+            recent_reports: Vec::new(),
             telemetry: Telemetry::default(),
         }
     }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use crate::config::{PermissionMode, SessionsConfig};
+use crate::delivery::LOCAL_TAG;
 use crate::ending;
 use crate::error::SessionError;
 use crate::process;
@@ -24,7 +25,7 @@ use crate::recovery::Recovered;
 use crate::render;
 use crate::runtime::LaunchRefused;
 use crate::shared::{Command, SessionsDeps, Shared};
-use crate::spawn::{Resume, SpawnRequest};
+use crate::spawn::{Slot, SpawnRequest};
 use crate::supervisor::event_log;
 use crate::tokens;
 
@@ -67,6 +68,8 @@ pub struct Capacity {
     pub peers: usize,
     /// Most of those.
     pub max_peers: usize,
+    /// Requests that wait for a slot.
+    pub waiting: usize,
 }
 
 /// Form of a session's output.
@@ -107,12 +110,16 @@ impl Sessions {
     /// Settles what earlier nodes left behind: adopts living sessions, notes the end of the others and gives their
     /// open inputs back. Call it once, before any spawn.
     pub async fn recover(&self) -> Result<Recovered, SessionError> {
-        self.shared.recover().await
+        let recovered = self.shared.recover().await?;
+        self.shared.recover_queue().await?;
+        self.shared.ask_about_overdue().await;
+        Ok(recovered)
     }
 
     /// Watches over the sessions until the token is cancelled, then lets go of them: they live on.
     pub async fn run(&self, cancel: CancellationToken) {
         self.shared.tracker.spawn(Arc::clone(&self.shared).watch());
+        self.shared.tracker.spawn(Arc::clone(&self.shared).serve_queue());
         cancel.cancelled().await;
         self.shared.cancel.cancel();
         self.shared.tracker.close();
@@ -137,7 +144,7 @@ impl Sessions {
 
     /// Starts a session. A live one of the same conversation is returned as it is.
     pub async fn spawn(&self, request: SpawnRequest) -> Result<SessionRecord, SessionError> {
-        let spawned = self.shared.spawn(request).await;
+        let spawned = self.shared.spawn(request, Slot::Free).await;
         if let Err(SessionError::RuntimeMissing(reason)) = &spawned {
             self.shared.notices().degrade("runtime_missing", reason);
         }
@@ -243,7 +250,7 @@ impl Sessions {
             conversation: record.conversation,
             kind: InputKind::User,
             body: text.to_owned(),
-            tag: "dashboard:local".into(),
+            tag: LOCAL_TAG.into(),
             steer,
         };
         let (ulid, state) = self.enqueue(input).await?;
@@ -355,71 +362,6 @@ impl Sessions {
         ending::finish(&self.shared, id, &[]).await;
     }
 
-    /// Starts a session that continues the transcript of an ended one.
-    pub async fn resume(&self, id: SessionId, prompt: Option<String>) -> Result<SessionRecord, SessionError> {
-        let record = self.get(id).ok_or_else(|| SessionError::NotFound(id.to_string()))?;
-        if record.status.is_live() {
-            return Err(SessionError::NameInUse(record.name));
-        }
-        self.spawn(self.continuation(&record, prompt)?).await
-    }
-
-    /// Ends a session and continues its transcript in a new one; at most 5 times in 10 minutes.
-    pub async fn refresh(
-        &self,
-        id_or_name: &str,
-        prompt: Option<String>,
-    ) -> Result<SessionRecord, SessionError> {
-        const WINDOW_MS: i64 = 10 * 60_000;
-        let record = self.live(id_or_name)?;
-        let request = self.continuation(&record, prompt)?;
-        let now = now_ms();
-        let mut refreshes = self.shared.update(record.id, |s| s.live.refreshes.clone()).unwrap_or_default();
-        refreshes.retain(|at| now - at < WINDOW_MS);
-        if refreshes.len() >= 5 {
-            return Err(SessionError::RefreshLimit);
-        }
-        refreshes.push_back(now);
-        self.end(record.id, Status::Completed, "refresh").await;
-        let fresh = self.spawn(request).await?;
-        self.shared.update(fresh.id, |session| session.live.refreshes = refreshes);
-        Ok(fresh)
-    }
-
-    fn continuation(
-        &self,
-        record: &SessionRecord,
-        prompt: Option<String>,
-    ) -> Result<SpawnRequest, SessionError> {
-        if record.peer.is_some() {
-            let reason =
-                "a session that serves a peer is started by the mesh, with the next message of its thread";
-            return Err(SessionError::Unsupported(reason.into()));
-        }
-        let runtime_session_id = record.runtime_session_id.clone().ok_or(SessionError::NoTranscript)?;
-        let env = &self.shared.deps.environment;
-        let known = record.transcript_path.as_ref().is_some_and(|path| path.exists())
-            || self.shared.runtime.transcript(env, &record.cwd, &runtime_session_id).is_some();
-        if !known {
-            return Err(SessionError::NoTranscript);
-        }
-        Ok(SpawnRequest {
-            prompt,
-            conversation: Some(record.conversation.clone()),
-            transport: Some(record.transport),
-            model: record.model.clone(),
-            effort: record.effort.clone(),
-            cwd: Some(record.cwd.clone()),
-            max_duration_minutes: Some(record.max_duration_minutes),
-            priority: record.priority,
-            triggered_by: record.triggered_by.clone(),
-            job_slug: record.job_slug.clone(),
-            peer: record.peer.clone(),
-            resume: Resume::Session { of: record.id, runtime_session_id },
-            ..SpawnRequest::new(record.name.clone(), record.kind)
-        })
-    }
-
     /// Drops records of ended sessions whose time is over. Returns them.
     pub async fn cleanup(&self) -> Vec<SessionId> {
         let shared = Arc::clone(&self.shared);
@@ -473,10 +415,11 @@ impl Sessions {
             max: config.max_sessions,
             peers: live.iter().filter(|r| r.peer.is_some()).count(),
             max_peers: config.max_peer_sessions,
+            waiting: self.waiting().len(),
         }
     }
 
-    fn live(&self, id_or_name: &str) -> Result<SessionRecord, SessionError> {
+    pub(crate) fn live(&self, id_or_name: &str) -> Result<SessionRecord, SessionError> {
         let record = self.find(id_or_name)?;
         if record.status.is_live() { Ok(record) } else { Err(SessionError::Ended(record.name)) }
     }

@@ -23,10 +23,12 @@ use crate::environment::{self, Environment};
 use crate::error::SessionError;
 use crate::launch::SessionFiles;
 use crate::process;
+use crate::queue::SpawnQueue;
 use crate::record::{Activity, SessionRecord, Status};
 use crate::resume::{ResumeEntry, ResumeMap};
 use crate::runtime::Runtime;
 use crate::runtime::claude::ClaudeCode;
+use crate::slots::{self, Class, Full};
 use crate::spawn::SpawnRequest;
 use crate::tmux::Tmux;
 
@@ -82,6 +84,11 @@ pub(crate) struct Shared {
     /// Held while a record is written, so that the newest state is the one that stays.
     disk: Mutex<()>,
     resume: Mutex<ResumeMap>,
+    pub(crate) queue: Mutex<SpawnQueue>,
+    /// Overdue inputs that the owner was told of.
+    pub(crate) overdue_told: Mutex<Vec<Ulid>>,
+    /// Held while the queue is written.
+    pub(crate) queue_disk: Mutex<()>,
     changed: watch::Sender<u64>,
     pub(crate) tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
@@ -90,6 +97,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct Inner {
     pub(crate) sessions: HashMap<SessionId, Session>,
+    /// Slots of sessions that ended to be continued at once.
+    pub(crate) held: Vec<Class>,
     last_fence: u64,
     crashes: HashMap<ConversationKey, VecDeque<i64>>,
 }
@@ -126,6 +135,15 @@ impl Shared {
     pub(crate) fn open(deps: SessionsDeps) -> Result<Self, SessionError> {
         let resume = ResumeMap::open(&deps.paths.data().join("resume-map.json"), now_ms())
             .map_err(|e| SessionError::Failed(format!("cannot read the resume map: {e}")))?;
+        let (queue, aside) = SpawnQueue::open(&deps.paths.data().join("spawn-queue.json"), now_ms())
+            .map_err(|e| SessionError::Failed(format!("cannot read the spawn queue: {e}")))?;
+        if let Some(aside) = aside {
+            deps.notices.notify(Notice {
+                cause: "spawn_queue_unreadable".into(),
+                text: format!("The list of waiting sessions was unreadable and is now {}.", aside.display()),
+                urgent: true,
+            });
+        }
         Ok(Self {
             config: Mutex::new(Arc::new(deps.config.clone())),
             deps,
@@ -133,6 +151,9 @@ impl Shared {
             inner: Mutex::new(Inner::default()),
             disk: Mutex::new(()),
             resume: Mutex::new(resume),
+            queue: Mutex::new(queue),
+            overdue_told: Mutex::default(),
+            queue_disk: Mutex::new(()),
             changed: watch::Sender::new(0),
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -145,6 +166,7 @@ impl Shared {
 
     pub(crate) fn set_config(&self, config: SessionsConfig) {
         *lock(&self.config) = Arc::new(config);
+        self.touch();
     }
 
     pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -347,6 +369,14 @@ impl Shared {
             .filter(|s| s.record.status.is_live() && s.record.conversation == *conversation)
             .max_by_key(|s| s.record.owner.fence)
             .map(|s| s.record.id)
+    }
+
+    /// Whether one more session of this class may live.
+    pub(crate) fn admit(&self, inner: &Inner, class: Class) -> Result<(), Full> {
+        let records = inner.sessions.values().map(|s| &s.record).filter(|r| r.status.is_live());
+        let mut live: Vec<Class> = records.map(|r| Class::of(r.priority, r.peer.is_some())).collect();
+        live.extend(&inner.held);
+        slots::admit(class, &live, &self.config())
     }
 
     /// Wakes the live session of a conversation, if there is one.

@@ -10,6 +10,7 @@ use instar_hooks::SessionBinding;
 use instar_state::ids::{ConversationKey, SessionId};
 use instar_state::ports::{HeartbeatSpec, InputKind, PeerBinding, SessionInput};
 use instar_state::time::now_ms;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
@@ -26,11 +27,13 @@ use crate::record::{
 };
 use crate::runtime::{Launch, LaunchRequest};
 use crate::shared::{Live, Session, Shared};
+use crate::slots::{Class, Full};
 use crate::supervisor;
 use crate::tokens::SessionToken;
 
 /// A session that someone wants.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SpawnRequest {
     /// Name for people.
     pub name: String,
@@ -97,7 +100,8 @@ impl SpawnRequest {
 }
 
 /// Which transcript a new session continues.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Resume {
     /// None.
     Never,
@@ -112,6 +116,17 @@ pub enum Resume {
     },
 }
 
+/// Where the slot of a new session comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// A free one.
+    Free,
+    /// A free one, for a request that waited under this id.
+    Waiting(SessionId),
+    /// One that is held for it.
+    Held,
+}
+
 /// How long the end of a conversation's session may take, before the next one cannot start.
 const ENDING_LIMIT: Duration = Duration::from_secs(20);
 
@@ -123,11 +138,12 @@ impl Shared {
     pub(crate) async fn spawn(
         self: &Arc<Self>,
         request: SpawnRequest,
+        slot: Slot,
     ) -> Result<SessionRecord, SessionError> {
         let plan = self.plan(&request)?;
         let Reserved { record, token } = loop {
             let mut changed = self.subscribe();
-            match self.reserve(&request, &plan)? {
+            match self.reserve(&request, &plan, slot)? {
                 Reservation::New(reserved) => break *reserved,
                 Reservation::Live(record) if record.status != Status::Ending => return Ok(*record),
                 Reservation::Live(record) => {
@@ -161,7 +177,7 @@ impl Shared {
         }
     }
 
-    fn plan(&self, request: &SpawnRequest) -> Result<Plan, SessionError> {
+    pub(crate) fn plan(&self, request: &SpawnRequest) -> Result<Plan, SessionError> {
         let config = self.config();
         if request.name.is_empty() || request.name.chars().count() > 128 {
             return Err(SessionError::Invalid("a session's name has 1 to 128 characters".into()));
@@ -192,9 +208,12 @@ impl Shared {
     }
 
     /// Takes slot, name, conversation and fence in one step, so that of many wake-ups one starts a process.
-    fn reserve(&self, request: &SpawnRequest, plan: &Plan) -> Result<Reservation, SessionError> {
+    fn reserve(&self, request: &SpawnRequest, plan: &Plan, slot: Slot) -> Result<Reservation, SessionError> {
         let config = self.config();
-        let id = SessionId::random();
+        let id = match slot {
+            Slot::Waiting(id) => id,
+            Slot::Free | Slot::Held => SessionId::random(),
+        };
         let token = SessionToken::mint(id);
         let now = now_ms();
         let (conversation, bound) = match &request.conversation {
@@ -221,14 +240,10 @@ impl Shared {
         }
         let live: Vec<&SessionRecord> =
             inner.sessions.values().map(|s| &s.record).filter(|r| r.status.is_live()).collect();
-        if live.len() >= config.max_sessions {
-            return Err(SessionError::Limit { max: config.max_sessions, key: "sessions.maxSessions" });
-        }
-        if request.peer.is_some()
-            && live.iter().filter(|r| r.peer.is_some()).count() >= config.max_peer_sessions
-        {
-            let key = "threadline.sessions.maxActive";
-            return Err(SessionError::Limit { max: config.max_peer_sessions, key });
+        if slot != Slot::Held {
+            let class = Class::of(request.priority, request.peer.is_some());
+            let full = |Full { max, key }| SessionError::Limit { max, key };
+            self.admit(&inner, class).map_err(full)?;
         }
         if !bound && live.iter().any(|r| r.name == request.name) {
             return Err(SessionError::NameInUse(request.name.clone()));
@@ -277,6 +292,7 @@ impl Shared {
             transcript_path: None,
             log_offset: 0,
             finished_inputs: Vec::new(),
+            recent_reports: Vec::new(),
             telemetry: Telemetry::default(),
         };
         let live = Live { request: Some(request.clone()), ..Live::default() };
@@ -293,7 +309,7 @@ impl Shared {
     ) -> Result<(), SessionError> {
         let id = record.id;
         if let Some(prompt) = &request.prompt {
-            let input = prompt_input(record, prompt);
+            let input = prompt_input(id, &record.conversation, prompt);
             self.deps.journal.enqueue(input, now_ms()).await?;
         }
         let spec = {
@@ -463,7 +479,7 @@ impl Shared {
 }
 
 #[derive(Debug, Clone)]
-struct Plan {
+pub(crate) struct Plan {
     cwd: PathBuf,
     model: Option<String>,
     transport: Transport,
@@ -485,10 +501,11 @@ pub(crate) fn own_conversation(id: SessionId) -> ConversationKey {
     format!("session:{id}").parse().expect("a session id makes a conversation key")
 }
 
-fn prompt_input(record: &SessionRecord, prompt: &str) -> SessionInput {
+/// The first input of the session with this id.
+pub(crate) fn prompt_input(id: SessionId, conversation: &ConversationKey, prompt: &str) -> SessionInput {
     SessionInput {
-        inbox_key: format!("prompt:{}", record.id),
-        conversation: record.conversation.clone(),
+        inbox_key: format!("prompt:{id}"),
+        conversation: conversation.clone(),
         kind: InputKind::System,
         body: prompt.to_owned(),
         tag: "system:prompt".into(),

@@ -195,6 +195,7 @@ impl Shared {
         for id in self.live_ids() {
             self.save_resume(id).await;
         }
+        self.ask_about_overdue().await;
         if let Err(error) = self.deps.journal.purge(now_ms()).await {
             tracing::warn!(%error, "message journal was not purged");
         }

@@ -55,6 +55,20 @@ pub(crate) enum Command {
     Attach {
         /// Name or id
         name: String,
+        /// Continue a session without a terminal in one
+        #[arg(long)]
+        take_over: bool,
+    },
+    /// Continue a session without its terminal
+    Release {
+        /// Name or id
+        name: String,
+    },
+    /// Sessions that wait for a slot
+    Queue {
+        /// Take this one out
+        #[arg(long, value_name = "ID")]
+        cancel: Option<String>,
     },
     /// What was queued for a session and where it stands
     Inbox {
@@ -63,6 +77,15 @@ pub(crate) enum Command {
         /// Only this state: queued, injected, acked, failed, expired
         #[arg(long)]
         state: Option<String>,
+    },
+    /// Messages that waited for six hours, and what becomes of them
+    Overdue {
+        /// Give this one to a session
+        #[arg(long, value_name = "ULID", conflicts_with = "discard")]
+        run: Option<String>,
+        /// Drop this one
+        #[arg(long = "drop", value_name = "ULID")]
+        discard: Option<String>,
     },
     /// Interrupt the running turn
     Interrupt {
@@ -166,12 +189,38 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> CommandResult {
             let text = value["output"].as_str().filter(|t| !t.is_empty()).map_or("no output".into(), shown);
             Ok(Reply::new(value, text))
         }
-        Command::Attach { name } => attach(ctx, &agent, &name),
+        Command::Attach { name, take_over } => attach(ctx, &agent, &name, take_over),
+        Command::Release { name } => {
+            let value = switch_transport(ctx, &agent, &name, "stdio")?;
+            Ok(Reply::new(value, "goes on without a terminal"))
+        }
+        Command::Queue { cancel: Some(id) } => {
+            let call = Call::new(Method::DELETE, format!("/sessions/queue/{}", encode(&id)));
+            done(ctx, &agent, call, "taken out of the queue")
+        }
+        Command::Queue { cancel: None } => {
+            let value = node::call(ctx, &agent, Call::get("/sessions/queue"))?;
+            let text = queue(&value["queue"]);
+            Ok(Reply::new(value, text))
+        }
         Command::Inbox { name, state } => {
             let query = state.map(|s| format!("?state={}", encode(&s))).unwrap_or_default();
             let value = node::call(ctx, &agent, Call::get(at(&name, &format!("/inbox{query}"))))?;
             let text = inbox(&value["messages"]);
             Ok(Reply::new(value, text))
+        }
+        Command::Overdue { run: None, discard: None } => {
+            let value = node::call(ctx, &agent, Call::get("/sessions/overdue"))?;
+            let text = overdue(&value["messages"]);
+            Ok(Reply::new(value, text))
+        }
+        Command::Overdue { run, discard } => {
+            let (decision, ulid, text) = match (run, discard) {
+                (Some(ulid), _) => ("run", ulid, "goes to a session"),
+                (None, discard) => ("drop", discard.unwrap_or_default(), "dropped"),
+            };
+            let path = format!("/sessions/overdue/{}", encode(&ulid));
+            done(ctx, &agent, Call::post(path, json!({"decision": decision})).patience(STARTING), text)
         }
         Command::Interrupt { name } => {
             done(ctx, &agent, Call::post(at(&name, "/interrupt"), json!({})), "interrupted")
@@ -231,7 +280,10 @@ fn spawn(ctx: &Ctx, agent: &Agent, args: SpawnArgs) -> CommandResult {
 fn started(ctx: &Ctx, agent: &Agent, call: Call) -> CommandResult {
     let value = node::call(ctx, agent, call)?;
     let text = match value["position"].as_u64() {
-        Some(position) => format!("all slots are taken; it waits at place {position}"),
+        Some(position) => format!(
+            "all slots are taken; it waits at place {position} ({}); `instar session queue` shows those that wait",
+            word(&value["id"])
+        ),
         None => format!("{} {} ({})", word(&value["name"]), word(&value["status"]), word(&value["id"])),
     };
     Ok(Reply::new(value, text))
@@ -241,14 +293,30 @@ fn done(ctx: &Ctx, agent: &Agent, call: Call, text: &str) -> CommandResult {
     Ok(Reply::new(node::call(ctx, agent, call)?, text))
 }
 
-fn attach(ctx: &Ctx, agent: &Agent, name: &str) -> CommandResult {
+/// The node waits up to two minutes for the end of the turn.
+fn switch_transport(ctx: &Ctx, agent: &Agent, name: &str, transport: &str) -> Result<Value, Failure> {
+    let path = format!("/sessions/{}/transport", encode(name));
+    let call = Call::post(path, json!({"transport": transport}));
+    node::call(ctx, agent, call.patience(Duration::from_secs(185)))
+}
+
+fn attach(ctx: &Ctx, agent: &Agent, name: &str, take_over: bool) -> CommandResult {
     if ctx.flags.json {
         return Err(Failure::usage("attach is for people; use `session output` and `session send`"));
     }
     owner::must_be_askable(ctx, "attaching to a session")?;
-    let record = node::call(ctx, agent, Call::get(format!("/sessions/{}", encode(name))))?;
+    let mut record = node::call(ctx, agent, Call::get(format!("/sessions/{}", encode(name))))?;
+    if take_over && record["tmuxSession"].is_null() {
+        ctx.note("The session is continued in a terminal when its turn has ended; `instar session release` undoes it.");
+        let moved = switch_transport(ctx, agent, name, "tmux")?;
+        let id = word(&moved["sessionId"]);
+        record = node::call(ctx, agent, Call::get(format!("/sessions/{}", encode(&id))))?;
+    }
     let Some(tmux_session) = record["tmuxSession"].as_str() else {
-        ctx.note("This session has no terminal: its output is shown, each line you type is sent. Ctrl-C leaves it.");
+        ctx.note(
+            "This session has no terminal: its output is shown, each line you type is sent. Ctrl-C leaves it; \
+             --take-over continues it in a terminal.",
+        );
         return watch(ctx, agent, name, Some(typed_lines()));
     };
     let configured = agent.config(ctx)?.get(instar_state::config::keys::SESSIONS_TMUX_PATH);
@@ -286,7 +354,9 @@ fn watch(
     typed: Option<tokio::sync::mpsc::Receiver<String>>,
 ) -> CommandResult {
     if ctx.flags.json {
-        return Err(Failure::usage("--follow never ends and --json prints one document; use one of them"));
+        return Err(Failure::usage(
+            "--follow prints as it comes and --json prints one document; use one of them",
+        ));
     }
     let client = agent.client(ctx);
     let input = format!("/sessions/{}/input", encode(name));
@@ -375,6 +445,25 @@ fn list(sessions: &Value) -> String {
     table(["name", "status", "activity", "transport", "age", "conversation"], &rows, "no sessions")
 }
 
+fn queue(waiting: &Value) -> String {
+    let rows: Vec<[String; 6]> = waiting
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|w| {
+            [
+                word(&w["position"]),
+                one_line(&word(&w["name"]), 40),
+                word(&w["level"]),
+                ages::since(&w["queuedAt"]),
+                one_line(&word(&w["triggeredBy"]), 60),
+                word(&w["id"]),
+            ]
+        })
+        .collect();
+    table(["place", "name", "priority", "age", "asked by", "id"], &rows, "no session waits for a slot")
+}
+
 fn inbox(messages: &Value) -> String {
     let rows: Vec<[String; 5]> = messages
         .as_array()
@@ -391,6 +480,23 @@ fn inbox(messages: &Value) -> String {
         })
         .collect();
     table(["ulid", "state", "attempts", "age", "error"], &rows, "nothing was queued for this session")
+}
+
+fn overdue(messages: &Value) -> String {
+    let rows: Vec<[String; 4]> = messages
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|m| {
+            [
+                word(&m["ulid"]),
+                ages::since(&m["queuedAt"]),
+                one_line(&word(&m["conversation"]), 40),
+                one_line(&word(&m["head"]), 60),
+            ]
+        })
+        .collect();
+    table(["ulid", "age", "conversation", "begins with"], &rows, "no message waits for a decision")
 }
 
 /// A value as one word; nothing for null.
@@ -441,6 +547,7 @@ mod tests {
     #[test]
     fn lists_say_when_they_are_empty() {
         assert_eq!(list(&json!([])), "no sessions");
+        assert_eq!(queue(&Value::Null), "no session waits for a slot");
         assert_eq!(inbox(&Value::Null), "nothing was queued for this session");
     }
 }

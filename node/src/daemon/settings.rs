@@ -22,6 +22,8 @@ pub(crate) fn sessions(config: &Config) -> SessionsConfig {
     ];
     SessionsConfig {
         max_sessions: config.get(keys::SESSIONS_MAX),
+        human_factor: config.get(keys::SESSIONS_HUMAN_FACTOR),
+        reserve_for_human: config.get(keys::SESSIONS_RESERVE_FOR_HUMAN),
         max_peer_sessions: config.get(keys::THREADLINE_SESSIONS_MAX_ACTIVE),
         protected: config.get(keys::SESSIONS_PROTECTED),
         idle_minutes: config.get(keys::SESSIONS_IDLE_MINUTES) as u32,

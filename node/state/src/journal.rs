@@ -10,8 +10,9 @@ use ulid::Ulid;
 use crate::ids::{ConversationKey, SessionId};
 use crate::ports::{InputKind, InputState, Notice, Notices, SessionInput};
 
-const MIGRATIONS: &[Migration] = &[Migration {
-    sql: "CREATE TABLE session_inbox(
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        sql: "CREATE TABLE session_inbox(
             ulid TEXT PRIMARY KEY,
             inbox_key TEXT NOT NULL UNIQUE,
             conversation TEXT NOT NULL,
@@ -31,7 +32,14 @@ const MIGRATIONS: &[Migration] = &[Migration {
           CREATE INDEX session_inbox_conversation ON session_inbox(conversation, state, steer DESC, ulid);
           CREATE INDEX session_inbox_session ON session_inbox(session_id, ulid);
           CREATE INDEX session_inbox_open ON session_inbox(state, ulid);",
-}];
+    },
+    Migration { sql: "ALTER TABLE session_inbox ADD COLUMN released_at INTEGER;" },
+];
+
+/// Age at which a waiting row is not given to a session unless the owner says so, milliseconds.
+pub const OVERDUE_MS: i64 = 6 * 3_600_000;
+/// Rows that may go to a session; those queued up to ?2 are overdue. What agents say has limits of its own.
+const DUE: &str = "(kind = 'agent' OR queued_at > ?2 OR released_at IS NOT NULL)";
 
 const COLUMNS: &str = "ulid, inbox_key, conversation, kind, tag, body, steer, state, session_id, attempts, \
                        queued_at, injected_at, acked_at, error";
@@ -183,16 +191,57 @@ impl Journal {
             .await
     }
 
-    /// The next waiting row of a conversation: steering ones first, then in order of arrival.
-    pub async fn next_queued(&self, conversation: &ConversationKey) -> Result<Option<InboxRow>> {
+    /// The next waiting row of a conversation: steering ones first, then in order of arrival. Overdue ones are left
+    /// out.
+    pub async fn next_queued(&self, conversation: &ConversationKey, now_ms: i64) -> Result<Option<InboxRow>> {
         let conversation = conversation.clone();
         self.db
             .read(move |c| {
                 let sql = format!(
-                    "SELECT {COLUMNS} FROM session_inbox WHERE conversation = ?1 AND state = 'queued'
+                    "SELECT {COLUMNS} FROM session_inbox WHERE conversation = ?1 AND state = 'queued' AND {DUE}
                      ORDER BY steer DESC, ulid LIMIT 1"
                 );
-                Ok(c.prepare_cached(&sql)?.query_row([conversation.as_str()], row).optional()?)
+                Ok(c.prepare_cached(&sql)?
+                    .query_row(params![conversation.as_str(), now_ms - OVERDUE_MS], row)
+                    .optional()?)
+            })
+            .await
+    }
+
+    /// Rows of persons and of the node that have waited for [`OVERDUE_MS`] and that nobody released, oldest first,
+    /// at most 200.
+    pub async fn overdue(&self, now_ms: i64) -> Result<Vec<InboxRow>> {
+        self.db
+            .read(move |c| {
+                let sql = format!(
+                    "SELECT {COLUMNS} FROM session_inbox
+                     WHERE state = 'queued' AND kind <> 'agent' AND queued_at <= ?1 AND released_at IS NULL
+                     ORDER BY ulid LIMIT 200"
+                );
+                let mut query = c.prepare_cached(&sql)?;
+                let rows = query.query_map([now_ms - OVERDUE_MS], row)?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    /// Lets an overdue row go to a session. Returns whether it still waits.
+    pub async fn release(&self, ulid: Ulid, now_ms: i64) -> Result<bool> {
+        self.db
+            .write(move |c| {
+                let sql = "UPDATE session_inbox SET released_at = ?2 WHERE ulid = ?1 AND state = 'queued'";
+                Ok(c.prepare_cached(sql)?.execute(params![ulid.to_string(), now_ms])? == 1)
+            })
+            .await
+    }
+
+    /// Expires one waiting row. Returns whether it waited.
+    pub async fn expire_one(&self, ulid: Ulid, now_ms: i64) -> Result<bool> {
+        self.db
+            .write(move |c| {
+                let sql = "UPDATE session_inbox SET state = 'expired', ended_at = ?2
+                           WHERE ulid = ?1 AND state = 'queued'";
+                Ok(c.prepare_cached(sql)?.execute(params![ulid.to_string(), now_ms])? == 1)
             })
             .await
     }
@@ -604,7 +653,7 @@ mod tests {
         let steer = journal.enqueue(steer, 6).await.expect("row").ulid;
         let session = SessionId::random();
         let mut order = Vec::new();
-        while let Some(row) = journal.next_queued(&conversation).await.expect("next") {
+        while let Some(row) = journal.next_queued(&conversation, 9).await.expect("next") {
             assert!(journal.begin_attempt(row.ulid, session).await.expect("attempt"));
             assert_eq!(
                 journal.mark_injected(row.ulid, session, 9).await.expect("injected"),
@@ -613,6 +662,32 @@ mod tests {
             order.push(row.ulid);
         }
         assert_eq!(order, [steer, ids[0], ids[1], ids[2]]);
+    }
+
+    #[tokio::test]
+    async fn overdue_rows_wait_for_a_word_but_those_of_agents_do_not() {
+        let dir = tempfile::tempdir().expect("dir");
+        let journal = journal(dir.path());
+        let conversation: ConversationKey = "local:x".parse().expect("key");
+        let queue = async |key: &str, kind, at| {
+            let input = SessionInput { kind, ..input(key, "local:x") };
+            journal.enqueue(input, at).await.expect("row").ulid
+        };
+        let old = queue("cli:1", InputKind::User, 0).await;
+        let dropped = queue("cli:2", InputKind::System, 1).await;
+        let agent = queue("tl:3", InputKind::Agent, 2).await;
+        let next =
+            async |now| journal.next_queued(&conversation, now).await.expect("row").map(|row| row.ulid);
+        assert_eq!(next(OVERDUE_MS - 1).await, Some(old));
+        assert_eq!(next(OVERDUE_MS + 5).await, Some(agent));
+        let ulids: Vec<Ulid> =
+            journal.overdue(OVERDUE_MS + 5).await.expect("overdue").into_iter().map(|row| row.ulid).collect();
+        assert_eq!(ulids, [old, dropped]);
+        assert!(journal.expire_one(dropped, 9).await.expect("expired"));
+        assert!(!journal.expire_one(dropped, 9).await.expect("expired"), "it does not wait any more");
+        assert!(journal.release(old, 9).await.expect("released"));
+        assert_eq!(next(OVERDUE_MS + 5).await, Some(old));
+        assert!(journal.overdue(OVERDUE_MS + 5).await.expect("overdue").is_empty());
     }
 
     #[tokio::test]
@@ -652,7 +727,7 @@ mod tests {
         journal.begin_attempt(given, session).await.expect("attempt");
         assert_eq!(journal.acknowledge(&conversation, None, 3).await.expect("ack"), [given]);
         assert_eq!(journal.mark_injected(given, session, 4).await.expect("late"), Some(InputState::Acked));
-        let next = journal.next_queued(&conversation).await.expect("next").expect("row");
+        let next = journal.next_queued(&conversation, 9).await.expect("next").expect("row");
         assert_eq!(next.ulid, waiting);
     }
 

@@ -34,10 +34,12 @@
 mod control;
 mod identity;
 mod link;
+mod machine;
 mod registry;
 pub mod store;
 
 pub use control::Control;
 pub use identity::{IdentityFileError, Minting, OpenedIdentity, open_identity, read_identity_file};
 pub use link::{DiscoverError, LinkDeps, LinkEvent, LinkFuture, LinkHandle, LinkStatus, run_link};
+pub use machine::MachineLimits;
 pub use registry::{RegistryAccess, RegistryClient, RegistryError, http_base};

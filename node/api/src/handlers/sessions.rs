@@ -10,12 +10,13 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use futures::Stream;
+use instar_sessions::queue::Waiting;
 use instar_sessions::record::{Priority, SessionKind, SessionRecord};
-use instar_sessions::{OutputFormat, Resume, SessionError, SpawnRequest};
+use instar_sessions::{OutputFormat, OverdueDecision, Resume, SessionError, SpawnRequest, Spawned};
 use instar_state::ids::SessionId;
 use instar_state::journal::InboxRow;
 use instar_state::ports::InputState;
-use instar_state::time::rfc3339;
+use instar_state::time::{now_ms, rfc3339};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -44,7 +45,22 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::new(Method::POST, "/sessions/spawn", Access::ANY, "Starts a session", post(spawn))
             .group(Group::Spawn)
             .patience(150)
+            .query(&["wait"])
             .body::<SpawnBody>(),
+        Route::new(
+            Method::GET,
+            "/sessions/queue",
+            Access::ANY,
+            "Sessions that wait for a slot, the next one first",
+            get(queue),
+        ),
+        Route::new(
+            Method::DELETE,
+            "/sessions/queue/{id}",
+            Access::ANY,
+            "Takes a waiting session out of the queue",
+            delete(unqueue),
+        ),
         Route::new(
             Method::POST,
             "/sessions/refresh",
@@ -61,6 +77,22 @@ pub(crate) fn routes() -> Vec<Route> {
             "Forgets sessions that ended long ago",
             post(cleanup),
         ),
+        Route::new(
+            Method::GET,
+            "/sessions/overdue",
+            Access::LOCAL_AGENT,
+            "Inputs that waited for six hours and need a word of the owner",
+            get(overdue),
+        ),
+        Route::new(
+            Method::POST,
+            "/sessions/overdue/{ulid}",
+            Access::LOCAL_AGENT,
+            "Lets an overdue input go to a session, or drops it",
+            post(decide_overdue),
+        )
+        .patience(150)
+        .body::<OverdueBody>(),
         Route::new(Method::GET, "/sessions/{name}", Access::ANY, "One session by id or name", get(show)),
         Route::new(
             Method::DELETE,
@@ -96,6 +128,15 @@ pub(crate) fn routes() -> Vec<Route> {
             get(inbox),
         )
         .query(&["state", "limit"]),
+        Route::new(
+            Method::POST,
+            "/sessions/{name}/transport",
+            Access::LOCAL_AGENT,
+            "Continues a session in a terminal or over pipes",
+            post(transport),
+        )
+        .patience(180)
+        .body::<TransportBody>(),
         Route::new(
             Method::POST,
             "/sessions/{name}/key",
@@ -187,9 +228,15 @@ struct SpawnBody {
     job_slug: Option<String>,
 }
 
+#[derive(Deserialize)]
+struct WaitQuery {
+    wait: Option<String>,
+}
+
 async fn spawn(
     rooms: Rooms,
     credential: Credential,
+    Query(query): Query<WaitQuery>,
     Body(body): Body<SpawnBody>,
 ) -> Result<Response, ApiError> {
     let mut problems = Vec::new();
@@ -197,6 +244,10 @@ async fn spawn(
     let priority: Option<Priority> = choice("priority", body.priority.as_deref(), &mut problems);
     if body.framework.as_deref().is_some_and(|f| f != "claude-code") {
         problems.push(Problem::new("framework", "this build runs claude-code only"));
+    }
+    let person = matches!(credential, Credential::Local | Credential::Owner);
+    if !person && priority.is_some_and(|p| p >= Priority::Human) {
+        problems.push(Problem::new("priority", "low, medium or high; the others are for people"));
     }
     if !problems.is_empty() {
         return Err(ApiError::invalid(problems));
@@ -211,7 +262,7 @@ async fn spawn(
         max_turns: body.max_turns,
         max_cost_usd: body.max_cost_usd,
         allowed_tools: body.allowed_tools,
-        priority: priority.unwrap_or_default(),
+        priority: priority.unwrap_or(if person { Priority::Human } else { Priority::Medium }),
         triggered_by: Some(match &credential {
             Credential::Session(id) => format!("session:{id}"),
             other => other.kind().to_owned(),
@@ -220,8 +271,67 @@ async fn spawn(
         resume: Resume::Never,
         ..SpawnRequest::new(body.name, SessionKind::AdHoc)
     };
-    let record = rooms.sessions.spawn(request).await?;
-    Ok((StatusCode::CREATED, Json(shown(&record))).into_response())
+    if query.wait.is_some_and(|v| v == "false" || v == "0") {
+        let record = rooms.sessions.spawn(request).await?;
+        return Ok((StatusCode::CREATED, Json(shown(&record))).into_response());
+    }
+    Ok(spawned(rooms.sessions.spawn_or_wait(request).await?))
+}
+
+fn spawned(spawned: Spawned) -> Response {
+    match spawned {
+        Spawned::Started(record) => (StatusCode::CREATED, Json(shown(&record))).into_response(),
+        Spawned::Waiting { id, position } => {
+            let body = json!({"queued": true, "position": position, "id": id});
+            (StatusCode::ACCEPTED, Json(body)).into_response()
+        }
+    }
+}
+
+async fn queue(rooms: Rooms) -> Json<Value> {
+    let queue: Vec<Value> =
+        rooms.sessions.waiting().iter().enumerate().map(|(at, one)| waiting(at + 1, one)).collect();
+    Json(json!({"count": queue.len(), "queue": queue}))
+}
+
+/// A waiting request as callers see it, without its prompt.
+fn waiting(position: usize, waiting: &Waiting) -> Value {
+    let request = &waiting.request;
+    let mut shown = json!({
+        "id": waiting.id,
+        "position": position,
+        "name": request.name,
+        "kind": request.kind,
+        "priority": request.priority,
+        "level": waiting.level(now_ms()),
+        "queuedAt": rfc3339(waiting.queued_at),
+    });
+    let optional = [
+        ("conversation", request.conversation.as_ref().map(ToString::to_string)),
+        ("triggeredBy", request.triggered_by.clone()),
+    ];
+    for (key, value) in optional.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+        shown[key] = value.into();
+    }
+    shown
+}
+
+async fn unqueue(
+    rooms: Rooms,
+    credential: Credential,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let unknown = || SessionError::NotWaiting(id.clone());
+    let id: SessionId = id.parse().map_err(|_| unknown())?;
+    if let Credential::Session(caller) = &credential {
+        let waiting = rooms.sessions.waiting().into_iter().find(|w| w.id == id).ok_or_else(unknown)?;
+        if waiting.request.triggered_by != Some(format!("session:{caller}")) {
+            let reason = "a session may take back its own requests only";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "not_your_session", reason));
+        }
+    }
+    let cancelled = rooms.sessions.cancel_waiting(id).await?;
+    Ok(Json(json!({"cancelled": cancelled.request.name, "id": id})))
 }
 
 fn choice<T: serde::de::DeserializeOwned>(
@@ -324,11 +434,16 @@ async fn stream(
     let start = (rooms.sessions, name, None::<String>);
     let events = futures::stream::unfold(start, |(sessions, name, last)| async move {
         loop {
+            // Asked before the output is read, so that the last words are not missed.
+            let ended = sessions.find(&name).map_or(true, |record| record.status.is_final());
             let Ok(text) = sessions.output(&name, LINES, OutputFormat::Text).await else { return None };
             if last.as_ref() != Some(&text) {
                 let data = json!({"session": name, "output": text});
                 let event = Event::default().event("output").data(data.to_string());
                 return Some((Ok(event), (sessions, name, Some(text))));
+            }
+            if ended {
+                return None;
             }
             tokio::time::sleep(POLL).await;
         }
@@ -400,6 +515,41 @@ fn row(row: &InboxRow) -> Value {
     shown
 }
 
+async fn overdue(rooms: Rooms) -> Result<Json<Value>, ApiError> {
+    let rows = rooms.sessions.overdue().await?;
+    let messages: Vec<Value> = rows
+        .iter()
+        .map(|one| {
+            let mut shown = row(one);
+            shown["from"] = one.input.tag.as_str().into();
+            shown["head"] = one.input.body.chars().take(200).collect::<String>().into();
+            shown
+        })
+        .collect();
+    Ok(Json(json!({"count": messages.len(), "messages": messages})))
+}
+
+/// Body of `POST /sessions/overdue/{ulid}`.
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct OverdueBody {
+    /// `run` or `drop`.
+    decision: String,
+}
+
+async fn decide_overdue(
+    rooms: Rooms,
+    Path(ulid): Path<String>,
+    Body(body): Body<OverdueBody>,
+) -> Result<Json<Value>, ApiError> {
+    let mut problems = Vec::new();
+    let Some(decision) = choice::<OverdueDecision>("decision", Some(&body.decision), &mut problems) else {
+        return Err(ApiError::invalid(problems));
+    };
+    rooms.sessions.decide_overdue(&ulid, decision).await?;
+    Ok(Json(json!({"ulid": ulid, "decision": decision})))
+}
+
 /// Body of `POST /sessions/{name}/key`.
 #[derive(Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -436,8 +586,29 @@ async fn resume(
     Body(body): Body<ResumeBody>,
 ) -> Result<Response, ApiError> {
     let record = rooms.sessions.find(&name)?;
-    let record = rooms.sessions.resume(record.id, body.prompt).await?;
-    Ok((StatusCode::CREATED, Json(shown(&record))).into_response())
+    Ok(spawned(rooms.sessions.resume(record.id, body.prompt).await?))
+}
+
+/// Body of `POST /sessions/{name}/transport`.
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct TransportBody {
+    /// `tmux` or `stdio`.
+    transport: String,
+}
+
+async fn transport(
+    rooms: Rooms,
+    Path(name): Path<String>,
+    Body(body): Body<TransportBody>,
+) -> Result<Response, ApiError> {
+    let mut problems = Vec::new();
+    let Some(wanted) = choice("transport", Some(&body.transport), &mut problems) else {
+        return Err(ApiError::invalid(problems));
+    };
+    let record = rooms.sessions.switch_transport(&name, wanted).await?;
+    let answer = json!({"sessionId": record.id, "name": record.name, "transport": record.transport});
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
 /// A record as callers see it: times as text, nothing of the token.
@@ -447,6 +618,7 @@ pub(crate) fn shown(record: &SessionRecord) -> Value {
         object.remove("tokenHash");
         object.remove("logOffset");
         object.remove("finishedInputs");
+        object.remove("recentReports");
         for key in ["startedAt", "readyAt", "endedAt"] {
             if let Some(ms) = object.get(key).and_then(Value::as_i64) {
                 object.insert(key.to_owned(), rfc3339(ms).into());
@@ -459,15 +631,20 @@ pub(crate) fn shown(record: &SessionRecord) -> Value {
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
         let status = match &error {
-            SessionError::NotFound(_) => StatusCode::NOT_FOUND,
+            SessionError::NotFound(_) | SessionError::NotWaiting(_) | SessionError::NotOverdue(_) => {
+                StatusCode::NOT_FOUND
+            }
             SessionError::Invalid(_) => StatusCode::BAD_REQUEST,
             SessionError::NameInUse(_)
             | SessionError::Ended(_)
             | SessionError::WaitingInput
             | SessionError::NotBusy
+            | SessionError::Busy
             | SessionError::Kept(_) => StatusCode::CONFLICT,
             SessionError::Protected => StatusCode::FORBIDDEN,
-            SessionError::Limit { .. } | SessionError::RefreshLimit => StatusCode::TOO_MANY_REQUESTS,
+            SessionError::Limit { .. } | SessionError::QueueFull(_) | SessionError::RefreshLimit => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             SessionError::RuntimeMissing(_) | SessionError::CrashLoop(..) => StatusCode::SERVICE_UNAVAILABLE,
             SessionError::NoTranscript => StatusCode::GONE,
             SessionError::Unsupported(_) => StatusCode::UNPROCESSABLE_ENTITY,

@@ -125,7 +125,10 @@ async fn an_end_while_no_node_runs_is_found_with_its_time() {
     let node = world.node().await;
     let ended = node.session(record.id, "the end", |r| r.status.is_final()).await;
     assert_eq!((ended.status, ended.exit.and_then(|e| e.code)), (Status::Failed, Some(3)));
-    node.row(record.id, "die:3", InputState::Queued).await;
+    until("another session for the open input", || async {
+        node.sessions.list().into_iter().find(|r| r.id != record.id && r.resume_of == Some(record.id))
+    })
+    .await;
     node.stop().await;
 }
 
@@ -137,18 +140,24 @@ async fn killed_host_or_child_give_the_open_input_to_the_next_session() {
         let record = node.sessions.spawn(conversation(Transport::Stdio)).await.expect("spawn");
         node.sessions.send_input("talk", "sleep:60000", false, None).await.expect("send");
         let busy = node.session(record.id, "a turn", |r| r.activity == Activity::Busy).await;
-        node.row(record.id, "sleep", InputState::Injected).await;
+        let row = node.row(record.id, "sleep", InputState::Injected).await;
         let victim = if kill_host { busy.host_pid } else { busy.child_pid };
         instar_sessions::process::signal(victim.expect("pid"), Signal::KILL);
         let ended = node.session(record.id, "the end", |r| r.status.is_final()).await;
         assert_eq!(ended.status, Status::Failed, "host: {kill_host}");
-        let row = node.row(record.id, "sleep", InputState::Queued).await;
-        until("no process left", || async { world.processes().is_empty().then_some(()) }).await;
-
-        let next = node.sessions.spawn(conversation(Transport::Stdio)).await.expect("spawn");
+        let next = until("the next session", || async {
+            node.sessions.list().into_iter().find(|r| r.id != record.id)
+        })
+        .await;
         assert_eq!(next.runtime_session_id.as_deref(), Some(record.id.to_string().as_str()), "resumed");
         let again = node.row(next.id, "sleep", InputState::Injected).await;
         assert_eq!((again.ulid, again.attempts), (row.ulid, 2));
+        let of_first = |pid: &i32| {
+            let id = instar_sessions::process::environment_value(*pid, "INSTAR_SESSION_ID");
+            id == Some(record.id.to_string())
+        };
+        until("no process left", || async { world.processes().iter().all(|p| !of_first(p)).then_some(()) })
+            .await;
         node.stop().await;
     }
 }

@@ -93,7 +93,10 @@ async fn a_restarted_node_adopts_the_pane_and_its_end() {
     instar_sessions::process::signal(child, Signal::KILL);
     let ended = node.session(record.id, "the end", |r| r.status.is_final()).await;
     assert_eq!((ended.status, ended.exit.and_then(|e| e.signal)), (Status::Failed, Some(9)));
-    node.row(record.id, "sleep", InputState::Queued).await;
+    until("another session for the open input", || async {
+        node.sessions.list().into_iter().find(|r| r.resume_of == Some(record.id))
+    })
+    .await;
     node.stop().await;
 }
 

@@ -66,6 +66,10 @@ keys! {
         "secrets.backend", Kind::Choice(&["local", "env"]), Preset::Text("local"), file_only, restart;
 
     "Sessions that may run at once." SESSIONS_MAX: usize = "sessions.maxSessions", int(1, 100), Preset::Int(10);
+    "A person's session starts while fewer than this times maxSessions run." SESSIONS_HUMAN_FACTOR: usize =
+        "sessions.humanFactor", int(1, 10), Preset::Int(3);
+    "Slots of maxSessions that only a person's sessions get." SESSIONS_RESERVE_FOR_HUMAN: usize =
+        "sessions.reserveForHuman", int(0, 100), Preset::Int(1);
     "How sessions of a conversation run." SESSIONS_TRANSPORT_CONVERSATION: String =
         "sessions.transport.conversation", Kind::Choice(&["tmux", "stdio"]), Preset::Text("tmux");
     "How sessions without a conversation run." SESSIONS_TRANSPORT_AD_HOC: String =
