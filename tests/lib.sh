@@ -5,13 +5,16 @@ TOOLS="$CACHE/instar-tests"
 CLAUDE_VERSION=2.1.330
 CARGO_DENY_VERSION=0.20.2
 CARGO_FUZZ_VERSION=0.13.2
+# Schemas of compose and Kubernetes, and BuildKit's parser.
+DEPLOY_PACKAGES=(check-jsonschema==0.39.0 kubernetes-validate==1.37.0 dockerfile==3.4.0)
 
 # Outside the clone, so that compiled dependencies outlive it.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$CACHE/instar-ci/target}"
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
 export INSTAR_BIN="${INSTAR_BIN:-$CARGO_TARGET_DIR/release/instar}"
 export CLAUDE_BIN="${CLAUDE_BIN:-$TOOLS/claude/node_modules/.bin/claude}"
-export PATH="$TOOLS/bin:$PATH"
+export DEPLOY_TOOLS="${DEPLOY_TOOLS:-$TOOLS/deploy}"
+export PATH="$TOOLS/bin:$PATH:/usr/sbin"
 
 # What a release consists of; the doubles come from the test build.
 RELEASED=(-p instar -p instar-hooks -p threadline-relay)
@@ -125,13 +128,22 @@ install_tools() {
   local wanted=" $* "
   command -v cargo >/dev/null || { echo "cargo is missing: install Rust (https://rustup.rs)"; exit 1; }
   cargo fetch --quiet --locked || exit 1
-  if [[ $wanted =~ \ (tests|e2e|simulation|chaos)\  ]] && ! cargo nextest --version >/dev/null 2>&1; then
+  if [[ $wanted =~ \ (tests|e2e|simulation|chaos|deploy)\  ]] && ! cargo nextest --version >/dev/null 2>&1; then
     echo "installing cargo-nextest"
     cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" cargo-nextest@0.9.143
   fi
   if [[ $wanted == *" deny "* ]] && ! cargo deny --version >/dev/null 2>&1; then
     echo "installing cargo-deny"
     install_deny
+  fi
+  if [[ $wanted == *" deploy "* ]]; then
+    install_debian nginx nginx-light
+    install_debian caddy caddy
+    install_debian systemd-analyze systemd
+    install_debian openssl openssl
+    install_debian ip iproute2
+    install_debian unshare util-linux
+    install_schemas
   fi
   if [[ $wanted =~ \ (tests|e2e|chaos)\  ]]; then
     install_debian tmux tmux
@@ -162,12 +174,22 @@ install_deny() {
   cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" "cargo-deny@$CARGO_DENY_VERSION"
 }
 
-# install_debian COMMAND PACKAGE
+install_schemas() {
+  local wanted="${DEPLOY_PACKAGES[*]}"
+  [ "$(cat "$DEPLOY_TOOLS/installed" 2>/dev/null)" = "$wanted" ] && return
+  echo "installing $wanted"
+  python3 -c 'import ensurepip' 2>/dev/null || install_debian python3-venv python3-venv
+  { python3 -m venv "$DEPLOY_TOOLS" && "$DEPLOY_TOOLS/bin/pip" install --quiet --disable-pip-version-check \
+    "${DEPLOY_PACKAGES[@]}" && echo "$wanted" >"$DEPLOY_TOOLS/installed"; } \
+    || echo "could not install the schemas; the tests that need them will fail"
+}
+
+# install_debian COMMAND PACKAGE : without starting what the package would start.
 install_debian() {
   command -v "$1" >/dev/null && return
   echo "installing $2"
   local root=()
   [ "$(id -u)" -eq 0 ] || root=(sudo)
-  { "${root[@]}" apt-get update -qq && "${root[@]}" apt-get install -qq -y "$2"; } >/dev/null \
+  { "${root[@]}" apt-get update -qq && "${root[@]}" env SYSTEMD_OFFLINE=1 RUNLEVEL=1 apt-get install -qq -y "$2"; } >/dev/null \
     || echo "could not install $2; the tests that need it will fail"
 }

@@ -99,8 +99,13 @@ async fn run(
 ) -> Result<(), RelayError> {
     let listener = bind(config)?;
     let (ready, address) = oneshot::channel();
-    let launch =
-        Launch { lock: Some(lock), listener: Some(listener), ready: Some(ready), hurry: shutdown.clone() };
+    let launch = Launch {
+        lock: Some(lock),
+        listener: Some(listener),
+        ready: Some(ready),
+        hurry: shutdown.clone(),
+        heartbeat: None,
+    };
     let dir = config.data_dir.clone();
     let announce = async {
         let Ok(bound) = address.await else { return };

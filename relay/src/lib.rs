@@ -16,4 +16,4 @@ pub mod token;
 pub use config::{ConfigError, RelayConfig};
 pub use core::Counters;
 pub use lock::{DataDirError, DataDirLock};
-pub use server::{Launch, RelayError, serve};
+pub use server::{Heartbeat, Launch, RelayError, serve};

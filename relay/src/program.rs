@@ -1,4 +1,7 @@
-//! The relay as a program: command line, log, signals.
+//! The relay as a program: command line, log, signals, service manager.
+
+mod probe;
+mod service;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::Setting;
-use crate::{ConfigError, Launch, RelayConfig};
+use crate::{ConfigError, Heartbeat, Launch, RelayConfig};
 
 /// The Threadline relay. Exit codes: 0 stopped in order, 1 failed, 2 bad configuration, 3 already running,
 /// 4 damaged queue.
@@ -31,6 +34,8 @@ enum Command {
     CheckConfig,
     /// Print the effective configuration.
     PrintConfig,
+    /// Ask the running relay of this configuration for its health; exit with 1 if it does not answer.
+    Health,
 }
 
 #[derive(Args)]
@@ -98,6 +103,16 @@ pub fn main_from_args(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             print!("{}", config.print());
             0
         }
+        Some(Command::Health) => match probe::health(&config) {
+            Ok(body) => {
+                println!("{body}");
+                0
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                1
+            }
+        },
         None | Some(Command::Run) => run(config),
     }
 }
@@ -127,13 +142,25 @@ async fn serve(config: RelayConfig) -> Result<(), u8> {
     let (shutdown, hurry) = (CancellationToken::new(), CancellationToken::new());
     let watcher = tokio::spawn(watch_signals(shutdown.clone(), hurry.clone()));
     let (ready, address) = tokio::sync::oneshot::channel();
-    let launch = Launch { ready: Some(ready), hurry, ..Launch::default() };
+    let (beat, beats) = tokio::sync::mpsc::channel(1);
+    let heartbeat = service::heartbeat_interval().map(|every| Heartbeat { every, beat });
+    let launch = Launch { ready: Some(ready), hurry, heartbeat, ..Launch::default() };
     let announce = async {
         if let Ok(address) = address.await {
             println!("listening on {address}");
+            service::ready(address);
         }
     };
-    let (served, ()) = tokio::join!(crate::serve(config, launch, shutdown), announce);
+    let stopping = tokio::spawn({
+        let shutdown = shutdown.clone();
+        async move {
+            shutdown.cancelled().await;
+            service::stopping();
+        }
+    });
+    let (served, (), ()) =
+        tokio::join!(crate::serve(config, launch, shutdown), announce, service::pass_on(beats));
+    stopping.abort();
     watcher.abort();
     match served {
         Ok(counters) => {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use instar_durable::{Database, DatabaseError, Durability, OpenOptions};
 use rand::Rng as _;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
@@ -94,6 +94,17 @@ pub struct Launch {
     pub ready: Option<oneshot::Sender<SocketAddr>>,
     /// When cancelled, a stop closes all connections at once.
     pub hurry: CancellationToken,
+    /// Who wants to hear that the relay still works.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// A sign of life at intervals, each after the core has answered a question.
+#[derive(Debug)]
+pub struct Heartbeat {
+    /// Time between two beats.
+    pub every: Duration,
+    /// Hears them; a beat that finds it full is left out.
+    pub beat: mpsc::Sender<()>,
 }
 
 /// Runs a relay until `shutdown` is cancelled and it has drained.
@@ -145,6 +156,9 @@ pub async fn serve(
     let helpers = TaskTracker::new();
     helpers.spawn(disk::watch(Arc::clone(&state), stop_helpers.clone()));
     helpers.spawn(rest::age_daily(Arc::clone(&state), stop_helpers.clone()));
+    if let Some(heartbeat) = launch.heartbeat {
+        helpers.spawn(beat(handle.clone(), heartbeat, stop_helpers.clone()));
+    }
     let stop_accepting = CancellationToken::new();
     let accepting = tokio::spawn(http::accept(listener, Arc::clone(&state), stop_accepting.clone()));
     tracing::info!(%address, data_dir = %config.data_dir.display(), "relay is listening");
@@ -190,6 +204,18 @@ async fn drain(state: &Shared, hurry: &CancellationToken) {
     }
     state.connections.close();
     state.connections.wait().await;
+}
+
+async fn beat(driver: DriverHandle, heartbeat: Heartbeat, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(heartbeat.every) => {}
+            () = stop.cancelled() => return,
+        }
+        if driver.snapshot().await.is_some() {
+            let _ = heartbeat.beat.try_send(());
+        }
+    }
 }
 
 /// What every part of the edge shares.

@@ -12,5 +12,7 @@ mod http;
 mod memory;
 #[path = "all/process.rs"]
 mod process;
+#[path = "all/service.rs"]
+mod service;
 #[path = "all/storage.rs"]
 mod storage;

@@ -2,6 +2,7 @@
 
 mod chaos;
 mod dependencies;
+mod deploy;
 mod e2e;
 mod fuzz_corpus;
 mod simulation;
