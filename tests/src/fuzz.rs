@@ -5,6 +5,7 @@
 
 pub mod protocol;
 pub mod relay;
+pub mod v2;
 
 use std::path::Path;
 
@@ -46,6 +47,11 @@ pub const BODIES: &[(&str, Body)] = &[
     ("transcript_line", transcript_line),
     ("relay_session", relay::relay_session),
     ("relay_request", relay::relay_request),
+    ("v2_frame", v2::v2_frame),
+    ("v2_envelope", v2::v2_envelope),
+    ("v2_object", v2::v2_object),
+    ("v2_content", v2::v2_content),
+    ("v2_well_known", v2::v2_well_known),
 ];
 
 /// Runs the body of that name.

@@ -42,6 +42,7 @@ pub mod threads;
 pub mod time;
 pub mod trust;
 pub mod v1;
+pub mod v2;
 pub mod warrant;
 
 pub use ids::{Fingerprint, MessageId, ParseIdError, ThreadId, ThreadKey, TrustLevel};

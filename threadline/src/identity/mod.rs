@@ -7,7 +7,7 @@ mod recovery;
 
 pub use file::{CanonicalFile, Found, IdentityError, Loaded, load, parse_legacy};
 pub use pin::{Pin, PinOutcome, check_pin};
-pub use purpose::{AnchorStatement, DiscoveryChallenge, LoginNonce, Purpose};
+pub use purpose::{AnchorStatement, DiscoveryChallenge, LoginNonce, Purpose, TlsClientProof};
 pub use recovery::{Recovery, RecoveryError};
 
 use std::fmt;

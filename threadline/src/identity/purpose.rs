@@ -6,6 +6,12 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::PublicIdentity;
 use crate::v1::envelope::CanonicalEnvelope;
+use crate::v2::envelope::EnvelopeDigest;
+use crate::v2::login::WsExchange;
+use crate::v2::objects::{
+    AddressRecord, DeviceCert, DeviceList, Lease, Object, Prekey, Revocation, signed_text,
+};
+use crate::v2::strict::encode_array;
 
 /// The closed set of things that are signed.
 #[derive(Debug)]
@@ -20,6 +26,24 @@ pub enum Purpose<'a> {
     AuditAnchor(&'a AnchorStatement),
     /// Commitment to the recovery key with this public half.
     RecoveryCommitment(&'a PublicIdentity),
+    /// A device certificate.
+    Device(&'a DeviceCert),
+    /// A device list.
+    Devices(&'a DeviceList),
+    /// A key to start sessions with.
+    Prekey(&'a Prekey),
+    /// A v2 envelope.
+    Envelope(&'a EnvelopeDigest),
+    /// An address record.
+    Address(&'a AddressRecord),
+    /// Login at a relay over WebSocket/2.
+    WsAuth(&'a WsExchange),
+    /// A revocation; the recovery key and the new key sign it.
+    Revocation(&'a Revocation),
+    /// A lease; a machine key signs it.
+    Lease(&'a Lease),
+    /// The client's proof in a TLS 1.3 handshake.
+    TlsClient(&'a TlsClientProof),
 }
 
 impl Purpose<'_> {
@@ -30,7 +54,36 @@ impl Purpose<'_> {
             Self::DiscoveryChallenge(challenge) => challenge.signed_bytes(),
             Self::AuditAnchor(anchor) => anchor.signed_bytes(),
             Self::RecoveryCommitment(key) => recovery_commitment_bytes(key),
+            Self::Device(object) => object_bytes(*object),
+            Self::Devices(object) => object_bytes(*object),
+            Self::Prekey(object) => object_bytes(*object),
+            Self::Envelope(digest) => digest.signed_bytes(),
+            Self::Address(object) => object_bytes(*object),
+            Self::WsAuth(exchange) => exchange.client_text(),
+            Self::Revocation(revocation) => revocation.signed_bytes(),
+            Self::Lease(object) => object_bytes(*object),
+            Self::TlsClient(proof) => proof.0.clone(),
         }
+    }
+}
+
+fn object_bytes<T: Object>(object: &T) -> Vec<u8> {
+    signed_text(T::DOMAIN, &encode_array(object))
+}
+
+/// What TLS 1.3 has a client sign: 64 spaces, the context, a zero byte, a hash of the handshake (RFC 8446 §4.4.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsClientProof(Vec<u8>);
+
+impl TlsClientProof {
+    const CONTEXT: &[u8] = b"TLS 1.3, client CertificateVerify\0";
+
+    /// Accepts a text of exactly that form.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let (spaces, rest) = text.split_at_checked(64)?;
+        let hash = rest.strip_prefix(Self::CONTEXT)?;
+        let well_formed = spaces.iter().all(|byte| *byte == b' ') && matches!(hash.len(), 32 | 48);
+        well_formed.then(|| Self(text.to_vec()))
     }
 }
 
@@ -124,6 +177,7 @@ impl AnchorStatement {
 mod tests {
     use super::*;
     use crate::identity::Identity;
+    use crate::v2::Bin;
 
     #[test]
     fn only_canonical_base64_of_32_bytes_is_signed() {
@@ -136,26 +190,170 @@ mod tests {
         }
     }
 
-    #[test]
-    fn purposes_have_no_common_preimage() {
+    /// What all texts of a row have in common.
+    #[derive(Debug, Clone, Copy)]
+    enum Grammar {
+        /// It begins so and has at least this many bytes.
+        Begins(&'static [u8], usize),
+        /// This many characters of standard base64.
+        Base64(usize),
+        /// A digest of this many bytes, whose preimage has a form of its own.
+        Digest(usize),
+    }
+
+    impl Grammar {
+        fn admits(self, text: &[u8]) -> bool {
+            match self {
+                Self::Begins(head, least) => text.len() >= least && text.starts_with(head),
+                Self::Base64(length) => text.len() == length && text.iter().copied().all(is_base64),
+                Self::Digest(length) => text.len() == length,
+            }
+        }
+
+        /// Whether no text can follow both.
+        fn excludes(self, other: Self) -> bool {
+            match (self, other) {
+                (Self::Begins(a, _), Self::Begins(b, _)) => a.iter().zip(b).any(|(x, y)| x != y),
+                (Self::Begins(head, least), Self::Base64(length))
+                | (Self::Base64(length), Self::Begins(head, least)) => {
+                    least > length || !head.iter().copied().all(is_base64)
+                }
+                (Self::Begins(_, least), Self::Digest(length))
+                | (Self::Digest(length), Self::Begins(_, least)) => least > length,
+                (Self::Base64(a) | Self::Digest(a), Self::Base64(b) | Self::Digest(b)) => a != b,
+            }
+        }
+    }
+
+    fn is_base64(byte: u8) -> bool {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
+    }
+
+    /// Rows of the table that other keys or later purposes fill.
+    const OTHER_ROWS: &[(&str, Grammar)] = &[
+        ("libp2p noise", Grammar::Begins(b"noise-libp2p-static-key:", 56)),
+        ("libp2p tls", Grammar::Begins(b"libp2p-tls-handshake:", 40)),
+        ("v2 vouch", Grammar::Begins(b"threadline/2 vouch\0", 40)),
+        ("v2 staple", Grammar::Begins(b"threadline/2 staple\0", 40)),
+        ("v2 complaint", Grammar::Begins(b"threadline/2 complaint\0", 40)),
+        ("v2 grant", Grammar::Begins(b"threadline/2 grant\0", 40)),
+        ("v2 invite-redeem", Grammar::Begins(b"threadline/2 invite-redeem\0", 40)),
+        ("relay well-known", Grammar::Begins(b"threadline/2 wellknown\0", 40)),
+        ("relay proof", Grammar::Begins(b"threadline/2 ws-relay\0", 40)),
+        (
+            "TLS server",
+            Grammar::Begins(
+                b"                                                                TLS 1.3, server",
+                97,
+            ),
+        ),
+        ("pair receipt", Grammar::Begins(b"threadline-pair-verify-v1", 45)),
+        ("revoke cancel", Grammar::Begins(b"instar-revoke-cancel-v1", 40)),
+        ("JWS", Grammar::Begins(b"eyJ", 64)),
+        ("signed GET", Grammar::Begins(b"GET\n", 64)),
+        ("signed POST", Grammar::Begins(b"POST\n", 64)),
+        ("MoltBridge POST", Grammar::Begins(b"POST:", 64)),
+        ("v1 handshake, invitation, rotation", Grammar::Digest(32)),
+    ];
+
+    /// One text of every purpose beside its row.
+    fn purposes() -> Vec<(&'static str, Grammar, Vec<u8>)> {
+        let begins = |head, least| Grammar::Begins(head, least);
+        let key = Bin([b'A'; 32]);
+        let device = Bin([b'B'; 16]);
         let identity = Identity::from_seed(&[1; 32]);
         let nonce = LoginNonce::from_bytes(&[2; 32]);
+        let envelope = CanonicalEnvelope::example();
         let challenge = DiscoveryChallenge::new(&"ab".repeat(32), 0).expect("hex");
         let anchor = AnchorStatement { count: 1, last_hash: "00".into(), at: "now".into() };
-        let rows = [
-            Purpose::V1Login(&nonce),
-            Purpose::DiscoveryChallenge(&challenge),
-            Purpose::AuditAnchor(&anchor),
-            Purpose::RecoveryCommitment(identity.public()),
-        ];
-        for (i, a) in rows.iter().enumerate() {
-            assert_ne!(a.signed_bytes().first(), Some(&b'{'), "an envelope begins with a brace");
-            for b in &rows[i + 1..] {
-                let (a, b) = (a.signed_bytes(), b.signed_bytes());
-                let lengths_fixed = a.len() == 44 || b.len() == 44;
-                let head = a.iter().zip(&b).take(29).any(|(x, y)| x != y);
-                assert!(head && (!lengths_fixed || a.len() != b.len()), "{a:?} {b:?}");
+        let exchange =
+            WsExchange { relay: key, nonce: key, client_nonce: key, key, host: "relay.example".into() };
+        let revocation = Revocation { version: 1, old: key, new: key, recovery: key, issued_at: 0 };
+        let tls = TlsClientProof::parse(&[&[b' '; 64], TlsClientProof::CONTEXT, &[b'A'; 32]].concat());
+        let (cert, list, prekey, address, lease) = (
+            DeviceCert {
+                version: 1,
+                key,
+                device,
+                curve: key,
+                name: String::new(),
+                not_before: 0,
+                not_after: 0,
+                seq: 0,
+                caps: Vec::new(),
+            },
+            DeviceList { version: 1, key, seq: 0, issued_at: 0, devices: vec![device], removed: Vec::new() },
+            Prekey { version: 1, key, device, kind: 0, key_id: 0, curve: key, not_after: 0 },
+            AddressRecord {
+                version: 1,
+                key,
+                seq: 0,
+                issued_at: 0,
+                expires: 0,
+                addresses: Vec::new(),
+                relays: Vec::new(),
+                devices: Vec::new(),
+            },
+            Lease { version: 1, key, machine: key, epoch: 0, issued_at: 0, ttl_ms: 0, relay_state: 0 },
+        );
+        let digest = EnvelopeDigest::of(b"h", b"l", b"b");
+        [
+            ("v1 login", Grammar::Base64(44), Purpose::V1Login(&nonce)),
+            ("sealed envelope", begins(b"{", 64), Purpose::SealedEnvelope(&envelope)),
+            (
+                "discovery challenge",
+                begins(b"instar-discovery-challenge-v1", 64),
+                Purpose::DiscoveryChallenge(&challenge),
+            ),
+            ("audit anchor", begins(b"threadline/2 audit-anchor\0", 40), Purpose::AuditAnchor(&anchor)),
+            (
+                "recovery commitment",
+                begins(b"instar-recovery-commitment-v1", 61),
+                Purpose::RecoveryCommitment(identity.public()),
+            ),
+            ("device", begins(b"threadline/2 device\0", 40), Purpose::Device(&cert)),
+            ("devices", begins(b"threadline/2 devices\0", 40), Purpose::Devices(&list)),
+            ("prekey", begins(b"threadline/2 prekey\0", 40), Purpose::Prekey(&prekey)),
+            ("envelope", begins(b"threadline/2 envelope\0", 118), Purpose::Envelope(&digest)),
+            ("address", begins(b"threadline/2 addr\0", 40), Purpose::Address(&address)),
+            ("ws-auth", begins(b"threadline/2 ws-auth\0", 150), Purpose::WsAuth(&exchange)),
+            ("revoke", begins(b"threadline/2 revoke\0", 100), Purpose::Revocation(&revocation)),
+            ("lease", begins(b"threadline/2 lease\0", 80), Purpose::Lease(&lease)),
+            (
+                "TLS client",
+                begins(
+                    b"                                                                TLS 1.3, client",
+                    97,
+                ),
+                Purpose::TlsClient(tls.as_ref().expect("well formed")),
+            ),
+        ]
+        .map(|(name, grammar, purpose)| (name, grammar, purpose.signed_bytes()))
+        .to_vec()
+    }
+
+    #[test]
+    fn no_two_rows_have_a_common_preimage() {
+        let purposes = purposes();
+        for (name, grammar, text) in &purposes {
+            assert!(grammar.admits(text), "{name} does not follow its row");
+        }
+        let rows: Vec<_> =
+            purposes.iter().map(|(name, row, _)| (*name, *row)).chain(OTHER_ROWS.iter().copied()).collect();
+        for (i, (a, row_a)) in rows.iter().enumerate() {
+            for (b, row_b) in &rows[i + 1..] {
+                assert!(row_a.excludes(*row_b), "{a} and {b} may sign the same text");
             }
+        }
+    }
+
+    #[test]
+    fn a_tls_proof_is_nothing_else() {
+        let good = [&[b' '; 64], TlsClientProof::CONTEXT, &[7; 48]].concat();
+        assert!(TlsClientProof::parse(&good).is_some());
+        let server = [&[b' '; 64][..], b"TLS 1.3, server CertificateVerify\0", &[7; 48]].concat();
+        for bad in [&good[1..], &good[..good.len() - 1], &server, b"", b"{}"] {
+            assert!(TlsClientProof::parse(bad).is_none());
         }
     }
 

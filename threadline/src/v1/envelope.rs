@@ -119,6 +119,12 @@ impl CanonicalEnvelope {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
+
+    #[cfg(test)]
+    pub(crate) fn example() -> Self {
+        let fields = serde_json::json!({"from": "a".repeat(32), "to": "b".repeat(32)});
+        Envelope::from_fields(fields.as_object().cloned().unwrap_or_default()).canonical(false)
+    }
 }
 
 impl Envelope {

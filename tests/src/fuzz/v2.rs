@@ -1,0 +1,82 @@
+//! Fuzz bodies of v2: everything a relay or a stranger can send in MessagePack.
+
+use threadline::v2::content::Content;
+use threadline::v2::envelope::{Envelope, Header};
+use threadline::v2::frames::{Frame, FrameBuffer, FramePhase};
+use threadline::v2::login::{SignedWellKnown, WellKnown};
+use threadline::v2::objects::{
+    AddressRecord, DeviceCert, DeviceList, Lease, Object, Prekey, Revocation, Signed,
+};
+use threadline::v2::strict::{Limits, strict_scan};
+
+/// A frame of either end: reading, and what was read comes back.
+///
+/// # Panics
+/// If a frame that was read does not read again, or a stream is cut differently than a message.
+pub fn v2_frame(data: &[u8]) {
+    for phase in [FramePhase::Early, FramePhase::Open] {
+        let whole = Frame::decode(data, phase);
+        let mut buffer = FrameBuffer::default();
+        data.chunks(7).for_each(|chunk| buffer.extend(chunk));
+        if let Ok(frame) = &whole {
+            assert_eq!(buffer.next(phase).as_ref(), Ok(&Some(frame.clone())));
+            let again = frame.encode();
+            if again.len() <= data.len() {
+                assert_eq!(Frame::decode(&again, phase).as_ref(), Ok(frame));
+            }
+        }
+    }
+}
+
+/// An envelope: strict, and never believed without its signature.
+///
+/// # Panics
+/// If a header does not come back.
+pub fn v2_envelope(data: &[u8]) {
+    if let Ok(envelope) = Envelope::parse(data) {
+        assert!(strict_scan(data, Limits::default()).is_ok());
+        let header = envelope.header;
+        assert_eq!(Header::parse(&header.to_bytes()), Ok(header));
+        let _ = envelope.verify();
+    }
+    let _ = Header::parse(data);
+}
+
+fn object<T: Object + PartialEq + std::fmt::Debug>(bytes: &[u8], signature: &[u8]) {
+    if let Ok(signed) = Signed::<T>::parse(bytes, signature) {
+        assert_eq!(signed.bytes(), bytes);
+        assert!(signed.object().is_well_formed());
+    }
+}
+
+/// Certificates, lists, prekeys, address records, leases, revocations: 64 bytes of signature, then the object.
+///
+/// # Panics
+/// If an object that breaks its rules is accepted.
+pub fn v2_object(data: &[u8]) {
+    let Some((signature, bytes)) = data.split_at_checked(64) else { return };
+    object::<DeviceCert>(bytes, signature);
+    object::<DeviceList>(bytes, signature);
+    object::<Prekey>(bytes, signature);
+    object::<AddressRecord>(bytes, signature);
+    object::<Lease>(bytes, signature);
+    let _ = Revocation::parse(bytes, signature, signature);
+}
+
+/// The content of a message.
+///
+/// # Panics
+/// If a content that was read does not read again.
+pub fn v2_content(data: &[u8]) {
+    if let Ok(content) = Content::parse(data) {
+        assert!(content.is_within_limits());
+        assert_eq!(Content::parse(&content.to_bytes()), Ok(content));
+    }
+}
+
+/// The document of a relay.
+pub fn v2_well_known(data: &[u8]) {
+    if let Ok(signed) = serde_json::from_slice::<SignedWellKnown>(data) {
+        let _ = WellKnown::parse(&signed).map(|document| document.may_pin("relay.example", 0));
+    }
+}
