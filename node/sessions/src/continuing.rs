@@ -1,5 +1,6 @@
 //! Going on with a session's transcript in a new process: after its end, afresh, or over the other transport.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,19 +34,37 @@ impl Sessions {
         id_or_name: &str,
         prompt: Option<String>,
     ) -> Result<SessionRecord, SessionError> {
-        const WINDOW_MS: i64 = 10 * 60_000;
         let record = self.live(id_or_name)?;
-        let request = self.continuation(&record, prompt)?;
+        let (request, refreshes) = self.refreshed(&record, prompt)?;
+        let fresh = self.replace(&record, request, "refresh").await?;
+        self.shared.update(fresh.id, |session| session.live.refreshes = refreshes);
+        Ok(fresh)
+    }
+
+    /// Whether a session may be refreshed now.
+    pub fn may_refresh(&self, id_or_name: &str) -> Result<(), SessionError> {
+        self.refreshed(&self.live(id_or_name)?, None).map(drop)
+    }
+
+    /// The successor of a session, and the times of its refreshes with this one.
+    fn refreshed(
+        &self,
+        record: &SessionRecord,
+        prompt: Option<String>,
+    ) -> Result<(SpawnRequest, VecDeque<i64>), SessionError> {
+        const WINDOW_MS: i64 = 10 * 60_000;
         let now = now_ms();
-        let mut refreshes = self.shared.update(record.id, |s| s.live.refreshes.clone()).unwrap_or_default();
+        let facts = self.shared.update(record.id, |s| (s.live.refreshes.clone(), s.live.replaced));
+        let (mut refreshes, replaced) = facts.unwrap_or_default();
+        if replaced {
+            return Err(SessionError::InProgress);
+        }
         refreshes.retain(|at| now - at < WINDOW_MS);
         if refreshes.len() >= 5 {
             return Err(SessionError::RefreshLimit);
         }
         refreshes.push_back(now);
-        let fresh = self.replace(&record, request, "refresh").await?;
-        self.shared.update(fresh.id, |session| session.live.refreshes = refreshes);
-        Ok(fresh)
+        Ok((self.continuation(record, prompt)?, refreshes))
     }
 
     /// Continues a session over the other transport, once its turn has ended. One that has it already stays as it
@@ -106,6 +125,10 @@ impl Sessions {
         request: SpawnRequest,
         reason: &str,
     ) -> Result<SessionRecord, SessionError> {
+        let replaced = self.shared.update(record.id, |s| std::mem::replace(&mut s.live.replaced, true));
+        if replaced == Some(true) {
+            return Err(SessionError::InProgress);
+        }
         let _held = HeldSlot::new(&self.shared, Class::of(record.priority, record.peer.is_some()));
         self.end(record.id, Status::Completed, reason).await;
         self.shared.spawn(request, Slot::Held).await

@@ -44,6 +44,9 @@ pub enum SessionError {
     /// A question is shown in the terminal; a text would answer it.
     #[error("the session shows a question in its terminal; answer it there, or with `instar session key`")]
     WaitingInput,
+    /// It is being continued in another process already.
+    #[error("the session is being continued in another process already")]
+    InProgress,
     /// Its turn did not end in time.
     #[error("the session is still in a turn after two minutes; try again, or interrupt it")]
     Busy,
@@ -89,6 +92,7 @@ impl SessionError {
             Self::NotWaiting(_) | Self::NotOverdue(_) => "not_found",
             Self::RuntimeMissing(_) => "runtime_missing",
             Self::WaitingInput => "waiting_input",
+            Self::InProgress => "in_progress",
             Self::Busy => "busy",
             Self::NotBusy => "not_busy",
             Self::Kept(_) => "kept",

@@ -129,6 +129,8 @@ pub(crate) struct Live {
     /// Status that it shall end with.
     pub(crate) ends_as: Option<Status>,
     pub(crate) refreshes: VecDeque<i64>,
+    /// Whether it ends to be continued in another process.
+    pub(crate) replaced: bool,
 }
 
 impl Shared {

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use instar_state::ids::SessionId;
-use instar_state::journal::InboxFilter;
+use instar_state::journal::{InboxFilter, InboxRow};
 use instar_state::ports::{InputKind, InputState, SessionInput};
 use instar_state::time::now_ms;
 use rustix::process::Signal;
 use tokio::task::JoinSet;
 
+use crate::delivery::LOCAL_TAG;
 use crate::ending;
 use crate::launch::SessionFiles;
 use crate::monitor::{self, Action, SessionFacts};
 use crate::process::{self, ProcStat};
 use crate::reap::{ReapFacts, is_baseline_process};
 use crate::record::{Activity, SessionKind, SessionRecord, Status, Transport};
-use crate::shared::{Command, Shared};
+use crate::shared::{Command, Live, Shared};
 use crate::supervisor::event_log;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -168,7 +169,7 @@ impl Shared {
                 attached,
                 age_ms: now - record.started_at,
                 recovering: live.recovering,
-                open_user_inputs: injected.iter().filter(|r| r.input.kind == InputKind::User).count(),
+                open_user_inputs: injected.iter().filter(|row| is_open(row, &live)).count(),
                 queued_inputs: queued.len(),
                 since_user_ms: live.last_user_at.filter(|_| record.bound).map(|at| now - at),
                 subagents: live.subagents,
@@ -240,6 +241,12 @@ impl Shared {
         }
         old
     }
+}
+
+/// Whether a person still waits. What was typed into the session itself is answered when its turn ends.
+fn is_open(row: &InboxRow, live: &Live) -> bool {
+    let typed_here = row.input.tag == LOCAL_TAG;
+    row.input.kind == InputKind::User && (!typed_here || live.in_turn.contains(&row.ulid))
 }
 
 fn remove_files(files: &SessionFiles) {

@@ -7,6 +7,7 @@ mod init;
 mod kill;
 mod node;
 mod owner;
+mod session;
 mod surface;
 
 use std::io::Write as _;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,11 @@ pub(super) struct Answer {
 
 impl Node {
     pub(super) fn start() -> Self {
+        Self::start_after(|_| {})
+    }
+
+    /// Starts after `prepare` changed what `init` made in the project.
+    pub(super) fn start_after(prepare: impl FnOnce(&Path)) -> Self {
         let home = Home::new();
         let project = home.project("garden");
         let free =
@@ -38,6 +43,7 @@ impl Node {
         let pin = made.pin();
         let token =
             home.run_with_input(&project, &["secrets", "get", "authToken"], "").ok().stdout.trim().to_owned();
+        prepare(&project);
         let mut command = home.command(&project, &["server", "start", "--foreground"]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("node");
         let node = Self { home, project, child, port: free, pin, token };

@@ -367,6 +367,12 @@ async fn refresh(
             "a session may refresh itself only",
         ));
     }
+    rooms.sessions.may_refresh(&record.id.to_string()).map_err(|error| match error {
+        SessionError::NoTranscript => {
+            ApiError::new(StatusCode::CONFLICT, "no_resume_id", SessionError::NoTranscript.to_string())
+        }
+        other => other.into(),
+    })?;
     let reason: String = body.reason.unwrap_or_default().chars().take(1000).collect();
     tracing::info!(session = %record.id, reason, "refresh asked for");
     let sessions = rooms.sessions.clone();
@@ -640,6 +646,7 @@ impl From<SessionError> for ApiError {
             | SessionError::WaitingInput
             | SessionError::NotBusy
             | SessionError::Busy
+            | SessionError::InProgress
             | SessionError::Kept(_) => StatusCode::CONFLICT,
             SessionError::Protected => StatusCode::FORBIDDEN,
             SessionError::Limit { .. } | SessionError::QueueFull(_) | SessionError::RefreshLimit => {

@@ -1,9 +1,10 @@
 //! A full house, and sessions that go on over the other transport.
 
 use instar_sessions::record::{Activity, Priority, SessionKind, Status, Transport};
-use instar_sessions::{SessionError, SessionsConfig, SpawnRequest, Spawned};
+use instar_sessions::{OverdueDecision, SessionError, SessionsConfig, SpawnRequest, Spawned};
 use instar_state::ids::SessionId;
-use instar_state::ports::InputState;
+use instar_state::ports::{InputKind, InputState, SessionInput};
+use instar_state::time::now_ms;
 
 use crate::support::{Node, World, conversation, transcript, until};
 
@@ -121,8 +122,58 @@ async fn a_session_that_said_nothing_yet_moves_as_well() {
     let world = World::new();
     let node = world.node().await;
     let piped = node.sessions.spawn(conversation(Transport::Stdio)).await.expect("spawn");
+    assert!(matches!(node.sessions.may_refresh("talk"), Err(SessionError::NoTranscript)));
     let shown = node.sessions.switch_transport("talk", Transport::Tmux).await.expect("switch");
     assert_ne!(shown.id, piped.id);
     node.session(shown.id, "readiness", |r| r.status == Status::Running).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waited_for_six_hours_waits_for_a_word_of_the_owner() {
+    let world = World::new();
+    let config = SessionsConfig {
+        transport: [(SessionKind::Conversation, Transport::Stdio)].into(),
+        ..world.config()
+    };
+    let node = world.node_with(config.clone()).await;
+    let long_ago = now_ms() - 7 * 3_600_000;
+    let mut ulids = Vec::new();
+    for text in ["old-wanted", "old-unwanted"] {
+        let input = SessionInput {
+            inbox_key: format!("local:{text}"),
+            conversation: "local:talk".parse().expect("key"),
+            kind: InputKind::User,
+            body: text.into(),
+            tag: "dashboard:local".into(),
+            steer: false,
+        };
+        ulids.push(node.journal.enqueue(input, long_ago).await.expect("row").ulid.to_string());
+    }
+    node.stop().await;
+
+    let node = world.node_with(config).await;
+    let asked = world.notices.notices();
+    assert!(asked.iter().any(|n| n.notice.text.starts_with("2 messages waited")), "{asked:?}");
+    let first = node.sessions.spawn(conversation(Transport::Stdio)).await.expect("spawn");
+    node.sessions.send_input("talk", "young", false, None).await.expect("send");
+    node.row(first.id, "young", InputState::Injected).await;
+    node.session(first.id, "idle", |r| r.activity == Activity::Idle && r.telemetry.turns == 1).await;
+    assert!(!transcript(&world, &first.id.to_string()).contains("old-"));
+
+    node.sessions.decide_overdue(&ulids[1], OverdueDecision::Drop).await.expect("dropped");
+    let again = node.sessions.decide_overdue(&ulids[1], OverdueDecision::Run).await;
+    assert!(matches!(again, Err(SessionError::NotOverdue(_))), "{again:?}");
+    // Without a living session, the wanted one gets the next.
+    node.sessions.kill("talk", true).await.expect("kill");
+    node.sessions.decide_overdue(&ulids[0], OverdueDecision::Run).await.expect("released");
+    let next = until("the next session", || async {
+        node.sessions.list().into_iter().find(|r| r.resume_of == Some(first.id))
+    })
+    .await;
+    node.row(next.id, "old-wanted", InputState::Injected).await;
+    let said = transcript(&world, &first.id.to_string());
+    assert_eq!((said.matches("young").count(), said.matches("old-wanted").count()), (1, 1), "{said}");
+    assert!(!said.contains("old-unwanted"));
     node.stop().await;
 }

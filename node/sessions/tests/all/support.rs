@@ -113,7 +113,11 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.tmux(&["kill-server"]);
-        for pid in self.processes() {
+        // Supervisors first: one that has no runtime yet would start it afterwards.
+        let state = self.paths.state().display().to_string();
+        let all = instar_sessions::process::snapshot().into_keys();
+        let supervisors = all.filter(|pid| instar_sessions::process::command_line(*pid).contains(&state));
+        for pid in supervisors.chain(self.processes()) {
             instar_sessions::process::signal(pid, rustix::process::Signal::KILL);
         }
     }

@@ -1,5 +1,6 @@
 //! Sessions in a real tmux.
 
+use instar_hooks::{Event, EventInput, HookReport, ReportFacts};
 use instar_sessions::record::{Activity, Status, Transport};
 use instar_sessions::{OutputFormat, SessionError};
 use instar_state::ports::InputState;
@@ -115,5 +116,34 @@ async fn a_pane_without_a_record_is_listed_and_left_alone() {
     assert_eq!(node.sessions.tmux_sessions().await.expect("list").len(), 1);
     node.sessions.kill("recovered-1", true).await.expect("kill");
     until("no process left", || async { world.processes().is_empty().then_some(()) }).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_that_comes_again_does_nothing_after_a_restart_too() {
+    let world = World::new();
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Tmux)).await.expect("spawn");
+    node.session(record.id, "readiness", |r| r.status == Status::Running).await;
+    let report = |id: &str| {
+        let facts = ReportFacts { id: id.into(), ..ReportFacts::default() };
+        let at_ms = u64::MAX / 2;
+        HookReport {
+            at_ms,
+            ..HookReport::new(Event::SubagentStart, &EventInput::parse(b"{}").expect("input"), facts)
+        }
+    };
+    for id in ["one", "one", "two"] {
+        node.sessions.hook_event(record.id, report(id)).await;
+    }
+    node.session(record.id, "two subagents", |r| r.telemetry.subagents_spawned == 2).await;
+    node.stop().await;
+
+    let node = world.node().await;
+    for id in ["two", "three"] {
+        node.sessions.hook_event(record.id, report(id)).await;
+    }
+    let counted = node.session(record.id, "another subagent", |r| r.telemetry.subagents_spawned >= 3).await;
+    assert_eq!(counted.telemetry.subagents_spawned, 3);
     node.stop().await;
 }
