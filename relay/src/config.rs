@@ -3,7 +3,7 @@
 mod keys;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use keys::KEYS;
@@ -69,6 +69,66 @@ pub struct Limits {
     pub source_entries_per_hour: u32,
 }
 
+/// The admin interface (`relay.md` §14.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Whether it is offered.
+    pub enabled: bool,
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// TCP port; `None` is 9091, or a free one if [`RelayConfig::port`] is 0.
+    pub port: Option<u16>,
+    /// Its key; `None` makes one and stores it in `<data_dir>/admin-key`.
+    pub key: Option<Secret>,
+    /// Whether the address may be one that others can reach. TLS is needed then.
+    pub allow_public: bool,
+}
+
+/// A value that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// TLS of the public listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM file with the certificate and its chain.
+    pub cert: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// Detection of abuse (`relay.md` §10).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Abuse {
+    /// Whether patterns are looked for; malformed frames always end in a ban.
+    pub enabled: bool,
+    /// Different recipients in a minute that are spam.
+    pub spam_recipients: u32,
+    /// Attempts in five minutes that are flooding; never less than 50 times the messages per minute.
+    pub flooding_messages: u32,
+    /// Logins in an hour that are churn.
+    pub churn_logins: u32,
+    /// Messages above the size limit in an hour.
+    pub oversized_messages: u32,
+    /// Messages to and lookups of unknown addresses in ten minutes.
+    pub unknown_addresses: u32,
+    /// URL that is told of each ban; empty tells nobody.
+    pub webhook: String,
+}
+
 /// Cost of one more identity (`relay.md` §11).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sybil {
@@ -116,6 +176,18 @@ pub struct RelayConfig {
     pub host: IpAddr,
     /// TCP port; 0 lets the system choose.
     pub port: u16,
+    /// The admin interface.
+    pub admin: Admin,
+    /// Where `/metrics` is offered without a key; a loopback or private address.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Certificate and key of the public listener; both empty is plain HTTP behind a proxy.
+    pub tls: Tls,
+    /// URL under which others reach the relay; needed for agent cards.
+    pub public_url: String,
+    /// Whether the domain of a homepage is asked if it names the agent.
+    pub verify_homepages: bool,
+    /// Name server for that; `None` asks those of the system.
+    pub resolver: Option<SocketAddr>,
     /// Where everything is stored.
     pub data_dir: PathBuf,
     /// Name in registry tokens; by default derived from the relay key.
@@ -128,6 +200,8 @@ pub struct RelayConfig {
     pub trusted_proxies: Vec<Network>,
     /// Rates.
     pub limits: Limits,
+    /// Detection of abuse.
+    pub abuse: Abuse,
     /// Cost of identities.
     pub sybil: Sybil,
     /// Custody.
@@ -151,6 +225,18 @@ impl Default for RelayConfig {
         Self {
             host: IpAddr::from([0, 0, 0, 0]),
             port: 8787,
+            admin: Admin {
+                enabled: true,
+                host: IpAddr::from([127, 0, 0, 1]),
+                port: None,
+                key: None,
+                allow_public: false,
+            },
+            metrics_listen: None,
+            tls: Tls { cert: PathBuf::new(), key: PathBuf::new() },
+            public_url: String::new(),
+            verify_homepages: true,
+            resolver: None,
             data_dir: PathBuf::from("./data"),
             relay_id: None,
             mode: Mode::Public,
@@ -176,6 +262,15 @@ impl Default for RelayConfig {
                 delete_per_minute: 5,
                 entries_per_hour: 5,
                 source_entries_per_hour: 10,
+            },
+            abuse: Abuse {
+                enabled: true,
+                spam_recipients: 50,
+                flooding_messages: 3000,
+                churn_logins: 100,
+                oversized_messages: 3,
+                unknown_addresses: 30,
+                webhook: String::new(),
             },
             sybil: Sybil {
                 tiers: true,
@@ -288,6 +383,9 @@ impl RelayConfig {
         for (origin, key, value) in &outside {
             config.set(origin, key, value, &mut problems);
         }
+        if problems.is_empty() {
+            config.check(&mut problems);
+        }
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Values(problems)) }
     }
 
@@ -300,6 +398,8 @@ impl RelayConfig {
             drain_grace_s: 5,
             ..Self::default()
         };
+        config.admin.enabled = false;
+        config.verify_homepages = false;
         config.limits.per_source = false;
         config.sybil.tiers = false;
         config.sybil.aging_s = 0;
@@ -325,6 +425,7 @@ impl RelayConfig {
         }
         config.host = IpAddr::from([127, 0, 0, 1]);
         data_dir.clone_into(&mut config.data_dir);
+        config.check(&mut problems);
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Values(problems)) }
     }
 
@@ -332,6 +433,37 @@ impl RelayConfig {
     pub fn print(&self) -> String {
         let line = |key: &keys::Key| format!("{} = {}", key.name, (key.get)(self));
         KEYS.iter().map(line).chain([String::new()]).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Port of the admin interface; 0 lets the system choose.
+    pub fn admin_port(&self) -> u16 {
+        self.admin.port.unwrap_or(if self.port == 0 { 0 } else { 9091 })
+    }
+
+    /// Whether the public listener speaks TLS itself.
+    pub fn has_tls(&self) -> bool {
+        !self.tls.cert.as_os_str().is_empty()
+    }
+
+    /// What single values cannot tell.
+    fn check(&self, problems: &mut Vec<Problem>) {
+        let mut wrong = |key: &str, value: String, expected: &str| {
+            let (origin, key, expected) = ("configuration".to_owned(), key.to_owned(), expected.to_owned());
+            problems.push(Problem { origin, key, value, expected });
+        };
+        if self.has_tls() == self.tls.key.as_os_str().is_empty() {
+            let files = format!("{} / {}", self.tls.cert.display(), self.tls.key.display());
+            wrong("tls.cert", files, "tls.cert and tls.key are given together or not at all");
+        }
+        let public = !self.admin.host.is_loopback();
+        if self.admin.enabled && public && !(self.admin.allow_public && self.has_tls()) {
+            let expected =
+                "a loopback address, unless admin.allow_public = true and tls.cert and tls.key are given";
+            wrong("admin.host", self.admin.host.to_string(), expected);
+        }
+        if let Some(address) = self.metrics_listen.filter(|address| !is_private(address.ip())) {
+            wrong("metrics.listen", address.to_string(), "a loopback or private address with a port");
+        }
     }
 
     /// Whether young identities have smaller limits; a private relay has no strangers.
@@ -353,6 +485,13 @@ impl RelayConfig {
             let (origin, key, value) = (origin.to_owned(), name.to_owned(), value.to_owned());
             problems.push(Problem { origin, key, value, expected });
         }
+    }
+}
+
+fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_private(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local(),
     }
 }
 

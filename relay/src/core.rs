@@ -4,8 +4,10 @@
 //! clock. What must survive is a [`StoreOp`]: the effect that depends on it is only emitted once
 //! [`Event::Stored`] reports the commit.
 
+mod bans;
 mod conn;
 mod delivery;
+mod inspect;
 mod login;
 mod pipeline;
 mod presence;
@@ -23,11 +25,14 @@ use threadline::v1::close;
 use threadline::v1::envelope::Envelope;
 use threadline::v1::frames::{Ack, ClientFrame, ErrorCode, FrameError, RelayError, ServerFrame};
 
+use crate::abuse::{Abuse, Pattern};
 use crate::config::RelayConfig;
+use crate::metrics::{Figures, Reject};
 use crate::store::{
     QueueAnswer, QueueOp, QueueTotals, RegistryAnswer, RegistryOp, StoreAnswer, StoreFailed, StoreOp,
 };
 use conn::{Conn, Phase, Session};
+pub use inspect::SessionInfo;
 use pipeline::{Awaiting, Submitted};
 use presence::{Leaving, Presences};
 use windows::CoreWindows;
@@ -91,6 +96,18 @@ pub enum Event {
     Custody {
         /// Whether messages may be accepted.
         open: bool,
+    },
+    /// An identity was banned by a person.
+    Banned {
+        /// Its address.
+        address: Fingerprint,
+        /// When the ban ends, in Unix milliseconds.
+        until_ms: i64,
+    },
+    /// An agent asked the directory for an address that was never here.
+    UnknownLookup {
+        /// The agent's key.
+        key: [u8; 32],
     },
     /// An agent changed its entry by REST.
     Listed {
@@ -223,6 +240,8 @@ pub struct Counters {
     pub redelivered: u64,
     /// Bans.
     pub bans: u64,
+    /// Bans by pattern, in the order of [`Pattern::ALL`].
+    pub bans_by: [u64; Pattern::ALL.len()],
     /// `discover` frames answered.
     pub discoveries: u64,
     /// Keys refused because another key has their address.
@@ -252,7 +271,7 @@ impl std::fmt::Display for Counters {
 }
 
 /// Numbers for `/health`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Snapshot {
     /// Agents with a live session.
     pub agents: usize,
@@ -260,9 +279,9 @@ pub struct Snapshot {
     pub connections: usize,
     /// Totals of the queue.
     pub queue: QueueTotals,
-    /// Agents with a message in the last hour.
+    /// Agents with a message in the last five minutes.
     pub tracked_agents: usize,
-    /// Live agents younger than an hour.
+    /// Identities that came for the first time in the last hour.
     pub new_agents: usize,
     /// Messages that entered the pipeline in the last minute.
     pub messages_per_minute: u32,
@@ -270,17 +289,24 @@ pub struct Snapshot {
     pub counters: Counters,
     /// Whether messages may be accepted.
     pub custody_open: bool,
+    /// Refusals, times and newcomers.
+    pub figures: Figures,
 }
 
 /// What a ticket stands for.
 enum Pending {
-    Login { conn: ConnId, key: [u8; 32] },
+    Login {
+        conn: ConnId,
+        key: [u8; 32],
+    },
     Accept(Box<Submitted>),
     Standing(Box<Submitted>),
     Backlog(ConnId),
     Confirm(Vec<u64>),
     Discover(ConnId, threadline::v1::frames::DiscoverFilter),
     Ban(Fingerprint),
+    /// Whether the address somebody wrote to was ever here.
+    Lookup(Fingerprint),
     Sweep,
     Quiet,
 }
@@ -310,6 +336,7 @@ pub struct Core {
     leaving: HashMap<Fingerprint, Leaving>,
     presences: Presences,
     windows: CoreWindows,
+    abuse: Abuse,
     pending: HashMap<u64, Pending>,
     next_ticket: u64,
     last_seq: u64,
@@ -322,12 +349,14 @@ pub struct Core {
     custody_open: bool,
     totals: QueueTotals,
     counters: Counters,
+    figures: Figures,
 }
 
 impl Core {
     /// Starts with nobody connected. The first sweep for expired messages is due at once.
     pub fn new(config: Arc<RelayConfig>, start: Start, now_ms: i64) -> Self {
         let windows = CoreWindows::new(&config);
+        let abuse = Abuse::new(&config.abuse, &config.limits);
         Self {
             config,
             relay_id: start.relay_id,
@@ -338,6 +367,7 @@ impl Core {
             leaving: HashMap::new(),
             presences: Presences::default(),
             windows,
+            abuse,
             pending: HashMap::new(),
             next_ticket: 0,
             last_seq: start.last_seq,
@@ -348,6 +378,7 @@ impl Core {
             custody_open: true,
             totals: start.totals,
             counters: Counters::default(),
+            figures: Figures::default(),
         }
     }
 
@@ -359,6 +390,8 @@ impl Core {
             Event::Closed { conn } => self.closed(conn, now_ms),
             Event::Stored { ticket, answer } => self.stored(ticket, answer, now_ms),
             Event::Custody { open } => self.custody_open = open,
+            Event::Banned { address, until_ms } => self.end_banned(&address, until_ms, now_ms),
+            Event::UnknownLookup { key } => self.looked_up_unknown(&key, now_ms),
             Event::Listed { key, listed } => self.listed(&key, listed),
             Event::Tick => {}
         }
@@ -382,16 +415,16 @@ impl Core {
 
     /// Numbers for `/health`.
     pub fn snapshot(&mut self, now_ms: i64) -> Snapshot {
-        let young = |conn: &Conn| conn.session().is_some_and(|s| now_ms - s.first_seen_ms < 3_600_000);
         Snapshot {
             agents: self.sessions.len(),
             connections: self.conns.len(),
             queue: self.totals,
-            tracked_agents: self.windows.hour.len(),
-            new_agents: self.conns.values().filter(|conn| young(conn)).count(),
+            tracked_agents: self.abuse.tracked(),
+            new_agents: self.windows.newcomers.count(&(), now_ms) as usize,
             messages_per_minute: self.windows.routed.count(&(), now_ms),
             counters: self.counters,
             custody_open: self.custody_open,
+            figures: self.figures,
         }
     }
 
@@ -459,34 +492,7 @@ impl Core {
             self.strike(id, now_ms);
             return self.drop_conn(id, close::TOO_LARGE, "Frame too large", now_ms);
         }
-        if self.windows.junk.take(&id, now_ms).is_ok() {
-            return;
-        }
-        if self.session(id).is_some() {
-            self.ban(id, "too many malformed frames", "junk", 600_000, now_ms);
-        } else {
-            self.drop_conn(id, close::BANNED, "Too many malformed frames", now_ms);
-        }
-    }
-
-    /// Bans the key of a live session; the session ends when the ban is stored.
-    fn ban(
-        &mut self,
-        id: ConnId,
-        reason: &'static str,
-        pattern: &'static str,
-        duration_ms: i64,
-        now_ms: i64,
-    ) {
-        let Some(session) = self.session_mut(id) else { return };
-        if std::mem::replace(&mut session.banned, true) {
-            return;
-        }
-        let (key, address) = (session.key, session.address);
-        self.counters.bans += 1;
-        tracing::warn!(pattern, "identity banned");
-        let op = RegistryOp::Ban { key, reason, pattern, now_ms, duration_ms };
-        self.store_registry(Pending::Ban(address), op);
+        self.malformed(id, now_ms);
     }
 
     fn stored(&mut self, ticket: u64, answer: Result<StoreAnswer, StoreFailed>, now_ms: i64) {
@@ -509,6 +515,9 @@ impl Core {
             }
             (Pending::Backlog(conn), _) => self.backlog_failed(conn, now_ms),
             (Pending::Confirm(seqs), Ok(StoreAnswer::Queue(QueueAnswer::Confirmed(gone)))) => {
+                for message in &gone {
+                    self.figures.deliver.add((now_ms - message.stored_ms) as f64);
+                }
                 self.confirmed(&seqs, gone);
             }
             (Pending::Confirm(seqs), _) => {
@@ -520,22 +529,14 @@ impl Core {
             (Pending::Discover(conn, _), _) => {
                 self.send_error(conn, ErrorCode::InternalError, "The directory is unavailable");
             }
+            (Pending::Lookup(sender), Ok(StoreAnswer::Registry(RegistryAnswer::Known(false)))) => {
+                self.wrote_to_unknown(&sender, now_ms);
+            }
             (Pending::Ban(address), answer) => self.banned(&address, answer, now_ms),
             (Pending::Sweep, Ok(StoreAnswer::Queue(QueueAnswer::Expired(gone)))) => {
                 self.expired(gone, now_ms);
             }
-            (Pending::Sweep | Pending::Quiet, _) => {}
-        }
-    }
-
-    fn banned(&mut self, address: &Fingerprint, answer: Result<StoreAnswer, StoreFailed>, now_ms: i64) {
-        let until = match answer {
-            Ok(StoreAnswer::Registry(RegistryAnswer::Banned(until))) => until,
-            _ => now_ms + 600_000,
-        };
-        if let Some(conn) = self.sessions.get(address).copied() {
-            self.send_error(conn, ErrorCode::Banned, login::banned_text(until));
-            self.drop_conn(conn, close::BANNED, "Banned", now_ms);
+            (Pending::Sweep | Pending::Quiet | Pending::Lookup(_), _) => {}
         }
     }
 
@@ -553,6 +554,7 @@ impl Core {
                 }
                 Timer::Sweep => {
                     self.windows.forget_idle(now_ms);
+                    self.abuse.forget_idle(self.windows.turn(), now_ms);
                     self.store_queue(Pending::Sweep, QueueOp::Expire { now_ms, limit: SWEEP_BATCH });
                     self.timers.insert((now_ms + SWEEP_MS, Timer::Sweep));
                 }

@@ -104,7 +104,7 @@ async fn run(
         listener: Some(listener),
         ready: Some(ready),
         hurry: shutdown.clone(),
-        heartbeat: None,
+        ..Launch::default()
     };
     let dir = config.data_dir.clone();
     let announce = async {

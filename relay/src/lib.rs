@@ -1,16 +1,20 @@
 //! The Threadline relay: agents connect outward to it, it keeps their messages until they are confirmed, knows who is
 //! there and lists who wants to be found.
 
+pub mod abuse;
+pub mod admin;
 pub mod config;
 pub mod core;
 pub mod embedded;
 pub mod keys;
 pub mod limits;
 mod lock;
+pub mod metrics;
 pub mod program;
 pub mod registry;
 mod server;
 pub mod store;
+pub mod sybil;
 pub mod token;
 
 pub use config::{ConfigError, RelayConfig};

@@ -1,6 +1,6 @@
 //! Sliding windows of ring buckets: 60 buckets per window, whatever the number of events.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::Hash;
 
 /// Buckets per window; the window slides in steps of one sixtieth of its length.
@@ -38,37 +38,82 @@ pub struct OverLimit {
     pub retry_ms: i64,
 }
 
-#[derive(Debug, Default, Clone)]
+/// Counts of the newest 60 buckets; an idle key pays for one number only.
+#[derive(Debug, Clone)]
+enum Ring {
+    One(u32),
+    Many(Box<[u32; BUCKETS as usize]>),
+}
+
+#[derive(Debug, Clone)]
 struct Counter {
-    buckets: VecDeque<(i64, u32)>,
+    /// Newest bucket.
+    newest: i64,
     total: u32,
+    ring: Ring,
+}
+
+fn slot(bucket: i64) -> usize {
+    bucket.rem_euclid(BUCKETS) as usize
 }
 
 impl Counter {
-    fn forget_before(&mut self, oldest: i64) {
-        while let Some(&(bucket, n)) = self.buckets.front() {
-            if bucket >= oldest {
-                return;
+    fn new(bucket: i64) -> Self {
+        Self { newest: bucket, total: 0, ring: Ring::One(0) }
+    }
+
+    /// Forgets what is outside of the window that ends with `bucket`.
+    fn slide(&mut self, bucket: i64) {
+        if bucket - self.newest >= BUCKETS {
+            *self = Self::new(bucket);
+        }
+        if let Ring::Many(counts) = &mut self.ring {
+            for passed in self.newest + 1..=bucket {
+                self.total -= std::mem::take(&mut counts[slot(passed)]);
             }
-            self.total -= n;
-            self.buckets.pop_front();
+            self.newest = self.newest.max(bucket);
         }
     }
 
     fn add(&mut self, bucket: i64) {
-        match self.buckets.back_mut() {
-            // A clock that steps back counts into the newest bucket: never an earlier release.
-            Some((last, n)) if *last >= bucket => *n += 1,
-            _ => self.buckets.push_back((bucket, 1)),
-        }
+        self.slide(bucket);
         self.total += 1;
+        match &mut self.ring {
+            // A clock that steps back counts into the newest bucket: never an earlier release.
+            Ring::One(count) if bucket <= self.newest || *count == 0 => *count += 1,
+            Ring::One(count) => {
+                let mut counts = Box::new([0; BUCKETS as usize]);
+                counts[slot(self.newest)] = *count;
+                counts[slot(bucket)] = 1;
+                self.ring = Ring::Many(counts);
+            }
+            Ring::Many(counts) => counts[slot(self.newest)] += 1,
+        }
+        self.newest = self.newest.max(bucket);
     }
 
     fn take_back(&mut self, bucket: i64) {
-        let found = self.buckets.iter_mut().rev().find(|(b, n)| *b <= bucket && *n > 0);
-        if let Some((_, n)) = found {
-            *n -= 1;
+        let count = match &mut self.ring {
+            Ring::One(count) => Some(count),
+            Ring::Many(counts) => {
+                let last = bucket.min(self.newest);
+                let mut held = (self.newest - BUCKETS + 1..=last).rev();
+                held.find(|b| counts[slot(*b)] > 0).map(|b| &mut counts[slot(b)])
+            }
+        };
+        if let Some(count) = count.filter(|count| **count > 0) {
+            *count -= 1;
             self.total -= 1;
+        }
+    }
+
+    fn oldest(&self) -> i64 {
+        match &self.ring {
+            Ring::One(_) => self.newest,
+            Ring::Many(counts) => {
+                let mut held = self.newest - BUCKETS + 1..=self.newest;
+                held.find(|b| counts[slot(*b)] > 0).unwrap_or(self.newest)
+            }
         }
     }
 }
@@ -94,32 +139,37 @@ impl<K: Hash + Eq + Clone> Windows<K> {
 
     /// Events of `key` in the window that ends now.
     pub fn count(&mut self, key: &K, now_ms: i64) -> u32 {
-        let oldest = self.rule.bucket(now_ms) - BUCKETS + 1;
         let Some(counter) = self.counters.get_mut(key) else { return 0 };
-        counter.forget_before(oldest);
+        counter.slide(self.rule.bucket(now_ms));
         counter.total
     }
 
     /// Whether one more event would be admitted; counts nothing.
     pub fn check(&mut self, key: &K, now_ms: i64) -> Result<(), OverLimit> {
-        if self.count(key, now_ms) < self.rule.limit {
+        let bucket = self.rule.bucket(now_ms);
+        let Some(counter) = self.counters.get_mut(key) else { return Ok(()) };
+        counter.slide(bucket);
+        if counter.total < self.rule.limit {
             return Ok(());
         }
-        let first = self.counters.get(key).and_then(|c| c.buckets.front()).map_or(0, |(b, _)| *b);
         let width = (self.rule.window_ms / BUCKETS).max(1);
-        Err(OverLimit { retry_ms: ((first + BUCKETS) * width - now_ms).max(1) })
+        Err(OverLimit { retry_ms: ((counter.oldest() + BUCKETS) * width - now_ms).max(1) })
     }
 
     /// Counts one event whether or not it is within the limit; returns the events in the window.
     pub fn add(&mut self, key: &K, now_ms: i64) -> u32 {
         let bucket = self.rule.bucket(now_ms);
-        if !self.counters.contains_key(key) && self.counters.len() >= self.max_keys {
+        if let Some(counter) = self.counters.get_mut(key) {
+            counter.add(bucket);
+            return counter.total;
+        }
+        if self.counters.len() >= self.max_keys {
             self.forget_idle(now_ms);
         }
-        let counter = self.counters.entry(key.clone()).or_default();
-        counter.forget_before(bucket - BUCKETS + 1);
+        let mut counter = Counter::new(bucket);
         counter.add(bucket);
-        counter.total
+        self.counters.insert(key.clone(), counter);
+        1
     }
 
     /// Counts one event if it is within the limit.
@@ -139,21 +189,31 @@ impl<K: Hash + Eq + Clone> Windows<K> {
 
     /// Drops keys without an event in the window, then, if still too many, the longest idle tenth.
     pub fn forget_idle(&mut self, now_ms: i64) {
-        let oldest = self.rule.bucket(now_ms) - BUCKETS + 1;
-        self.counters.retain(|_, c| c.buckets.back().is_some_and(|(b, _)| *b >= oldest));
+        let bucket = self.rule.bucket(now_ms);
+        self.counters.retain(|_, counter| {
+            counter.slide(bucket);
+            counter.total > 0
+        });
         if self.counters.len() < self.max_keys {
             return;
         }
-        let mut last: Vec<i64> =
-            self.counters.values().filter_map(|c| c.buckets.back().map(|(b, _)| *b)).collect();
-        last.sort_unstable();
-        let cut = last.get(last.len() / 10).copied().unwrap_or(i64::MAX);
-        let mut spare = self.counters.len() / 10 + 1;
-        self.counters.retain(|_, c| {
-            let idle = spare > 0 && c.buckets.back().is_none_or(|(b, _)| *b <= cut);
+        let mut newest: Vec<i64> = self.counters.values().map(|counter| counter.newest).collect();
+        let tenth = newest.len() / 10;
+        let (_, cut, _) = newest.select_nth_unstable(tenth);
+        let cut = *cut;
+        let mut spare = tenth + 1;
+        self.counters.retain(|_, counter| {
+            let idle = spare > 0 && counter.newest <= cut;
             spare -= usize::from(idle);
             !idle
         });
+    }
+
+    /// Most bytes these windows use: every key alive, with events in more than one bucket.
+    pub fn bound_bytes(&self) -> usize {
+        // A hash table is at most half empty, and keeps one byte per place.
+        let entry = (size_of::<K>() + size_of::<Counter>() + 1) * 2;
+        self.max_keys * (entry + size_of::<[u32; BUCKETS as usize]>())
     }
 
     /// Number of keys held.
@@ -202,6 +262,17 @@ mod tests {
         }
         assert!(windows.len() <= 100);
         assert_eq!(windows.count(&999, 9_990), 1);
+    }
+
+    #[test]
+    fn what_is_taken_back_leaves_its_own_bucket() {
+        let mut windows = Windows::new(Rule::per_minute(2), 10);
+        windows.add(&1, 1_000);
+        windows.add(&1, 31_000);
+        windows.take_back(&1, 1_000);
+        assert!(windows.take(&1, 40_000).is_ok());
+        assert_eq!(windows.check(&1, 61_500), Err(OverLimit { retry_ms: 29_500 }), "the first one is gone");
+        windows.take_back(&2, 1_000);
     }
 
     proptest! {

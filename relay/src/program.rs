@@ -144,11 +144,18 @@ async fn serve(config: RelayConfig) -> Result<(), u8> {
     let (ready, address) = tokio::sync::oneshot::channel();
     let (beat, beats) = tokio::sync::mpsc::channel(1);
     let heartbeat = service::heartbeat_interval().map(|every| Heartbeat { every, beat });
-    let launch = Launch { ready: Some(ready), hurry, heartbeat, ..Launch::default() };
+    let (admin_ready, admin_address) = tokio::sync::oneshot::channel();
+    let reload = std::sync::Arc::new(tokio::sync::Notify::new());
+    let hangups = tokio::spawn(watch_hangups(std::sync::Arc::clone(&reload)));
+    let launch =
+        Launch { ready: Some(ready), admin_ready: Some(admin_ready), reload, hurry, heartbeat };
     let announce = async {
         if let Ok(address) = address.await {
             println!("listening on {address}");
             service::ready(address);
+        }
+        if let Ok(address) = admin_address.await {
+            println!("admin on {address}");
         }
     };
     let stopping = tokio::spawn({
@@ -162,6 +169,7 @@ async fn serve(config: RelayConfig) -> Result<(), u8> {
         tokio::join!(crate::serve(config, launch, shutdown), announce, service::pass_on(beats));
     stopping.abort();
     watcher.abort();
+    hangups.abort();
     match served {
         Ok(counters) => {
             println!("{counters}");
@@ -187,5 +195,15 @@ async fn watch_signals(shutdown: CancellationToken, hurry: CancellationToken) {
             _ = interrupt.recv() => {}
         }
         token.cancel();
+    }
+}
+
+/// SIGHUP reads certificate and key again.
+async fn watch_hangups(reload: std::sync::Arc<tokio::sync::Notify>) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return tracing::error!("SIGHUP cannot be watched");
+    };
+    while hangup.recv().await.is_some() {
+        reload.notify_one();
     }
 }

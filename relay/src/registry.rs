@@ -3,4 +3,5 @@
 pub mod clean;
 pub mod cursor;
 pub mod query;
+pub mod score;
 pub mod search;

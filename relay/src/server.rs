@@ -1,13 +1,21 @@
 //! The relay as a process part: databases, core, listener, orderly stop.
 
+mod admin;
+mod backup;
 mod clock;
 mod connection;
 mod disk;
+mod domains;
+mod doors;
 mod driver;
+mod health;
 mod http;
 mod outbox;
+mod page;
 mod rest;
 mod source;
+mod tls;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -67,6 +75,9 @@ pub enum RelayError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// Certificate and key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
     /// A part of the relay ended that must not.
     #[error("the relay stopped by itself: {0}")]
     Internal(String),
@@ -92,6 +103,10 @@ pub struct Launch {
     pub listener: Option<std::net::TcpListener>,
     /// Hears the address once connections are accepted.
     pub ready: Option<oneshot::Sender<SocketAddr>>,
+    /// Hears the address of the admin interface, if there is one.
+    pub admin_ready: Option<oneshot::Sender<SocketAddr>>,
+    /// When rung, certificate and key are read again.
+    pub reload: Arc<tokio::sync::Notify>,
     /// When cancelled, a stop closes all connections at once.
     pub hurry: CancellationToken,
     /// Who wants to hear that the relay still works.
@@ -125,6 +140,7 @@ pub async fn serve(
             .await
             .map_err(|e| RelayError::Internal(e.to_string()))??
     };
+    let doors = doors::Doors::open(&config)?;
     let listener = bind(&config, launch.listener)?;
     let address = listener.local_addr().map_err(|source| listen_error(&config, source))?;
     let listener =
@@ -148,19 +164,47 @@ pub async fn serve(
         cursor_secret: prepared.cursor_secret,
         sources: source::Sources::new(&prepared.source_key, config.trusted_proxies.clone()),
         limits: rest::RestLimits::new(&config),
-        health: http::HealthCache::default(),
+        health: health::Cache::default(),
+        measured: health::Measured::default(),
+        homepage_changed: tokio::sync::Notify::new(),
         draining: AtomicBool::new(false),
         connections: TaskTracker::new(),
     });
     let stop_helpers = CancellationToken::new();
     let helpers = TaskTracker::new();
     helpers.spawn(disk::watch(Arc::clone(&state), stop_helpers.clone()));
+    if config.verify_homepages {
+        helpers.spawn(domains::verify(Arc::clone(&state), stop_helpers.clone()));
+    }
+    if !config.abuse.webhook.is_empty() {
+        helpers.spawn(webhook::tell(Arc::clone(&state), stop_helpers.clone()));
+    }
+    helpers.spawn(rest::keep_counting(Arc::clone(&state), stop_helpers.clone()));
     helpers.spawn(rest::age_daily(Arc::clone(&state), stop_helpers.clone()));
     if let Some(heartbeat) = launch.heartbeat {
         helpers.spawn(beat(handle.clone(), heartbeat, stop_helpers.clone()));
     }
     let stop_accepting = CancellationToken::new();
-    let accepting = tokio::spawn(http::accept(listener, Arc::clone(&state), stop_accepting.clone()));
+    let router = http::router(Arc::clone(&state));
+    let connections = state.connections.clone();
+    let tls = doors.tls.clone();
+    let accepting = tokio::spawn(http::accept(listener, router, tls, connections, stop_accepting.clone()));
+    let side = TaskTracker::new();
+    if let Some(tls) = doors.tls.clone() {
+        helpers.spawn(tls::reload_on(tls, launch.reload, stop_helpers.clone()));
+    }
+    if let Some((listener, tls)) = doors.admin {
+        let router = admin::router(Arc::clone(&state), &doors.admin_key);
+        helpers.spawn(http::accept(listener, router, tls, side.clone(), stop_helpers.clone()));
+    }
+    if let Some(listener) = doors.metrics {
+        let router = admin::metrics_router(Arc::clone(&state));
+        helpers.spawn(http::accept(listener, router, None, side.clone(), stop_helpers.clone()));
+    }
+    if let Some(told) = launch.admin_ready.filter(|_| doors.admin_address.is_some()) {
+        // The caller may have lost interest.
+        let _ = doors.admin_address.map(|address| told.send(address));
+    }
     tracing::info!(%address, data_dir = %config.data_dir.display(), "relay is listening");
     if let Some(ready) = launch.ready {
         // The caller may have lost interest.
@@ -179,6 +223,8 @@ pub async fn serve(
     stop_helpers.cancel();
     helpers.close();
     helpers.wait().await;
+    side.close();
+    side.wait().await;
     handle.stop().await;
     let counters = driver.await.map_err(|e| RelayError::Internal(e.to_string()))?;
     tokio::task::spawn_blocking(move || {
@@ -193,6 +239,13 @@ pub async fn serve(
 }
 
 async fn drain(state: &Shared, hurry: &CancellationToken) {
+    close_all(state, hurry).await;
+    state.connections.close();
+    state.connections.wait().await;
+}
+
+/// Closes all sessions with 1001, spread over time.
+async fn close_all(state: &Shared, hurry: &CancellationToken) {
     let outboxes = state.driver.outboxes().await;
     let pause = SPREAD_EACH.min(SPREAD / u32::try_from(outboxes.len()).unwrap_or(u32::MAX).max(1));
     for outbox in outboxes {
@@ -202,8 +255,6 @@ async fn drain(state: &Shared, hurry: &CancellationToken) {
             () = hurry.cancelled() => {}
         }
     }
-    state.connections.close();
-    state.connections.wait().await;
 }
 
 async fn beat(driver: DriverHandle, heartbeat: Heartbeat, stop: CancellationToken) {
@@ -232,7 +283,10 @@ struct Shared {
     cursor_secret: [u8; 32],
     sources: source::Sources,
     limits: rest::RestLimits,
-    health: http::HealthCache,
+    health: health::Cache,
+    measured: health::Measured,
+    /// Rung when a homepage is new.
+    homepage_changed: tokio::sync::Notify,
     draining: AtomicBool,
     connections: TaskTracker,
 }

@@ -10,6 +10,8 @@ mod embedded;
 mod http;
 #[path = "all/memory.rs"]
 mod memory;
+#[path = "all/operator.rs"]
+mod operator;
 #[path = "all/process.rs"]
 mod process;
 #[path = "all/service.rs"]

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use super::{DurabilityMode, Mode, RelayConfig};
+use super::{DurabilityMode, Mode, RelayConfig, Secret};
 
 pub(super) struct Key {
     pub(super) name: &'static str,
@@ -48,6 +48,87 @@ pub(super) const KEYS: &[Key] = &[
         get: |c| quoted(&c.host.to_string()),
     },
     number!("port", Some("RELAY_PORT"), port, 0..=65535),
+    flag!("admin.enabled", admin.enabled),
+    Key {
+        name: "admin.host",
+        env: Some("RELAY_ADMIN_HOST"),
+        set: |c, v| {
+            c.admin.host = v.parse().map_err(|_| "an IP address".to_owned())?;
+            Ok(())
+        },
+        get: |c| quoted(&c.admin.host.to_string()),
+    },
+    Key {
+        name: "admin.port",
+        env: Some("RELAY_ADMIN_PORT"),
+        set: |c, v| {
+            c.admin.port = if v == "auto" { None } else { Some(number(v, 0..=65535)?) };
+            Ok(())
+        },
+        get: |c| c.admin.port.map_or_else(|| quoted("auto"), |port| port.to_string()),
+    },
+    Key {
+        name: "admin.key",
+        env: Some("RELAY_ADMIN_KEY"),
+        set: |c, v| {
+            if !v.is_empty() && v.len() < crate::admin::MIN_KEY {
+                return Err(format!("at least {} characters", crate::admin::MIN_KEY));
+            }
+            c.admin.key = Some(Secret(v.to_owned())).filter(|_| !v.is_empty());
+            Ok(())
+        },
+        get: |c| quoted("") + if c.admin.key.is_some() { " # set, not shown" } else { "" },
+    },
+    flag!("admin.allow_public", admin.allow_public),
+    Key {
+        name: "metrics.listen",
+        env: Some("RELAY_METRICS_LISTEN"),
+        set: |c, v| {
+            let parsed = (!v.is_empty()).then(|| v.parse()).transpose();
+            c.metrics_listen =
+                parsed.map_err(|_| "an address with a port, such as 127.0.0.1:9092".to_owned())?;
+            Ok(())
+        },
+        get: |c| quoted(&c.metrics_listen.map(|address| address.to_string()).unwrap_or_default()),
+    },
+    Key {
+        name: "tls.cert",
+        env: None,
+        set: |c, v| {
+            c.tls.cert = v.into();
+            Ok(())
+        },
+        get: |c| quoted(&c.tls.cert.to_string_lossy()),
+    },
+    Key {
+        name: "tls.key",
+        env: None,
+        set: |c, v| {
+            c.tls.key = v.into();
+            Ok(())
+        },
+        get: |c| quoted(&c.tls.key.to_string_lossy()),
+    },
+    Key {
+        name: "public_url",
+        env: Some("RELAY_PUBLIC_URL"),
+        set: |c, v| {
+            c.public_url = url(v)?.trim_end_matches('/').to_owned();
+            Ok(())
+        },
+        get: |c| quoted(&c.public_url),
+    },
+    flag!("registry.verify_homepages", verify_homepages),
+    Key {
+        name: "registry.resolver",
+        env: None,
+        set: |c, v| {
+            let parsed = (!v.is_empty()).then(|| v.parse()).transpose();
+            c.resolver = parsed.map_err(|_| "an address with a port, such as 127.0.0.1:53".to_owned())?;
+            Ok(())
+        },
+        get: |c| quoted(&c.resolver.map(|address| address.to_string()).unwrap_or_default()),
+    },
     Key {
         name: "data_dir",
         env: Some("RELAY_DATA_DIR"),
@@ -127,6 +208,21 @@ pub(super) const KEYS: &[Key] = &[
     number!("limits.delete_per_minute", None, limits.delete_per_minute, 1..=MANY),
     number!("limits.entries_per_hour", None, limits.entries_per_hour, 1..=MANY),
     number!("limits.source_entries_per_hour", None, limits.source_entries_per_hour, 1..=MANY),
+    flag!("abuse.enabled", abuse.enabled),
+    number!("abuse.spam_recipients", None, abuse.spam_recipients, 1..=MANY),
+    number!("abuse.flooding_messages", None, abuse.flooding_messages, 1..=MANY),
+    number!("abuse.churn_logins", None, abuse.churn_logins, 1..=MANY),
+    number!("abuse.oversized_messages", None, abuse.oversized_messages, 1..=MANY),
+    number!("abuse.unknown_addresses", None, abuse.unknown_addresses, 1..=MANY),
+    Key {
+        name: "abuse.webhook",
+        env: None,
+        set: |c, v| {
+            c.abuse.webhook = url(v)?;
+            Ok(())
+        },
+        get: |c| quoted(&c.abuse.webhook),
+    },
     flag!("sybil.tiers", sybil.tiers),
     number!("sybil.aging_s", None, sybil.aging_s, 0..=31_536_000),
     number!("sybil.connections_per_minute", None, sybil.connections_per_minute, 1..=MANY),
@@ -191,6 +287,13 @@ where
     let expected = || format!("a whole number, {}–{}", range.start(), range.end());
     let value: T = text.replace('_', "").parse().map_err(|_| expected())?;
     if range.contains(&value) { Ok(value) } else { Err(expected()) }
+}
+
+/// An http or https URL, or nothing.
+fn url(text: &str) -> Result<String, String> {
+    let parsed: Option<http::Uri> = text.parse().ok();
+    let good = parsed.is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
+    if text.is_empty() || good { Ok(text.to_owned()) } else { Err("an http or https URL".into()) }
 }
 
 fn list<T: FromStr<Err: ToString>>(text: &str) -> Result<Vec<T>, String> {

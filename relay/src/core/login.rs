@@ -129,7 +129,11 @@ impl Core {
         let Some(conn) = self.conns.get_mut(&id) else { return self.unlist_unless_live(key, now_ms) };
         let source = conn.source;
         let (first_seen_ms, counts, listing, framework_visible) = match outcome {
-            LoginOutcome::Welcome { first_seen_ms, counts, listing, framework_visible } => {
+            LoginOutcome::Welcome { first_seen_ms, first, counts, listing, framework_visible } => {
+                if first {
+                    self.figures.new_identities += 1;
+                    self.windows.newcomers.add(&(), now_ms);
+                }
                 (first_seen_ms, counts, listing, framework_visible)
             }
             LoginOutcome::Banned { until_ms, reason } => {
@@ -193,6 +197,7 @@ impl Core {
         self.came(id, now_ms);
         self.store_queue(Pending::Quiet, QueueOp::Arrived { recipient: address });
         self.read_backlog(id, now_ms);
+        self.churned(&address, now_ms);
     }
 
     /// The socket went away while storage was asked: the directory must not show the agent as connected.

@@ -11,7 +11,7 @@ use threadline::v1::frames::{
 use threadline::{Fingerprint, MessageId};
 
 use super::conn::Session;
-use super::{ConnId, Core, Pending, SWEEP_BATCH, Source, Submission, Timer};
+use super::{ConnId, Core, Pending, Reject, SWEEP_BATCH, Source, Submission, Timer};
 use crate::store::{Accept, Accepted, Departed, QueueFull, QueueOp, RegistryOp, Row, Standing, TierCounts};
 
 /// Milliseconds a sender waits for `delivered` before it hears `queued`.
@@ -77,7 +77,7 @@ impl Core {
             };
             return self.send(conn, ServerFrame::Error(error));
         };
-        if session.banned {
+        if session.banned || self.attempted(&sender, now_ms) {
             return self.send_error(conn, ErrorCode::Banned, "Banned");
         }
         if header.from != sender {
@@ -112,15 +112,6 @@ impl Core {
         let id = submitted.id.clone();
         let op = QueueOp::Standing { sender, recipient, id, hash, now_ms };
         self.store_queue(Pending::Standing(Box::new(submitted)), op);
-    }
-
-    /// An envelope above the limit: three in an hour are a ban.
-    pub(super) fn strike(&mut self, conn: ConnId, now_ms: i64) {
-        let Some(address) = self.address(conn) else { return };
-        let window = &mut self.windows.oversize;
-        if window.add(&address, now_ms) >= window.rule().limit {
-            self.ban(conn, "too many oversized messages", "oversized", 3_600_000, now_ms);
-        }
     }
 
     fn over_limit(&mut self, message: &Submitted, reply: bool, now_ms: i64) -> Option<Over> {
@@ -189,6 +180,7 @@ impl Core {
             Some(Over::Rate(which)) => format!("Rate limited ({which})"),
             Some(Over::Tier(text) | Over::Recipients(text)) => text,
         };
+        self.contacted(&message.sender, &message.recipient, reply, now_ms);
         self.reject(message.sender, &message.id, reason);
     }
 
@@ -229,10 +221,12 @@ impl Core {
             }
         };
         self.counters.accepted += 1;
+        self.figures.accept.add((now_ms - message.at_ms) as f64);
         self.totals.messages += 1;
         self.totals.bytes += message.body.len() as u64;
         self.totals.recipients += u64::from(first);
         self.keep_counts(&message, reply);
+        self.contacted(&message.sender, &message.recipient, reply, now_ms);
         let Submitted { sender, recipient, id, body, seq, expires_ms, .. } = message;
         let Some(conn) = self.sessions.get(&recipient).copied() else {
             self.counters.queued += 1;
@@ -297,10 +291,12 @@ impl Core {
 
     pub(super) fn reject(&mut self, sender: Fingerprint, id: &MessageId, reason: impl Into<String>) {
         self.counters.rejected += 1;
+        let reason = reason.into();
+        self.figures.rejects[Reject::of(&reason) as usize] += 1;
         let ack = Ack {
             message_id: id.as_str().to_owned(),
             status: AckStatus::Rejected,
-            reason: Some(reason.into()),
+            reason: Some(reason),
             ttl: None,
         };
         self.send_ack(sender, ack);

@@ -1,5 +1,6 @@
 //! The core against SQLite in memory and a virtual clock.
 
+mod abuse;
 mod bench;
 mod custody;
 mod limits;

@@ -8,8 +8,11 @@ use super::{ConnId, Source};
 use crate::config::RelayConfig;
 use crate::limits::{Rule, Windows};
 
-/// Keys per window: with at most 60 buckets of 16 bytes each the windows stay below 64 MiB together.
-const KEYS: usize = 10_000;
+/// Keys per window; [`CoreWindows::bound_bytes`] is what they cost at most.
+const AGENTS: usize = 30_000;
+const SOURCES: usize = 8_000;
+const SESSIONS: usize = 18_000;
+const FEW: usize = 5_000;
 
 /// Connections of one source that are not logged in, and all of them.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,15 +35,16 @@ pub(super) struct CoreWindows {
     pub(super) source: Windows<[u8; 8]>,
     pub(super) global: Windows<()>,
     pub(super) routed: Windows<()>,
+    /// Identities that came for the first time.
+    pub(super) newcomers: Windows<()>,
     pub(super) discover: Windows<Fingerprint>,
     pub(super) frames: Windows<ConnId>,
     pub(super) junk: Windows<ConnId>,
-    pub(super) oversize: Windows<Fingerprint>,
+    turn: usize,
 }
 
 /// First time a source is shut out, and the longest, in milliseconds.
 const SHUT_OUT_MS: (i64, i64) = (60_000, 900_000);
-const OVERSIZE_PER_HOUR: u32 = 3;
 
 impl CoreWindows {
     pub(super) fn new(config: &RelayConfig) -> Self {
@@ -50,19 +54,20 @@ impl CoreWindows {
             per_source: limits.per_source,
             open: HashMap::new(),
             before_login: 0,
-            connections: Windows::new(minute(config.sybil.connections_per_minute), KEYS),
-            auth: Windows::new(minute(limits.auth_per_minute), KEYS),
-            auth_failed: Windows::new(minute(limits.auth_failed_per_minute), KEYS),
+            connections: Windows::new(minute(config.sybil.connections_per_minute), SOURCES),
+            auth: Windows::new(minute(limits.auth_per_minute), SOURCES),
+            auth_failed: Windows::new(minute(limits.auth_failed_per_minute), SOURCES),
             shut_out: HashMap::new(),
-            minute: Windows::new(minute(limits.messages_per_minute), KEYS),
-            hour: Windows::new(hour(limits.messages_per_hour), KEYS),
-            source: Windows::new(minute(limits.source_per_minute), KEYS),
+            minute: Windows::new(minute(limits.messages_per_minute), AGENTS),
+            hour: Windows::new(hour(limits.messages_per_hour), AGENTS),
+            source: Windows::new(minute(limits.source_per_minute), SOURCES),
             global: Windows::new(minute(limits.global_per_minute), 1),
             routed: Windows::new(minute(u32::MAX), 1),
-            discover: Windows::new(minute(limits.discover_per_minute), KEYS),
-            frames: Windows::new(minute(limits.frames_per_minute), KEYS),
-            junk: Windows::new(minute(limits.junk_per_minute), KEYS),
-            oversize: Windows::new(hour(OVERSIZE_PER_HOUR), KEYS),
+            newcomers: Windows::new(hour(u32::MAX), 1),
+            discover: Windows::new(minute(limits.discover_per_minute), FEW),
+            frames: Windows::new(minute(limits.frames_per_minute), SESSIONS),
+            junk: Windows::new(minute(limits.junk_per_minute), FEW),
+            turn: 0,
         }
     }
 
@@ -103,15 +108,50 @@ impl CoreWindows {
         self.shut_out.insert(source.net, (now_ms + length, length));
     }
 
+    /// Drops what is older than its window. Each call does a part, so that none takes long.
     pub(super) fn forget_idle(&mut self, now_ms: i64) {
-        for window in [&mut self.connections, &mut self.auth, &mut self.auth_failed, &mut self.source] {
-            window.forget_idle(now_ms);
+        self.turn += 1;
+        match self.turn % 9 {
+            0 => self.connections.forget_idle(now_ms),
+            1 => self.auth.forget_idle(now_ms),
+            2 => self.auth_failed.forget_idle(now_ms),
+            3 => self.source.forget_idle(now_ms),
+            4 => self.minute.forget_idle(now_ms),
+            5 => self.hour.forget_idle(now_ms),
+            6 => self.discover.forget_idle(now_ms),
+            7 => self.frames.forget_idle(now_ms),
+            _ => self.junk.forget_idle(now_ms),
         }
-        for window in [&mut self.minute, &mut self.hour, &mut self.discover, &mut self.oversize] {
-            window.forget_idle(now_ms);
-        }
-        self.frames.forget_idle(now_ms);
-        self.junk.forget_idle(now_ms);
         self.shut_out.retain(|_, (until, length)| *until + *length > now_ms);
+    }
+
+    /// Turn of the next [`CoreWindows::forget_idle`], for others that tidy up in parts.
+    pub(super) fn turn(&self) -> usize {
+        self.turn
+    }
+
+    /// Most bytes the windows use.
+    #[cfg(test)]
+    pub(super) fn bound_bytes(&self) -> usize {
+        let sources = [&self.connections, &self.auth, &self.auth_failed, &self.source];
+        let agents = [&self.minute, &self.hour, &self.discover];
+        let sessions = [&self.frames, &self.junk];
+        sources.map(Windows::bound_bytes).iter().sum::<usize>()
+            + agents.map(Windows::bound_bytes).iter().sum::<usize>()
+            + sessions.map(Windows::bound_bytes).iter().sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abuse::Abuse;
+
+    #[test]
+    fn all_windows_and_detectors_stay_within_64_mib() {
+        let config = RelayConfig::default();
+        let bytes =
+            CoreWindows::new(&config).bound_bytes() + Abuse::new(&config.abuse, &config.limits).bound_bytes();
+        assert!(bytes <= 64 << 20, "{} MiB", bytes >> 20);
     }
 }

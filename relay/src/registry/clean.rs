@@ -58,6 +58,26 @@ pub fn tags<S: AsRef<str>>(raw: &[S]) -> Vec<String> {
     tags
 }
 
+/// Kind of facet: a capability.
+pub const CAPABILITY: &str = "ck";
+/// Kind of facet: an interest.
+pub const INTEREST: &str = "in";
+/// Kind of facet: a framework that others may see.
+pub const FRAMEWORK: &str = "fw";
+
+/// A tag as one word of the full-text index, where `-` would split it. No tag contains the letter.
+pub fn facet(kind: &str, tag: &str) -> String {
+    format!("{kind}þ{}", tag.replace('-', "þ"))
+}
+
+/// All facets of an entry.
+pub fn facets(capabilities: &[String], interests: &[String], framework: Option<&str>) -> String {
+    let capabilities = capabilities.iter().map(|tag| facet(CAPABILITY, tag));
+    let interests = interests.iter().map(|tag| facet(INTEREST, tag));
+    let framework = framework.map(|tag| facet(FRAMEWORK, tag));
+    capabilities.chain(interests).chain(framework).collect::<Vec<_>>().join(" ")
+}
+
 /// Framework tag, or `unknown`.
 pub fn framework(raw: &str) -> String {
     tag(raw).unwrap_or_else(|| "unknown".into())

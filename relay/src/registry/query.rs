@@ -1,6 +1,7 @@
 //! A person's search words as an FTS5 query.
 
-const SEPARATORS: &[char] = &['*', '"', '^', '(', ')', ':', '{', '}', '[', ']', '-'];
+/// What separates words besides white space.
+pub(super) const SEPARATORS: &[char] = &['*', '"', '^', '(', ')', ':', '{', '}', '[', ']', '-'];
 const OPERATORS: &[&str] = &["AND", "OR", "NOT", "NEAR"];
 
 /// The query that finds entries with all words; empty when no word is left.

@@ -1,11 +1,14 @@
 //! Finding entries (`relay.md` §12.3).
 
+use std::cmp::{Ordering, Reverse};
+
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension as _, Row, params_from_iter};
+use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
 
 use super::clean;
 use super::cursor::Cursor;
-use super::query::sanitise;
+use super::query::{SEPARATORS, sanitise};
+use super::score::{self, Fit, Words};
 use crate::store::registry::Found;
 
 /// Most hits of a text query that are ranked.
@@ -14,7 +17,8 @@ pub const RANKED: u32 = 2_000;
 const COUNTED: u32 = 10_000;
 const COLUMNS: &str =
     "public_key, agent_id, name, bio, interests, capabilities, framework, framework_visible,
-    homepage, visibility, registered_at, last_seen, online, stale, visible_at, consent_method";
+    homepage, visibility, registered_at, last_seen, online, stale, visible_at, consent_method, hidden, shown_at,
+    verified_domain";
 
 /// Order of a listing without text query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,9 +47,50 @@ impl Sort {
         match self {
             Self::LastSeen => "last_seen",
             Self::RegisteredAt => "registered_at",
-            Self::Name => "name COLLATE NOCASE",
+            Self::Name => "name",
         }
     }
+
+    const fn index(self) -> &'static str {
+        match self {
+            Self::LastSeen => "agents_seen",
+            Self::RegisteredAt => "agents_new",
+            Self::Name => "agents_name",
+        }
+    }
+
+    fn cursor(self, last: &Entry, now_ms: i64) -> Cursor {
+        let value = match self {
+            Self::LastSeen => last.last_seen_ms.to_string(),
+            Self::RegisteredAt => last.registered_ms.to_string(),
+            Self::Name => last.name.clone(),
+        };
+        Cursor { value, key: last.key, issued_ms: now_ms }
+    }
+
+    fn compare(self, one: &Entry, other: &Entry) -> Ordering {
+        match self {
+            Self::LastSeen => (other.last_seen_ms, other.key).cmp(&(one.last_seen_ms, one.key)),
+            Self::RegisteredAt => (other.registered_ms, other.key).cmp(&(one.registered_ms, one.key)),
+            Self::Name => folded(&one.name).cmp(folded(&other.name)).then(one.key.cmp(&other.key)),
+        }
+    }
+
+    fn is_behind(self, entry: &Entry, after: &Cursor) -> bool {
+        let time = || after.value.parse().unwrap_or(i64::MAX);
+        match self {
+            Self::LastSeen => (entry.last_seen_ms, entry.key) < (time(), after.key),
+            Self::RegisteredAt => (entry.registered_ms, entry.key) < (time(), after.key),
+            Self::Name => {
+                folded(&entry.name).cmp(folded(&after.value)).then(entry.key.cmp(&after.key)).is_gt()
+            }
+        }
+    }
+}
+
+/// As SQLite's NOCASE compares.
+fn folded(name: &str) -> impl Iterator<Item = u8> {
+    name.bytes().map(|byte| byte.to_ascii_lowercase())
 }
 
 /// What to look for.
@@ -114,6 +159,12 @@ pub struct Entry {
     pub visible_ms: i64,
     /// How consent was given.
     pub consent: String,
+    /// Whether it was not connected for 180 days.
+    pub hidden: bool,
+    /// When it may be shown, bans considered, in Unix milliseconds.
+    pub shown_ms: i64,
+    /// Domain that names the agent in its DNS, or empty.
+    pub verified_domain: String,
 }
 
 /// One page of results.
@@ -131,127 +182,204 @@ pub struct Page {
     pub ranked: Option<u32>,
 }
 
-struct Conditions {
-    sql: String,
-    values: Vec<Value>,
+/// Weights of name, bio, interests and capabilities.
+const WEIGHTS: [f64; 4] = [10.0, 2.0, 4.0, 4.0];
+/// Rows of a listing that are looked at for one page; a page that ends there is continued by its cursor.
+const SCANNED: u32 = 3_000;
+const SHOWN: &str = "a.visibility = 'public' AND a.hidden = 0";
+
+impl Search {
+    /// The tags as a full-text query.
+    fn facets(&self) -> Vec<String> {
+        let any = |kind: &str, tags: &[String]| {
+            let words: Vec<String> =
+                tags.iter().map(|tag| format!("\"{}\"", clean::facet(kind, tag))).collect();
+            (!words.is_empty()).then(|| format!("{{facets}} : ({})", words.join(" OR ")))
+        };
+        let framework = self.framework.as_ref().map(std::slice::from_ref).unwrap_or_default();
+        [
+            any(clean::CAPABILITY, &self.capabilities),
+            any(clean::INTEREST, &self.interests),
+            any(clean::FRAMEWORK, framework),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// Everything that the full-text index decides, or `None` for all entries.
+    fn matching(&self) -> Option<String> {
+        let words = sanitise(&self.text).replace("\" \"", "\" AND \"");
+        let text = (!words.is_empty()).then(|| format!("{{name bio interests capabilities}} : ({words})"));
+        let parts: Vec<String> =
+            text.into_iter().chain(self.facets()).map(|part| format!("({part})")).collect();
+        (!parts.is_empty()).then(|| parts.join(" AND "))
+    }
+
+    fn admits(&self, entry: &Entry, now_ms: i64) -> bool {
+        let any = |wanted: &[String], has: &[String]| {
+            wanted.is_empty() || wanted.iter().any(|tag| has.contains(tag))
+        };
+        entry.is_visible(now_ms)
+            && self.online.is_none_or(|online| entry.online == online)
+            && any(&self.capabilities, &entry.capabilities)
+            && any(&self.interests, &entry.interests)
+            && self.framework.as_ref().is_none_or(|f| entry.framework_visible && entry.framework == *f)
+    }
 }
 
-impl Conditions {
-    fn visible(now_ms: i64) -> Self {
-        let sql = "a.visibility = 'public' AND a.hidden = 0 AND a.visible_at <= ?
-            AND NOT EXISTS (SELECT 1 FROM bans b WHERE b.public_key = a.public_key AND b.expires_at > ?)";
-        Self { sql: sql.to_owned(), values: vec![now_ms.into(), now_ms.into()] }
+impl Entry {
+    fn fit(&self, words: &Words) -> Fit {
+        let (interests, capabilities) = (self.interests.join(" "), self.capabilities.join(" "));
+        let columns = [self.name.as_str(), &self.bio, &interests, &capabilities];
+        let mut weighted = [("", 0.0); 4];
+        for ((column, text), weight) in weighted.iter_mut().zip(columns).zip(WEIGHTS) {
+            *column = (text, weight);
+        }
+        words.fit(&weighted)
     }
 
-    fn and(&mut self, sql: &str, values: impl IntoIterator<Item = Value>) {
-        self.sql.push_str(" AND ");
-        self.sql.push_str(sql);
-        self.values.extend(values);
-    }
-
-    fn any_tag(&mut self, column: &str, tags: &[String]) {
-        if tags.is_empty() {
-            return;
-        }
-        let marks = vec!["?"; tags.len()].join(",");
-        let sql = format!("EXISTS (SELECT 1 FROM json_each(a.{column}) j WHERE j.value IN ({marks}))");
-        self.and(&sql, tags.iter().cloned().map(Value::from));
-    }
-
-    fn of(search: &Search, now_ms: i64) -> Self {
-        let mut conditions = Self::visible(now_ms);
-        conditions.any_tag("capabilities", &search.capabilities);
-        conditions.any_tag("interests", &search.interests);
-        if let Some(framework) = &search.framework {
-            conditions.and("a.framework = ? AND a.framework_visible = 1", [framework.clone().into()]);
-        }
-        if let Some(online) = search.online {
-            conditions.and("a.online = ?", [Value::from(i64::from(online))]);
-        }
-        conditions
+    /// Whether everybody may see the entry.
+    pub fn is_visible(&self, now_ms: i64) -> bool {
+        self.visibility == "public" && !self.hidden && self.shown_ms <= now_ms
     }
 }
 
 /// Runs a search; with words the result is ranked, without it is sorted.
+///
+/// Whatever is asked, at most 10,000 numbers of hits are read, 2,000 hits looked at and 3,000 rows walked.
 pub fn search(c: &Connection, search: &Search, now_ms: i64) -> rusqlite::Result<Page> {
-    let words = sanitise(&search.text);
-    if words.is_empty() { listing(c, search, now_ms) } else { ranked(c, search, &words, now_ms) }
+    let Some(query) = search.matching() else {
+        let total = count(c, search.online, now_ms)?;
+        return walk(c, search, total, now_ms);
+    };
+    let ids = hits(c, &query, COUNTED)?;
+    let many = ids.len() > RANKED as usize;
+    if !sanitise(&search.text).is_empty() {
+        return ranked(c, search, &ids, now_ms);
+    }
+    if many {
+        return walk(c, search, ids.len() as u32, now_ms);
+    }
+    gathered(c, search, &ids, now_ms)
 }
 
-fn listing(c: &Connection, search: &Search, now_ms: i64) -> rusqlite::Result<Page> {
-    let mut conditions = Conditions::of(search, now_ms);
-    let total = count(c, &conditions)?;
-    let column = search.sort.column();
-    let (order, compare) = if search.sort == Sort::Name { ("ASC", ">") } else { ("DESC", "<") };
+/// Numbers of the entries that match, last seen first.
+fn hits(c: &Connection, query: &str, most: u32) -> rusqlite::Result<Vec<i64>> {
+    c.prepare_cached("SELECT rowid FROM agents_fts WHERE agents_fts MATCH ?1 ORDER BY rowid DESC LIMIT ?2")?
+        .query_map(params![query, most], |row| row.get(0))?
+        .collect()
+}
+
+fn rows(c: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<Entry>> {
+    let mut read = c.prepare_cached(&format!("SELECT {COLUMNS} FROM agents a WHERE id = ?1"))?;
+    ids.iter().filter_map(|id| read.query_row([id], read_entry).optional().transpose()).collect()
+}
+
+/// A listing of few entries: all are read and sorted.
+fn gathered(c: &Connection, search: &Search, ids: &[i64], now_ms: i64) -> rusqlite::Result<Page> {
+    let mut entries = rows(c, ids)?;
+    entries.retain(|entry| search.admits(entry, now_ms));
+    entries.sort_by(|one, other| search.sort.compare(one, other));
+    let total = entries.len() as u32;
     if let Some(after) = &search.after {
-        let value = match search.sort {
-            Sort::Name => Value::from(after.value.clone()),
-            _ => Value::from(after.value.parse::<i64>().unwrap_or(i64::MAX)),
-        };
-        let sql = format!("(a.{column} {compare} ? OR (a.{column} = ? AND a.public_key > ?))");
-        conditions.and(&sql, [value.clone(), value, after.key.to_vec().into()]);
+        entries.retain(|entry| search.sort.is_behind(entry, after));
     }
-    let sql = format!(
-        "SELECT {COLUMNS} FROM agents a WHERE {} ORDER BY a.{column} {order}, a.public_key LIMIT ?",
-        conditions.sql
-    );
-    conditions.values.push(i64::from(search.limit + 1).into());
-    let mut entries: Vec<Entry> = c
-        .prepare_cached(&sql)?
-        .query_map(params_from_iter(conditions.values), read_entry)?
-        .collect::<Result<_, _>>()?;
     let has_more = entries.len() > search.limit as usize;
     entries.truncate(search.limit as usize);
-    let next = entries.last().filter(|_| has_more).map(|last| Cursor {
-        value: match search.sort {
-            Sort::LastSeen => last.last_seen_ms.to_string(),
-            Sort::RegisteredAt => last.registered_ms.to_string(),
-            Sort::Name => last.name.clone(),
-        },
-        key: last.key,
-        issued_ms: now_ms,
-    });
+    let next = entries.last().filter(|_| has_more).map(|last| search.sort.cursor(last, now_ms));
     Ok(Page { entries, total, has_more, next, ranked: None })
 }
 
-fn ranked(c: &Connection, search: &Search, words: &str, now_ms: i64) -> rusqlite::Result<Page> {
-    let mut conditions = Conditions::of(search, now_ms);
-    conditions
-        .and("a.id IN (SELECT rowid FROM agents_fts WHERE agents_fts MATCH ?)", [words.to_owned().into()]);
-    let total = count(c, &conditions)?;
+/// A listing of many entries: the index of the order is walked from the cursor on.
+fn walk(c: &Connection, search: &Search, total: u32, now_ms: i64) -> rusqlite::Result<Page> {
+    let mut values: Vec<Value> = Vec::new();
+    let mut conditions = SHOWN.to_owned();
+    let mut index = search.sort.index();
+    if let Some(online) = search.online.filter(|_| search.sort == Sort::LastSeen) {
+        index = "agents_online";
+        conditions.push_str(" AND a.online = ?");
+        values.push(i64::from(online).into());
+    }
+    let column = search.sort.column();
+    let (order, compare) = if search.sort == Sort::Name { ("ASC", ">") } else { ("DESC", "<") };
+    if let Some(after) = &search.after {
+        conditions.push_str(&format!(" AND (a.{column}, a.public_key) {compare} (?, ?)"));
+        values.push(match search.sort {
+            Sort::Name => Value::from(after.value.clone()),
+            Sort::LastSeen | Sort::RegisteredAt => after.value.parse::<i64>().unwrap_or(i64::MAX).into(),
+        });
+        values.push(after.key.to_vec().into());
+    }
+    values.push(i64::from(SCANNED + 1).into());
     let sql = format!(
-        "WITH hits AS MATERIALIZED (SELECT a.id FROM agents a WHERE {} ORDER BY a.last_seen DESC LIMIT {RANKED})
-         SELECT a.public_key FROM agents_fts f JOIN hits h ON h.id = f.rowid JOIN agents a ON a.id = h.id
-         WHERE agents_fts MATCH ?
-         ORDER BY bm25(agents_fts, 10.0, 2.0, 4.0, 4.0), a.online DESC, a.last_seen DESC, a.public_key",
-        conditions.sql
+        "SELECT {COLUMNS} FROM agents a INDEXED BY {index} WHERE {conditions}
+         ORDER BY a.{column} {order}, a.public_key {order} LIMIT ?"
     );
-    conditions.values.push(words.to_owned().into());
-    let keys: Vec<[u8; 32]> = c
-        .prepare_cached(&sql)?
-        .query_map(params_from_iter(conditions.values), |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
-    let start = search.after.as_ref().map_or(0, |after| {
-        let known = keys.iter().position(|key| *key == after.key);
-        known.map_or_else(|| after.value.parse().unwrap_or(0), |at| at + 1)
-    });
-    let page: Vec<[u8; 32]> = keys.iter().skip(start).take(search.limit as usize).copied().collect();
-    let end = start + page.len();
-    let has_more = end < keys.len();
-    let next = page.last().filter(|_| has_more).map(|key| Cursor {
-        value: end.to_string(),
-        key: *key,
-        issued_ms: now_ms,
-    });
-    let entries =
-        page.iter().filter_map(|key| entry(c, key).transpose()).collect::<rusqlite::Result<Vec<_>>>()?;
-    Ok(Page { entries, total, has_more, next, ranked: (total > RANKED).then_some(RANKED) })
+    let mut statement = c.prepare_cached(&sql)?;
+    let mut rows = statement.query(params_from_iter(values))?;
+    let (mut entries, mut scanned, mut last, mut has_more) = (Vec::new(), 0, None, false);
+    while let Some(row) = rows.next()? {
+        if entries.len() == search.limit as usize || scanned == SCANNED {
+            has_more = true;
+            break;
+        }
+        scanned += 1;
+        let entry = read_entry(row)?;
+        last = Some(search.sort.cursor(&entry, now_ms));
+        if search.admits(&entry, now_ms) {
+            entries.push(entry);
+        }
+    }
+    Ok(Page { entries, total, has_more, next: last.filter(|_| has_more), ranked: None })
 }
 
-fn count(c: &Connection, conditions: &Conditions) -> rusqlite::Result<u32> {
-    let sql =
-        format!("SELECT count(*) FROM (SELECT 1 FROM agents a WHERE {} LIMIT {COUNTED})", conditions.sql);
-    c.prepare_cached(&sql)?.query_row(params_from_iter(conditions.values.clone()), |row| row.get(0))
+/// The 2,000 last seen hits, by how well they fit; ties online first, last seen first, by key.
+fn ranked(c: &Connection, search: &Search, ids: &[i64], now_ms: i64) -> rusqlite::Result<Page> {
+    let many = ids.len() > RANKED as usize;
+    let mut entries = rows(c, ids.get(..RANKED as usize).unwrap_or(ids))?;
+    entries.retain(|entry| search.admits(entry, now_ms));
+    let total = if many { ids.len() } else { entries.len() } as u32;
+    let words = Words::new(&search.text.replace(SEPARATORS, " "));
+    let fits: Vec<Fit> = entries.iter().map(|entry| entry.fit(&words)).collect();
+    let average = score::average(fits.iter());
+    let mut order: Vec<(f64, &Entry)> =
+        fits.iter().map(|fit| score::score(fit, average)).zip(&entries).collect();
+    order.sort_by(|(one, a), (other, b)| {
+        other
+            .total_cmp(one)
+            .then(b.online.cmp(&a.online))
+            .then(b.last_seen_ms.cmp(&a.last_seen_ms))
+            .then(a.key.cmp(&b.key))
+    });
+    let start = search.after.as_ref().map_or(0, |after| {
+        let known = order.iter().position(|(_, entry)| entry.key == after.key);
+        known.map_or_else(|| after.value.parse().unwrap_or(0), |at| at + 1)
+    });
+    let page: Vec<Entry> =
+        order.iter().skip(start).take(search.limit as usize).map(|(_, entry)| (*entry).clone()).collect();
+    let end = start + page.len();
+    let has_more = end < order.len();
+    let next = page.last().filter(|_| has_more).map(|entry| Cursor {
+        value: end.to_string(),
+        key: entry.key,
+        issued_ms: now_ms,
+    });
+    Ok(Page { entries: page, total, has_more, next, ranked: many.then_some(RANKED) })
+}
+
+/// Shown entries, at most 10,000.
+fn count(c: &Connection, online: Option<bool>, now_ms: i64) -> rusqlite::Result<u32> {
+    let (index, condition) = match online {
+        None => ("agents_seen", "1"),
+        Some(true) => ("agents_online", "online = 1"),
+        Some(false) => ("agents_online", "online = 0"),
+    };
+    let sql = format!(
+        "SELECT count(*) FROM (SELECT 1 FROM agents a INDEXED BY {index}
+         WHERE {SHOWN} AND {condition} AND shown_at <= ?1 LIMIT {COUNTED})"
+    );
+    c.prepare_cached(&sql)?.query_row([now_ms], |row| row.get(0))
 }
 
 /// The entry of a key, listed or not.
@@ -268,13 +396,6 @@ pub fn entry_by_address(c: &Connection, agent_id: &str) -> rusqlite::Result<Opti
         .optional()
 }
 
-/// Whether everybody may see the entry.
-pub fn is_visible(c: &Connection, key: &[u8; 32], now_ms: i64) -> rusqlite::Result<bool> {
-    let mut conditions = Conditions::visible(now_ms);
-    conditions.and("a.public_key = ?", [key.to_vec().into()]);
-    Ok(count(c, &conditions)? > 0)
-}
-
 /// Entries for `discover`: listed ones that match, live ones first, then last seen first.
 pub fn discover(
     c: &Connection,
@@ -284,35 +405,41 @@ pub fn discover(
     now_ms: i64,
     limit: u32,
 ) -> rusqlite::Result<Vec<Found>> {
-    let wanted = |raw: &str| clean::tag(raw).unwrap_or_default();
+    // A tag that is none cannot match: an empty one finds nothing.
+    let wanted = |raw: &str| clean::tag(raw).unwrap_or_else(|| "-".into());
     let search = Search {
+        text: name.unwrap_or_default().to_owned(),
         capabilities: capability.map(wanted).into_iter().collect(),
         framework: framework.map(wanted),
+        limit,
         ..Search::default()
     };
-    let mut conditions = Conditions::of(&search, now_ms);
-    let words = sanitise(name.unwrap_or_default());
-    if !words.is_empty() {
-        conditions.and("a.id IN (SELECT rowid FROM agents_fts WHERE agents_fts MATCH ?)", [words.into()]);
-    }
-    conditions.values.push(i64::from(limit).into());
-    let sql = format!(
-        "SELECT {COLUMNS} FROM agents a WHERE {} ORDER BY a.online DESC, a.last_seen DESC LIMIT ?",
-        conditions.sql
-    );
-    c.prepare_cached(&sql)?
-        .query_map(params_from_iter(conditions.values), |row| {
-            let entry = read_entry(row)?;
-            let framework = Some(entry.framework).filter(|f| entry.framework_visible && f != "unknown");
-            Ok(Found {
-                key: entry.key,
-                name: entry.name,
-                framework,
-                capabilities: entry.capabilities,
-                last_seen_ms: entry.last_seen_ms,
-            })
-        })?
-        .collect()
+    let entries = match search.matching() {
+        Some(query) => {
+            let mut entries = rows(c, &hits(c, &query, RANKED)?)?;
+            entries.retain(|entry| search.admits(entry, now_ms));
+            entries.sort_by_key(|entry| Reverse((entry.online, entry.last_seen_ms)));
+            entries.truncate(limit as usize);
+            entries
+        }
+        None => {
+            let mut entries = Vec::new();
+            for online in [true, false] {
+                let limit = limit.saturating_sub(entries.len() as u32);
+                let part = Search { online: Some(online), limit, ..search.clone() };
+                entries.extend(walk(c, &part, 0, now_ms)?.entries);
+            }
+            entries
+        }
+    };
+    let found = entries.into_iter().map(|entry| Found {
+        key: entry.key,
+        framework: Some(entry.framework).filter(|f| entry.framework_visible && f != "unknown"),
+        name: entry.name,
+        capabilities: entry.capabilities,
+        last_seen_ms: entry.last_seen_ms,
+    });
+    Ok(found.collect())
 }
 
 fn read_entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
@@ -335,5 +462,8 @@ fn read_entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         stale: row.get(13)?,
         visible_ms: row.get(14)?,
         consent: row.get(15)?,
+        hidden: row.get(16)?,
+        shown_ms: row.get(17)?,
+        verified_domain: row.get(18)?,
     })
 }

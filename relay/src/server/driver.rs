@@ -36,6 +36,7 @@ enum Command {
     Event(Event),
     Snapshot(oneshot::Sender<Snapshot>),
     Outboxes(oneshot::Sender<Vec<Arc<Outbox>>>),
+    Inspect(Box<dyn FnOnce(&Core) + Send>),
     Stop,
 }
 
@@ -70,6 +71,17 @@ impl DriverHandle {
             return Vec::new();
         }
         answer.await.unwrap_or_default()
+    }
+
+    /// Looks into the core; `look` must be quick, for every message waits.
+    pub(super) async fn inspect<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Core) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let look = Box::new(move |core: &Core| drop(reply.send(look(core))));
+        self.commands.send(Command::Inspect(look)).await.ok()?;
+        answer.await.ok()
     }
 
     /// Ends the task after the storage operations that were begun.
@@ -211,6 +223,7 @@ impl Driver {
                     self.outboxes.remove(&conn);
                 }
             }
+            Command::Inspect(look) => look(&self.core),
             Command::Snapshot(reply) => {
                 let now_ms = self.clock.now_ms();
                 let _ = reply.send(self.core.snapshot(now_ms));

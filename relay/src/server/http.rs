@@ -13,13 +13,15 @@ use axum::routing::{any, get};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
-use super::{Shared, connection, rest};
+use super::tls::Acceptor;
+use super::{Shared, connection, health, page, rest};
 use crate::core::Source;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,11 +29,16 @@ const MAX_HEADERS: usize = 16 << 10;
 const MAX_BODY: usize = 64 << 10;
 /// A message that arrives in one piece needs no larger buffer; bigger ones grow it for their time.
 const READ_BUFFER: usize = 1 << 10;
-const HEALTH_FRESH_MS: i64 = 1_000;
 
-/// Accepts connections until `stop`.
-pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
-    let mut make = router(Arc::clone(&shared)).into_make_service_with_connect_info::<SocketAddr>();
+/// Accepts connections until `stop` and serves them with `router`.
+pub(super) async fn accept(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<Acceptor>,
+    connections: TaskTracker,
+    stop: CancellationToken,
+) {
+    let mut make = router.into_make_service_with_connect_info::<SocketAddr>();
     loop {
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -47,33 +54,50 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Can
         };
         let _ = stream.set_nodelay(true);
         let Ok(service) = make.call(peer).await;
+        let service = TowerToHyperService::new(service);
         let ended = stop.clone();
-        shared.connections.spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEADERS)
-                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-                .with_upgrades();
-            let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                _ = connection.as_mut() => {}
-                () = ended.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    let _ = connection.await;
+        match tls.clone() {
+            None => connections.spawn(serve(stream, service, ended)),
+            Some(tls) => connections.spawn(async move {
+                if let Some(stream) = tls.accept(stream).await {
+                    serve(stream, service, ended).await;
                 }
-            }
-        });
+            }),
+        };
     }
 }
 
-fn router(shared: Arc<Shared>) -> Router {
+async fn serve<I, S>(stream: I, service: S, ended: CancellationToken)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = axum::body::Body>,
+    S::Error: Into<axum::BoxError>,
+{
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADERS)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = ended.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+/// The routes of the public listener.
+pub(super) fn router(shared: Arc<Shared>) -> Router {
     let only_get = |route: axum::routing::MethodRouter<Arc<Shared>>| route.fallback(not_allowed_get);
     Router::new()
         .route("/v1/connect", only_get(get(connect)))
-        .route("/health", only_get(get(health)))
-        .route("/ready", only_get(get(ready)))
+        .route("/health", only_get(get(health::health)))
+        .route("/ready", only_get(get(health::ready)))
         .nest("/v1/registry", rest::routes())
+        .merge(page::routes())
         .fallback(any(not_found))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&shared), with_source))
@@ -134,53 +158,4 @@ async fn connect(
         .max_message_size(2 * threadline::v1::MAX_FRAME)
         .max_frame_size(2 * threadline::v1::MAX_FRAME)
         .on_upgrade(move |socket| tracker.track_future(connection::run(socket, source, shared)))
-}
-
-async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    let open = shared.driver.snapshot().await.is_some_and(|snapshot| snapshot.custody_open);
-    let ready = open && !shared.draining.load(Ordering::Relaxed);
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, axum::Json(json!({"ready": ready}))).into_response()
-}
-
-/// The last `/health` answer and when it was made.
-#[derive(Default)]
-pub(super) struct HealthCache {
-    last: Mutex<Option<(i64, Value)>>,
-}
-
-async fn health(State(shared): State<Arc<Shared>>) -> Response {
-    let now_ms = shared.clock.now_ms();
-    let mut last = shared.health.last.lock().await;
-    if let Some((_, body)) = last.as_ref().filter(|(at, _)| now_ms - at < HEALTH_FRESH_MS) {
-        return axum::Json(body.clone()).into_response();
-    }
-    let Some(snapshot) = shared.driver.snapshot().await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"status": "stopping"}))).into_response();
-    };
-    let registry = rest::health(&shared, now_ms).await;
-    let ok = snapshot.custody_open && registry.healthy;
-    let body = json!({
-        "status": if ok { "ok" } else { "degraded" },
-        "agents": snapshot.agents,
-        "connections": snapshot.connections,
-        "offlineQueue": {
-            "recipientCount": snapshot.queue.recipients,
-            "totalMessages": snapshot.queue.messages,
-            "totalBytes": snapshot.queue.bytes,
-        },
-        "abuse": {
-            "activeBans": registry.active_bans,
-            "trackedAgents": snapshot.tracked_agents,
-            "newAgents": snapshot.new_agents,
-        },
-        "throughput": {
-            "messagesRouted": snapshot.counters.routed,
-            "messagesPerMinute": snapshot.messages_per_minute,
-        },
-        "registry": registry.body,
-        "uptime": shared.clock.uptime_s(),
-    });
-    *last = Some((now_ms, body.clone()));
-    axum::Json(body).into_response()
 }

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use instar_durable::DatabaseError;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 use serde_json::{Value, json};
 use threadline::time::iso_ms;
 use tokio_util::sync::CancellationToken;
@@ -26,11 +26,12 @@ use crate::registry::clean;
 use crate::registry::cursor::Cursor;
 use crate::registry::search::{self, Entry, Search, Sort};
 use crate::store::Profile;
-use crate::store::registry::{self as store, Upsert};
+use crate::store::registry::{self as store, Upsert, operator};
 use crate::token;
 use answers::{a2a_card, entry_json, failure};
 
 const STATS_FRESH_MS: i64 = 60_000;
+const COUNT_EVERY: Duration = Duration::from_secs(55);
 const DAY_MS: i64 = 86_400_000;
 /// The daily job runs at 04:00 UTC.
 const JOB_AT_MS: i64 = 4 * 3_600_000;
@@ -131,6 +132,10 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
                 .fallback(|| async { public::not_allowed("GET, HEAD, PUT, DELETE, OPTIONS") }),
         )
         .route("/stats", get(stats).options(preflight).fallback(|| async { public::not_allowed(GET_ONLY) }))
+        .route(
+            "/erasure/{job}",
+            get(erasure).options(preflight).fallback(|| async { public::not_allowed(GET_ONLY) }),
+        )
         .fallback(public::not_found)
         .layer(axum::middleware::map_response(allow_origins))
 }
@@ -164,7 +169,7 @@ type Failure = Box<Response>;
 
 impl Shared {
     /// Reads on a connection of the registry.
-    async fn registry_read<T: Send + 'static>(
+    pub(super) async fn registry_read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
@@ -174,7 +179,7 @@ impl Shared {
             .map_err(|error| Box::new(unavailable(&error)))
     }
 
-    async fn registry_write<T: Send + 'static>(
+    pub(super) async fn registry_write<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
@@ -192,8 +197,13 @@ impl Shared {
         let subject =
             token::verify(&self.verifier, &self.relay_id, token, now_ms / 1000).ok_or_else(refused)?;
         let key = subject.key;
-        let banned = self.registry_read(move |c| store::banned_until(c, &key, now_ms)).await?;
-        if banned.is_some() { Err(refused()) } else { Ok(Caller { key: Some(key) }) }
+        let good = self
+            .registry_read(move |c| {
+                let banned = store::banned_until(c, &key, now_ms)?.is_some();
+                Ok(!banned && operator::is_token_good(c, &key, subject.issued_at)?)
+            })
+            .await?;
+        if good { Ok(Caller { key: Some(key) }) } else { Err(refused()) }
     }
 
     async fn authenticated(&self, headers: &HeaderMap, now_ms: i64) -> Result<[u8; 32], Failure> {
@@ -221,7 +231,8 @@ fn unavailable(error: &DatabaseError) -> Response {
     failure(StatusCode::SERVICE_UNAVAILABLE, "Relay storage unavailable", Some("STORAGE_UNAVAILABLE"))
 }
 
-fn respond(result: Result<Response, Failure>) -> Response {
+/// The answer, or the one that says what is wrong.
+pub(super) fn respond(result: Result<Response, Failure>) -> Response {
     result.unwrap_or_else(|failure| *failure)
 }
 
@@ -260,7 +271,9 @@ async fn find_inner(
     shared.limit(caller, &source, (Rate::Search, Rate::SearchAnonymous), now_ms)?;
     let search = read_search(&parameters, &shared.cursor_secret, now_ms).map_err(Box::new)?;
     let query = search.fingerprint();
+    let begun = std::time::Instant::now();
     let page = shared.registry_read(move |c| search::search(c, &search, now_ms)).await?;
+    shared.measured.searched(begun);
     let full = caller.key.is_some();
     let mut body = json!({
         "count": page.entries.len(),
@@ -331,17 +344,20 @@ fn read_search(parameters: &SearchParameters, secret: &[u8; 32], now_ms: i64) ->
 
 /// The entry that `id` (32 hex digits or a base64 key) names, if the caller may see it.
 async fn visible_entry(shared: &Shared, id: String, caller: Caller, now_ms: i64) -> Result<Entry, Failure> {
-    let entry = shared
+    let (entry, strange) = shared
         .registry_read(move |c| {
             let entry = match keys::decode_public(&id) {
                 Some(key) => search::entry(c, &key)?,
                 None => search::entry_by_address(c, &id)?,
             };
-            let Some(entry) = entry else { return Ok(None) };
-            let own = caller.key == Some(entry.key);
-            Ok((own || search::is_visible(c, &entry.key, now_ms)?).then_some(entry))
+            let strange = entry.is_none() && !store::was_here(c, &id)?;
+            let own = |entry: &Entry| caller.key == Some(entry.key);
+            Ok((entry.filter(|entry| own(entry) || entry.is_visible(now_ms)), strange))
         })
         .await?;
+    if let Some(key) = caller.key.filter(|_| strange) {
+        shared.driver.event(Event::UnknownLookup { key }).await;
+    }
     entry.ok_or_else(|| Box::new(failure(StatusCode::NOT_FOUND, "Agent not found", None)))
 }
 
@@ -377,11 +393,20 @@ async fn card(
     respond(lookup.await)
 }
 
-async fn me(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+#[derive(serde::Deserialize)]
+struct Extent {
+    export: Option<bool>,
+    all: Option<bool>,
+}
+
+async fn me(State(shared): State<Arc<Shared>>, headers: HeaderMap, Query(extent): Query<Extent>) -> Response {
     let lookup = async {
         let now_ms = shared.clock.now_ms();
         let key = shared.authenticated(&headers, now_ms).await?;
         shared.limits.take(Rate::Lookup, &key, now_ms).map_err(Box::new)?;
+        if extent.export == Some(true) {
+            return Ok(axum::Json(everything(&shared, &key).await?).into_response());
+        }
         let entry = shared.registry_read(move |c| search::entry(c, &key)).await?;
         let body = entry.map_or_else(
             || json!({"registered": false, "tip": "PUT /v1/registry/me with {\"listed\": true} to be found"}),
@@ -467,15 +492,91 @@ async fn put_inner(
         })
         .await?;
     shared.driver.event(Event::Listed { key, listed: public }).await;
+    shared.homepage_changed.notify_one();
     let body = entry.map_or(Value::Null, |entry| registered(&entry, now_ms));
     Ok(axum::Json(body).into_response())
 }
 
-async fn delete_me(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+/// Everything stored about a key.
+pub(super) async fn everything(shared: &Shared, key: &[u8; 32]) -> Result<Value, Failure> {
+    let (key, now_ms) = (*key, shared.clock.now_ms());
+    let (entry, mut body) =
+        shared.registry_read(move |c| Ok((search::entry(c, &key)?, operator::export(c, &key)?))).await?;
+    body["publicKey"] = encode_key(&key).into();
+    body["registry"] = entry.map_or(Value::Null, |entry| registered(&entry, now_ms));
+    if let Some(address) = key.first_chunk().map(|bytes| threadline::Fingerprint::from_bytes(*bytes)) {
+        body["agentId"] = address.to_string().into();
+        let session = shared.driver.inspect(move |core| core.session_info(&address)).await.flatten();
+        body["session"] = session.map_or(
+            Value::Null,
+            |session| json!({"since": iso_ms(session.since_ms), "sourceHash": hex::encode(session.source)}),
+        );
+    }
+    Ok(body)
+}
+
+/// Erases a key; the answer names a job whose end can be asked for.
+pub(super) async fn erase(shared: &Shared, key: &[u8; 32]) -> Result<Value, Failure> {
+    let (key, now_ms) = (*key, shared.clock.now_ms());
+    let job = uuid::Uuid::new_v4().simple().to_string();
+    let stored = job.clone();
+    shared
+        .registry_write(move |c| {
+            operator::erase(c, &key, now_ms)?;
+            let sql = "INSERT INTO erasures(job, asked_at, done_at) VALUES (?1, ?2, ?2)";
+            c.execute(sql, params![stored, now_ms]).map(drop)
+        })
+        .await?;
+    shared.driver.event(Event::Listed { key, listed: false }).await;
+    Ok(json!({"deleted": true, "purgeBy": iso_ms(now_ms + PURGE_MS), "job": job}))
+}
+
+/// Base64 of a key.
+pub(super) fn encode_key(key: &[u8; 32]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(key)
+}
+
+async fn erasure(
+    State(shared): State<Arc<Shared>>,
+    Extension(source): Extension<Source>,
+    Path(job): Path<String>,
+) -> Response {
+    let lookup = async {
+        let now_ms = shared.clock.now_ms();
+        shared.limits.take(Rate::LookupAnonymous, &source.net, now_ms).map_err(Box::new)?;
+        let times = shared
+            .registry_read(move |c| {
+                c.prepare_cached("SELECT asked_at, done_at FROM erasures WHERE job=?1")?
+                    .query_row([job], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)))
+                    .optional()
+            })
+            .await?;
+        let (asked, done) =
+            times.ok_or_else(|| Box::new(failure(StatusCode::NOT_FOUND, "No such job", None)))?;
+        let body = json!({
+            "done": done.is_some(),
+            "askedAt": iso_ms(asked),
+            "doneAt": done.map(iso_ms),
+            "purgeBy": iso_ms(asked + PURGE_MS),
+        });
+        Ok(axum::Json(body).into_response())
+    };
+    respond(lookup.await)
+}
+
+async fn delete_me(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    Query(extent): Query<Extent>,
+) -> Response {
     let delete = async {
         let now_ms = shared.clock.now_ms();
         let key = shared.authenticated(&headers, now_ms).await?;
         shared.limits.take(Rate::Delete, &key, now_ms).map_err(Box::new)?;
+        if extent.all == Some(true) {
+            return Ok(axum::Json(erase(&shared, &key).await?).into_response());
+        }
         let removed = shared
             .registry_write(move |c| {
                 let removed = c.execute("DELETE FROM agents WHERE public_key=?1", [key])?;
@@ -508,6 +609,7 @@ struct Stats {
     fts_healthy: bool,
     active_bans: i64,
     aged_at: Option<i64>,
+    unlisted: i64,
 }
 
 async fn stats(State(shared): State<Arc<Shared>>, Extension(source): Extension<Source>) -> Response {
@@ -531,25 +633,26 @@ async fn fresh_stats(shared: &Shared, now_ms: i64) -> Result<Stats, Failure> {
 }
 
 fn count(c: &Connection, now_ms: i64) -> rusqlite::Result<Stats> {
-    const VISIBLE: &str = "visibility='public' AND hidden=0 AND visible_at<=?1";
-    let number = |what: &str| -> rusqlite::Result<i64> {
-        c.query_row(&format!("SELECT count(*) FROM agents WHERE {VISIBLE} AND {what}"), [now_ms], |row| {
-            row.get(0)
-        })
+    const SHOWN: &str = "visibility='public' AND hidden=0 AND shown_at<=?1";
+    let number = |index: &str, what: &str| -> rusqlite::Result<i64> {
+        let sql = format!("SELECT count(*) FROM agents INDEXED BY {index} WHERE {SHOWN} AND {what}");
+        c.prepare_cached(&sql)?.query_row([now_ms], |row| row.get(0))
     };
-    let (total, online) = (number("1")?, number("online=1")?);
-    let disclosed = number("framework_visible=1 AND framework<>'unknown'")?;
-    let since = |ms: i64| number(&format!("registered_at > {}", now_ms - ms));
-    let mut top = c.prepare(&format!(
-        "SELECT j.value, count(*) AS n FROM agents, json_each(agents.capabilities) j WHERE {VISIBLE}
-         GROUP BY j.value ORDER BY n DESC, j.value LIMIT 10"
-    ))?;
+    let (total, online) = (number("agents_seen", "1")?, number("agents_online", "online=1")?);
+    let disclosed = number("agents_disclosed", "framework_visible=1 AND framework<>'unknown'")?;
+    let since = |ms: i64| number("agents_new", &format!("registered_at > {}", now_ms - ms));
+    let mut top =
+        c.prepare_cached("SELECT tag, n FROM capability_counts WHERE n > 0 ORDER BY n DESC, tag LIMIT 10")?;
     let top: Vec<Value> = top
-        .query_map([now_ms], |row| {
+        .query_map([], |row| {
             Ok(json!({"capability": row.get::<_, String>(0)?, "count": row.get::<_, i64>(1)?}))
         })?
         .collect::<Result<_, _>>()?;
-    let rows: i64 = c.query_row("SELECT count(*) FROM agents", [], |row| row.get(0))?;
+    let rows: i64 = c
+        .prepare_cached(
+            "SELECT count(*) FROM agents INDEXED BY agents_seen WHERE visibility='public' AND hidden=0",
+        )?
+        .query_row([], |row| row.get(0))?;
     let indexed: i64 = c.query_row("SELECT count(*) FROM agents_fts_docsize", [], |row| row.get(0))?;
     let body = json!({
         "totalAgents": total,
@@ -563,7 +666,38 @@ fn count(c: &Connection, now_ms: i64) -> rusqlite::Result<Stats> {
     let active_bans =
         c.query_row("SELECT count(*) FROM bans WHERE expires_at>?1", [now_ms], |row| row.get(0))?;
     let aged_at = store::aged_at(c)?;
-    Ok(Stats { body, total, online, fts_healthy: rows == indexed, active_bans, aged_at })
+    let all: i64 = c.query_row("SELECT count(*) FROM agents", [], |row| row.get(0))?;
+    Ok(Stats {
+        body,
+        total,
+        online,
+        fts_healthy: rows == indexed,
+        active_bans,
+        aged_at,
+        unlisted: all - rows,
+    })
+}
+
+/// Public and unlisted entries, at most a minute old.
+pub(super) async fn entry_counts(shared: &Shared, now_ms: i64) -> (i64, i64) {
+    fresh_stats(shared, now_ms).await.map_or((0, 0), |stats| (stats.total, stats.unlisted))
+}
+
+/// Counts again every minute once somebody has asked, so that nobody has to wait for it.
+pub(super) async fn keep_counting(shared: Arc<Shared>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(COUNT_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        if shared.limits.stats.lock().await.is_none() {
+            continue;
+        }
+        let now_ms = shared.clock.now_ms();
+        if let Ok(stats) = shared.registry_read(move |c| count(c, now_ms)).await {
+            *shared.limits.stats.lock().await = Some((now_ms, stats));
+        }
+    }
 }
 
 /// The directory's part of `/health`.

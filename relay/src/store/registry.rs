@@ -1,5 +1,7 @@
 //! `registry.db`: who was ever here, who is banned, who wants to be found.
 
+pub mod operator;
+
 use instar_durable::Migration;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
@@ -7,11 +9,13 @@ use threadline::Fingerprint;
 pub use threadline::v1::frames::Visibility;
 
 use super::unsigned;
-use crate::registry::clean;
+use crate::abuse::Pattern;
+use crate::registry::{clean, search};
 
 /// Schema of `registry.db`.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    sql: "
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        sql: "
 CREATE TABLE agents(
     id INTEGER PRIMARY KEY, public_key BLOB NOT NULL UNIQUE, agent_id TEXT NOT NULL, name TEXT NOT NULL,
     bio TEXT NOT NULL, interests TEXT NOT NULL, capabilities TEXT NOT NULL, framework TEXT NOT NULL,
@@ -53,10 +57,14 @@ CREATE TABLE consent_log(
 CREATE TABLE suppress(public_key BLOB PRIMARY KEY, until INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 ",
-}];
+    },
+    Migration { sql: include_str!("registry/second.sql") },
+];
 
 /// Milliseconds for which a deleted entry is not made again by a mere public login.
 pub const SUPPRESS_MS: i64 = 30 * 86_400_000;
+/// Milliseconds an entry keeps its number, which is its place among the last seen hits of a common word.
+const PLACED_FOR_MS: i64 = 86_400_000;
 /// Within this time a repeated ban doubles.
 const REPEAT_MS: i64 = 7 * 86_400_000;
 /// Longest ban.
@@ -143,6 +151,8 @@ pub enum LoginOutcome {
     Welcome {
         /// When this key was first here, in Unix milliseconds.
         first_seen_ms: i64,
+        /// Whether that was now.
+        first: bool,
         /// Its counters.
         counts: TierCounts,
         /// What the registry did.
@@ -186,14 +196,15 @@ pub enum RegistryOp {
     Ban {
         /// The key.
         key: [u8; 32],
-        /// What it did, for people.
-        reason: &'static str,
-        /// Rule that found it.
-        pattern: &'static str,
+        /// What it did.
+        pattern: Pattern,
         /// Now, in Unix milliseconds.
         now_ms: i64,
-        /// Milliseconds the first ban lasts.
-        duration_ms: i64,
+    },
+    /// Whether an identity with this address was ever here.
+    Known {
+        /// The address.
+        address: Fingerprint,
     },
     /// Looks up entries for `discover`.
     Discover {
@@ -234,6 +245,8 @@ pub enum RegistryAnswer {
     Done,
     /// To [`RegistryOp::Ban`]: when it ends, in Unix milliseconds.
     Banned(i64),
+    /// To [`RegistryOp::Known`].
+    Known(bool),
     /// To [`RegistryOp::Discover`].
     Found(Vec<Found>),
 }
@@ -253,19 +266,16 @@ pub fn apply(c: &Connection, op: &RegistryOp) -> rusqlite::Result<RegistryAnswer
                 .execute(params![key, json])?;
             Ok(RegistryAnswer::Done)
         }
-        RegistryOp::Ban { key, reason, pattern, now_ms, duration_ms } => {
-            ban(c, key, reason, pattern, *now_ms, *duration_ms).map(RegistryAnswer::Banned)
+        RegistryOp::Ban { key, pattern, now_ms } => {
+            ban(c, key, *pattern, *now_ms).map(RegistryAnswer::Banned)
         }
+        RegistryOp::Known { address } => c
+            .prepare_cached("SELECT 1 FROM first_seen WHERE address=?1")?
+            .exists([address.as_bytes()])
+            .map(RegistryAnswer::Known),
         RegistryOp::Discover { name, capability, framework, now_ms, limit } => {
-            crate::registry::search::discover(
-                c,
-                name.as_deref(),
-                capability.as_deref(),
-                framework.as_deref(),
-                *now_ms,
-                *limit,
-            )
-            .map(RegistryAnswer::Found)
+            search::discover(c, name.as_deref(), capability.as_deref(), framework.as_deref(), *now_ms, *limit)
+                .map(RegistryAnswer::Found)
         }
     }
 }
@@ -282,17 +292,36 @@ pub fn banned_until(c: &Connection, key: &[u8; 32], now_ms: i64) -> rusqlite::Re
         .optional()
 }
 
+/// Whether an address (32 hex digits) or a key (base64) was ever here.
+pub fn was_here(c: &Connection, id: &str) -> rusqlite::Result<bool> {
+    let address = match crate::keys::decode_public(id) {
+        Some(key) => key.first_chunk().map(|bytes| Fingerprint::from_bytes(*bytes)),
+        None => id.parse().ok(),
+    };
+    let Some(address) = address else { return Ok(false) };
+    c.prepare_cached("SELECT 1 FROM first_seen WHERE address=?1")?.exists([address.as_bytes()])
+}
+
 fn judge_login(c: &Connection, login: &Login) -> rusqlite::Result<LoginOutcome> {
     if let Some((until_ms, reason)) = banned_until(c, &login.key, login.now_ms)? {
         return Ok(LoginOutcome::Banned { until_ms, reason });
     }
     let address = &login.key[..16];
-    let known = c
-        .prepare_cached("SELECT public_key, at, tier_counts FROM first_seen WHERE address=?1")?
-        .query_row([address], |row| {
-            Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
-        })
-        .optional()?;
+    let look = || {
+        c.prepare_cached("SELECT public_key, at, tier_counts FROM first_seen WHERE address=?1")?
+            .query_row([address], |row| {
+                Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
+            })
+            .optional()
+    };
+    let mut known = look()?;
+    if known.is_none() && operator::recognise(c, &login.key)? {
+        known = look()?;
+        if let Some((until_ms, reason)) = banned_until(c, &login.key, login.now_ms)? {
+            return Ok(LoginOutcome::Banned { until_ms, reason });
+        }
+    }
+    let first = known.is_none();
     let (first_seen_ms, counts) = match known {
         Some((key, ..)) if key != login.key => return Ok(LoginOutcome::Conflict),
         Some((_, at, counts)) => (at, serde_json::from_str(&counts).unwrap_or_default()),
@@ -312,7 +341,7 @@ fn judge_login(c: &Connection, login: &Login) -> rusqlite::Result<LoginOutcome> 
     };
     let (listing, framework_visible) =
         if login.token_only { (Listing::NotListed, false) } else { list(c, login, first_seen_ms)? };
-    Ok(LoginOutcome::Welcome { first_seen_ms, counts, listing, framework_visible })
+    Ok(LoginOutcome::Welcome { first_seen_ms, first, counts, listing, framework_visible })
 }
 
 fn list(c: &Connection, login: &Login, first_seen_ms: i64) -> rusqlite::Result<(Listing, bool)> {
@@ -370,48 +399,58 @@ pub struct Upsert<'a> {
 /// Makes or changes an entry; fields that the profile leaves out stay. Returns whether the framework is visible.
 pub fn upsert(c: &Connection, entry: &Upsert<'_>) -> rusqlite::Result<bool> {
     let Upsert { key, profile, now_ms, .. } = entry;
-    let before: Option<String> = c
-        .prepare_cached("SELECT visibility FROM agents WHERE public_key=?1")?
-        .query_row([key], |row| row.get(0))
-        .optional()?;
-    let json = |tags: &Option<Vec<String>>| {
-        tags.as_ref().map(|tags| serde_json::to_string(tags).unwrap_or_else(|_| "[]".into()))
+    let before = search::entry(c, key)?;
+    let old = before.as_ref();
+    let text =
+        |new: &Option<String>, old: Option<&String>| new.clone().or_else(|| old.cloned()).unwrap_or_default();
+    let tags = |new: &Option<Vec<String>>, old: Option<&Vec<String>>| {
+        new.clone().or_else(|| old.cloned()).unwrap_or_default()
     };
-    let visible: bool = c
-        .prepare_cached(
-            "INSERT INTO agents(public_key, agent_id, name, bio, interests, capabilities, framework,
-                framework_visible, homepage, visibility, relay_id, registered_at, last_seen, last_updated,
-                visible_at, online, consent_method)
-             VALUES (?1, ?2, coalesce(?3,''), coalesce(?4,''), coalesce(?5,'[]'), coalesce(?6,'[]'),
-                coalesce(?7,'unknown'), coalesce(?8,1), coalesce(?9,''), ?10, ?11, ?12, ?12, ?12, ?13, ?14, ?15)
-             ON CONFLICT(public_key) DO UPDATE SET name=coalesce(?3,name), bio=coalesce(?4,bio),
-                interests=coalesce(?5,interests), capabilities=coalesce(?6,capabilities),
-                framework=coalesce(?7,framework), framework_visible=coalesce(?8,framework_visible),
-                homepage=coalesce(?9,homepage), visibility=?10, last_seen=max(last_seen, ?12), last_updated=?12,
-                online=max(online, ?14), stale=0, hidden=0, version=version+1
-             RETURNING framework_visible",
-        )?
-        .query_row(
-            params![
-                key,
-                clean::agent_id(key),
-                profile.name.as_ref().filter(|name| !name.is_empty()),
-                profile.bio,
-                json(&profile.interests),
-                json(&profile.capabilities),
-                profile.framework,
-                profile.framework_visible,
-                profile.homepage,
-                entry.visibility,
-                entry.relay_id,
-                now_ms,
-                entry.visible_at,
-                entry.online,
-                entry.consent,
-            ],
-            |row| row.get(0),
-        )?;
-    if before.as_deref() != Some(entry.visibility) {
+    let name = text(&profile.name.clone().filter(|name| !name.is_empty()), old.map(|e| &e.name));
+    let bio = text(&profile.bio, old.map(|e| &e.bio));
+    let interests = tags(&profile.interests, old.map(|e| &e.interests));
+    let capabilities = tags(&profile.capabilities, old.map(|e| &e.capabilities));
+    let framework = profile.framework.clone().or_else(|| old.map(|e| e.framework.clone()));
+    let framework = framework.unwrap_or_else(|| "unknown".into());
+    let visible = profile.framework_visible.or(old.map(|e| e.framework_visible)).unwrap_or(true);
+    let homepage = text(&profile.homepage, old.map(|e| &e.homepage));
+    let moved = old.is_some_and(|e| e.homepage != homepage);
+    let facets = clean::facets(&capabilities, &interests, Some(framework.as_str()).filter(|_| visible));
+    let json = |tags: &[String]| serde_json::to_string(tags).unwrap_or_else(|_| "[]".into());
+    c.prepare_cached(
+        "INSERT INTO agents(id, public_key, agent_id, name, bio, interests, capabilities, framework,
+            framework_visible, homepage, visibility, relay_id, registered_at, last_seen, last_updated,
+            visible_at, shown_at, online, consent_method, facets, placed_at)
+         VALUES ((SELECT coalesce(max(id), 0) + 1 FROM agents), ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12,
+            ?12, ?13, ?13, ?14, ?15, ?16, ?12)
+         ON CONFLICT(public_key) DO UPDATE SET name=?3, bio=?4, interests=?5, capabilities=?6, framework=?7,
+            framework_visible=?8, homepage=?9, visibility=?10, last_seen=max(last_seen, ?12), last_updated=?12,
+            online=max(online, ?14), stale=0, hidden=0, version=version+1, facets=?16,
+            id=iif(placed_at <= ?17, (SELECT max(id) + 1 FROM agents), id),
+            placed_at=iif(placed_at <= ?17, ?12, placed_at),
+            verified_domain=iif(?18, '', verified_domain), checked_at=iif(?18, 0, checked_at)",
+    )?
+    .execute(params![
+        key,
+        clean::agent_id(key),
+        name,
+        bio,
+        json(&interests),
+        json(&capabilities),
+        framework,
+        visible,
+        homepage,
+        entry.visibility,
+        entry.relay_id,
+        now_ms,
+        entry.visible_at,
+        entry.online,
+        entry.consent,
+        facets,
+        now_ms - PLACED_FOR_MS,
+        moved,
+    ])?;
+    if old.map(|e| e.visibility.as_str()) != Some(entry.visibility) {
         log_consent(c, key, *now_ms, entry.consent, entry.visibility == "public")?;
     }
     if entry.visibility == "public" {
@@ -433,14 +472,7 @@ pub fn log_consent(
         .map(drop)
 }
 
-fn ban(
-    c: &Connection,
-    key: &[u8; 32],
-    reason: &str,
-    pattern: &str,
-    now_ms: i64,
-    duration_ms: i64,
-) -> rusqlite::Result<i64> {
+fn ban(c: &Connection, key: &[u8; 32], pattern: Pattern, now_ms: i64) -> rusqlite::Result<i64> {
     let before: Option<(i64, i64)> = c
         .prepare_cached("SELECT banned_at, strikes FROM bans WHERE public_key=?1")?
         .query_row([key], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -450,13 +482,21 @@ fn ban(
         _ => 1,
     };
     let factor = 1_i64 << (strikes - 1).clamp(0, 20);
-    let until = now_ms + duration_ms.saturating_mul(factor).min(LONGEST_BAN_MS);
+    let until = now_ms + pattern.ban_ms().saturating_mul(factor).min(LONGEST_BAN_MS);
     c.prepare_cached(
         "INSERT OR REPLACE INTO bans(public_key, reason, pattern, banned_at, expires_at, strikes)
          VALUES (?1,?2,?3,?4,?5,?6)",
     )?
-    .execute(params![key, reason, pattern, now_ms, until, strikes])?;
+    .execute(params![key, pattern.reason(), pattern.name(), now_ms, until, strikes])?;
+    hide_until(c, key, until)?;
     Ok(until)
+}
+
+/// Keeps the entry of a banned identity out of results.
+fn hide_until(c: &Connection, key: &[u8; 32], until_ms: i64) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE agents SET shown_at=max(visible_at, ?2) WHERE public_key=?1")?
+        .execute(params![key, until_ms])
+        .map(drop)
 }
 
 /// Marks entries stale after 90 days without connection, hides them after 180, deletes them after 365.
@@ -468,6 +508,13 @@ pub fn age_entries(c: &Connection, now_ms: i64) -> rusqlite::Result<()> {
         [now_ms - 90 * DAY, now_ms - 180 * DAY],
     )?;
     c.execute("DELETE FROM suppress WHERE until <= ?1", [now_ms])?;
+    c.execute(
+        "DELETE FROM void_tokens WHERE before_s < ?1",
+        [now_ms.div_euclid(1000) - crate::token::LIFETIME_S],
+    )?;
+    c.execute("DELETE FROM erasures WHERE asked_at < ?1", [now_ms - 30 * DAY])?;
+    c.execute("DELETE FROM capability_counts WHERE n <= 0", [])?;
+    c.execute("DELETE FROM bans WHERE expires_at < ?1 AND banned_at < ?1", [now_ms - REPEAT_MS])?;
     c.execute("INSERT OR REPLACE INTO meta(key, value) VALUES ('aged_at', ?1)", [now_ms]).map(drop)
 }
 
@@ -484,7 +531,9 @@ mod tests {
 
     fn memory() -> Connection {
         let c = Connection::open_in_memory().expect("memory");
-        c.execute_batch(MIGRATIONS[0].sql).expect("schema");
+        for migration in MIGRATIONS {
+            c.execute_batch(migration.sql).expect("schema");
+        }
         c
     }
 
@@ -536,6 +585,27 @@ mod tests {
     }
 
     #[test]
+    fn an_erased_identity_leaves_nothing_readable_and_is_not_new_again() {
+        let c = memory();
+        let key = [9; 32];
+        run(&c, Login { now_ms: NOW - 5, ..login(key, Visibility::Public, None) });
+        operator::ban(&c, &key, "r", NOW, NOW + 1_000).expect("ban");
+        operator::erase(&c, &key, NOW).expect("erase");
+        for table in ["agents", "first_seen", "bans", "consent_log", "suppress"] {
+            let sql = format!("SELECT count(*) FROM {table} WHERE public_key=?1");
+            let left: i64 = c.query_row(&sql, [key], |row| row.get(0)).expect("count");
+            assert_eq!(left, 0, "{table}");
+        }
+        assert!(!operator::is_token_good(&c, &key, NOW / 1000).expect("sql"));
+        assert!(operator::is_token_good(&c, &key, NOW / 1000 + 1).expect("sql"));
+        let back = Login { now_ms: NOW + 10, ..login(key, Visibility::Unlisted, None) };
+        assert!(matches!(run(&c, back.clone()), LoginOutcome::Banned { .. }), "nor is a ban washed off");
+        let back = Login { now_ms: NOW + 1_001, ..back };
+        let LoginOutcome::Welcome { first_seen_ms, first, .. } = run(&c, back) else { panic!("welcome") };
+        assert_eq!((first_seen_ms, first), (NOW - 5, false));
+    }
+
+    #[test]
     fn listing_follows_consent() {
         let c = memory();
         let log = |visibility, listed| listing(&run(&c, login([1; 32], visibility, listed)));
@@ -553,18 +623,22 @@ mod tests {
     fn bans_are_kept_and_double() {
         let c = memory();
         let ban = |now_ms| {
-            let op =
-                RegistryOp::Ban { key: [1; 32], reason: "r", pattern: "junk", now_ms, duration_ms: 1000 };
+            let op = RegistryOp::Ban { key: [1; 32], pattern: Pattern::Junk, now_ms };
             let RegistryAnswer::Banned(until) = apply(&c, &op).expect("sql") else { panic!("ban") };
             until - now_ms
         };
-        assert_eq!(ban(NOW), 1000);
-        assert_eq!(ban(NOW + 10), 2000);
+        assert_eq!(ban(NOW), 600_000);
+        assert_eq!(ban(NOW + 10), 1_200_000);
         assert!(matches!(
             run(&c, login([1; 32], Visibility::Public, None)),
-            LoginOutcome::Banned { until_ms, .. } if until_ms == NOW + 2010
+            LoginOutcome::Banned { until_ms, .. } if until_ms == NOW + 1_200_010
         ));
-        assert_eq!(ban(NOW + REPEAT_MS * 2), 1000, "forgotten after seven days");
+        for _ in 0..20 {
+            ban(NOW + 20);
+        }
+        assert_eq!(ban(NOW + 30), LONGEST_BAN_MS, "never longer");
+        assert_eq!(ban(NOW + 30 + REPEAT_MS - 1), LONGEST_BAN_MS, "remembered");
+        assert_eq!(ban(NOW + REPEAT_MS * 3), 600_000, "forgotten after seven days");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 pub(crate) const GENEROUS: &[&str] = &[
     "sybil.tiers=false",
@@ -22,7 +22,16 @@ pub(crate) const GENEROUS: &[&str] = &[
 
 pub(crate) struct Relay {
     child: Child,
+    output: BufReader<ChildStdout>,
     pub(crate) at: SocketAddr,
+    admin: Option<SocketAddr>,
+}
+
+fn address_in(output: &mut BufReader<ChildStdout>) -> SocketAddr {
+    let mut line = String::new();
+    output.read_line(&mut line).expect("a line");
+    let at = line.trim().rsplit(' ').next().and_then(|at| at.parse().ok());
+    at.unwrap_or_else(|| panic!("no address in {line:?}"))
 }
 
 pub(crate) fn command(dir: &Path) -> Command {
@@ -45,10 +54,19 @@ impl Relay {
 
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().expect("stdout")).read_line(&mut line).expect("a line");
-        let at = line.trim().rsplit(' ').next().and_then(|at| at.parse().ok());
-        Self { child, at: at.unwrap_or_else(|| panic!("no address in {line:?}")) }
+        let mut output = BufReader::new(child.stdout.take().expect("stdout"));
+        let at = address_in(&mut output);
+        Self { child, output, at, admin: None }
+    }
+
+    /// Address of the admin interface.
+    pub(crate) fn admin(&mut self) -> SocketAddr {
+        *self.admin.get_or_insert_with(|| address_in(&mut self.output))
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("signal");
     }
 
     /// kill -9.
@@ -66,8 +84,7 @@ impl Relay {
 
     /// SIGTERM; returns the exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
+        self.signal(rustix::process::Signal::TERM);
         self.child.wait().expect("ends").code()
     }
 }

@@ -41,6 +41,10 @@ pub(super) fn entry_json(entry: &Entry, full: bool) -> Value {
     if entry.framework_visible {
         body["framework"] = entry.framework.as_str().into();
     }
+    if !entry.verified_domain.is_empty() {
+        body["verified"] = true.into();
+        body["verifiedDomain"] = entry.verified_domain.as_str().into();
+    }
     body["publicKey"] = STANDARD.encode(entry.key).into();
     body
 }

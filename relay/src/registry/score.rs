@@ -1,0 +1,106 @@
+//! How well an entry fits the words of a query.
+
+use std::borrow::Cow;
+
+use unicode_normalization::UnicodeNormalization as _;
+use unicode_normalization::char::is_combining_mark;
+
+const K1: f64 = 1.2;
+const B: f64 = 0.75;
+
+/// The words of a query, each as the index sees it: one or more tokens in a row.
+#[derive(Debug)]
+pub struct Words {
+    phrases: Vec<Vec<String>>,
+}
+
+/// Occurrences of the words in one entry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fit {
+    /// Weighted occurrences of each word.
+    occurrences: Vec<f64>,
+    /// Tokens of the whole entry.
+    length: f64,
+}
+
+impl Words {
+    /// Splits what a person typed.
+    pub fn new(raw: &str) -> Self {
+        let phrases = raw.split_whitespace().map(|word| tokens(word).map(Cow::into_owned).collect());
+        Self { phrases: phrases.filter(|phrase: &Vec<String>| !phrase.is_empty()).collect() }
+    }
+
+    /// Counts the words in the columns of an entry, each with its weight.
+    pub fn fit(&self, columns: &[(&str, f64)]) -> Fit {
+        let mut fit = Fit { occurrences: vec![0.0; self.phrases.len()], length: 0.0 };
+        let mut seen: Vec<Cow<'_, str>> = Vec::new();
+        for (text, weight) in columns {
+            seen.clear();
+            seen.extend(tokens(text));
+            fit.length += seen.len() as f64;
+            for (phrase, sum) in self.phrases.iter().zip(&mut fit.occurrences) {
+                let hits = seen.windows(phrase.len()).filter(|window| *window == phrase.as_slice()).count();
+                *sum += hits as f64 * weight;
+            }
+        }
+        fit
+    }
+}
+
+/// BM25 without the rarity of words: every hit has all of them. `average` is the mean length of the entries.
+pub fn score(fit: &Fit, average: f64) -> f64 {
+    let norm = K1 * (1.0 - B + B * fit.length / average.max(1.0));
+    fit.occurrences.iter().map(|count| count * (K1 + 1.0) / (count + norm)).sum()
+}
+
+/// Mean length of entries.
+pub fn average<'a>(fits: impl ExactSizeIterator<Item = &'a Fit>) -> f64 {
+    let count = fits.len().max(1) as f64;
+    fits.map(|fit| fit.length).sum::<f64>() / count
+}
+
+/// Words as the tokenizer `unicode61 remove_diacritics 2` sees them.
+fn tokens(text: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    text.split(|c: char| !c.is_alphanumeric() && !is_combining_mark(c)).filter(|word| !word.is_empty()).map(
+        |word| {
+            if word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) {
+                return Cow::Borrowed(word);
+            }
+            if word.is_ascii() {
+                return Cow::Owned(word.to_ascii_lowercase());
+            }
+            Cow::Owned(word.to_lowercase().nfd().filter(|c| !is_combining_mark(*c)).collect())
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_name_weighs_more_than_a_long_text() {
+        let words = Words::new("Rust");
+        let named = words.fit(&[("rust agent", 10.0), ("writes code", 2.0)]);
+        let told = words.fit(&[("agent", 10.0), ("writes rust and more rust", 2.0)]);
+        let average = average([named.clone(), told.clone()].iter());
+        assert!(score(&named, average) > score(&told, average));
+    }
+
+    #[test]
+    fn words_are_found_as_the_index_finds_them() {
+        let words = Words::new("ÜNÏ don't");
+        let fit = words.fit(&[("üni, Don't; DONT", 1.0)]);
+        assert_eq!(fit.occurrences, [1.0, 1.0]);
+        assert_eq!(fit.length, 4.0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(query in "\\PC{0,60}", text in "\\PC{0,200}") {
+            let fit = Words::new(&query).fit(&[(&text, 1.0)]);
+            prop_assert!(score(&fit, fit.length).is_finite());
+        }
+    }
+}

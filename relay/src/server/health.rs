@@ -1,0 +1,164 @@
+//! Whether the relay is well: `/health`, `/ready`, and the Prometheus text (`relay.md` §3, §14.2).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use super::{Shared, rest};
+use crate::core::Snapshot;
+use crate::metrics::{Exposition, Histogram, Reject, bans};
+
+const FRESH_MS: i64 = 1_000;
+
+/// What is measured outside of the core.
+#[derive(Debug, Default)]
+pub(super) struct Measured {
+    /// Registry searches.
+    pub(super) search: std::sync::Mutex<Histogram>,
+}
+
+impl Measured {
+    /// Notes how long a search took.
+    pub(super) fn searched(&self, since: std::time::Instant) {
+        let mut search = self.search.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        search.add(since.elapsed().as_secs_f64() * 1000.0);
+    }
+}
+
+/// The last `/health` answer and when it was made.
+#[derive(Default)]
+pub(super) struct Cache {
+    last: Mutex<Option<(i64, Value)>>,
+}
+
+/// Answers a balancer: 200 only when messages are accepted and the relay is not draining.
+pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
+    let open = shared.driver.snapshot().await.is_some_and(|snapshot| snapshot.custody_open);
+    let ready = open && !shared.draining.load(Ordering::Relaxed);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, axum::Json(json!({"ready": ready}))).into_response()
+}
+
+/// Answers anyone; numbers come from counters and are at most a second old.
+pub(super) async fn health(State(shared): State<Arc<Shared>>) -> Response {
+    report(&shared).await.map_or_else(stopping, |body| axum::Json(body).into_response())
+}
+
+/// The answer while the relay stops.
+pub(super) fn stopping() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"status": "stopping"}))).into_response()
+}
+
+/// The body of `/health`; `None` while the relay stops.
+pub(super) async fn report(shared: &Shared) -> Option<Value> {
+    let now_ms = shared.clock.now_ms();
+    let mut last = shared.health.last.lock().await;
+    if let Some((_, body)) = last.as_ref().filter(|(at, _)| now_ms - at < FRESH_MS) {
+        return Some(body.clone());
+    }
+    let snapshot = shared.driver.snapshot().await?;
+    let registry = rest::health(shared, now_ms).await;
+    let ok = snapshot.custody_open && registry.healthy;
+    let mut body = json!({
+        "status": if ok { "ok" } else { "degraded" },
+        "agents": snapshot.agents,
+        "connections": snapshot.connections,
+        "offlineQueue": {
+            "recipientCount": snapshot.queue.recipients,
+            "totalMessages": snapshot.queue.messages,
+            "totalBytes": snapshot.queue.bytes,
+        },
+        "abuse": {
+            "activeBans": registry.active_bans,
+            "trackedAgents": snapshot.tracked_agents,
+            "newAgents": snapshot.new_agents,
+        },
+        "throughput": {
+            "messagesRouted": snapshot.counters.routed,
+            "messagesPerMinute": snapshot.messages_per_minute,
+        },
+        "registry": registry.body,
+        "uptime": shared.clock.uptime_s(),
+    });
+    if !snapshot.custody_open {
+        body["reason"] = "the data disk is full: messages are delivered but none is accepted".into();
+    } else if !registry.healthy {
+        body["reason"] = "the directory cannot be read or its index is incomplete".into();
+    }
+    *last = Some((now_ms, body.clone()));
+    Some(body)
+}
+
+/// The Prometheus text; `None` while the relay stops.
+pub(super) async fn metrics(shared: &Shared) -> Option<String> {
+    let snapshot = shared.driver.snapshot().await?;
+    let now_ms = shared.clock.now_ms();
+    let entries = rest::entry_counts(shared, now_ms).await;
+    let mut out = Exposition::default();
+    totals(&mut out, &snapshot);
+    let gauge = "gauge";
+    out.single(gauge, "threadline_queue_messages", "Messages in custody.", snapshot.queue.messages);
+    out.single(gauge, "threadline_queue_bytes", "Bytes in custody.", snapshot.queue.bytes);
+    out.labelled(
+        (gauge, "threadline_registry_entries", "Directory entries."),
+        "visibility",
+        [("public", entries.0), ("unlisted", entries.1)],
+    );
+    let search = *shared.measured.search.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    out.histogram("threadline_registry_search_seconds", "Directory searches.", &search);
+    out.single(
+        gauge,
+        "threadline_engine_up",
+        "Whether storage takes messages.",
+        u8::from(snapshot.custody_open),
+    );
+    let draining = u8::from(shared.draining.load(Ordering::Relaxed));
+    out.single(gauge, "threadline_drain", "Whether the relay is draining.", draining);
+    out.single(gauge, "threadline_uptime_seconds", "Seconds since the start.", shared.clock.uptime_s());
+    Some(out.finish())
+}
+
+fn totals(out: &mut Exposition, snapshot: &Snapshot) {
+    let (counters, figures) = (&snapshot.counters, &snapshot.figures);
+    for (name, help, value) in [
+        ("threadline_messages_routed_total", "Messages that entered the pipeline.", counters.routed),
+        ("threadline_messages_accepted_total", "Messages taken into custody.", counters.accepted),
+        ("threadline_messages_delivered_total", "Messages confirmed by their recipient.", counters.delivered),
+        ("threadline_messages_queued_total", "Messages whose sender heard `queued`.", counters.queued),
+        ("threadline_messages_rejected_total", "Messages refused.", counters.rejected),
+        ("threadline_messages_expired_total", "Messages given up.", counters.expired),
+        ("threadline_redeliveries_total", "Messages offered again.", counters.redelivered),
+        ("threadline_connections_total", "Sockets opened.", counters.connections),
+        ("threadline_auth_failures_total", "Logins refused.", counters.auth_failures),
+        ("threadline_abuse_bans_total", "Identities banned by a detector.", counters.bans),
+        ("threadline_discovery_queries_total", "Discover frames answered.", counters.discoveries),
+        ("threadline_fingerprint_conflicts_total", "Keys refused for a taken address.", counters.conflicts),
+        (
+            "threadline_new_identities_total",
+            "Identities that came for the first time.",
+            figures.new_identities,
+        ),
+    ] {
+        out.single("counter", name, help, value);
+    }
+    let (gauge, sessions) = ("gauge", [("ws1", snapshot.agents)]);
+    out.single(gauge, "threadline_connections_active", "Open sockets.", snapshot.connections);
+    out.labelled((gauge, "threadline_sessions", "Live sessions."), "carrier", sessions);
+    out.single(
+        gauge,
+        "threadline_messages_per_minute",
+        "Messages of the last minute.",
+        snapshot.messages_per_minute,
+    );
+    let rejects = Reject::ALL.iter().map(|(_, label)| *label).zip(figures.rejects);
+    out.labelled(("counter", "threadline_rejects_total", "Messages refused, by reason."), "reason", rejects);
+    let bans = bans(&counters.bans_by);
+    out.labelled(("counter", "threadline_bans_total", "Bans, by pattern."), "pattern", bans);
+    out.histogram("threadline_accept_seconds", "From the frame to its answer.", &figures.accept);
+    out.histogram("threadline_deliver_seconds", "From the commit to the confirmation.", &figures.deliver);
+}
