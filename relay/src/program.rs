@@ -147,8 +147,14 @@ async fn serve(config: RelayConfig) -> Result<(), u8> {
     let (admin_ready, admin_address) = tokio::sync::oneshot::channel();
     let reload = std::sync::Arc::new(tokio::sync::Notify::new());
     let hangups = tokio::spawn(watch_hangups(std::sync::Arc::clone(&reload)));
-    let launch =
-        Launch { ready: Some(ready), admin_ready: Some(admin_ready), reload, hurry, heartbeat };
+    let launch = Launch {
+        ready: Some(ready),
+        admin_ready: Some(admin_ready),
+        reload,
+        hurry,
+        heartbeat,
+        ..Launch::default()
+    };
     let announce = async {
         if let Ok(address) = address.await {
             println!("listening on {address}");
