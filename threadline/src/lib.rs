@@ -32,6 +32,7 @@ mod ids;
 pub mod inbound;
 pub mod jcs;
 pub mod limits;
+pub mod path;
 pub mod resolve;
 pub mod service;
 pub mod spawn;

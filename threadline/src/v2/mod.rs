@@ -6,8 +6,11 @@ pub mod envelope;
 mod error;
 pub mod frames;
 pub mod login;
+pub mod mail;
 pub mod objects;
+pub mod olm;
 pub mod safety;
+pub mod session;
 pub mod strict;
 
 pub use error::Code;
