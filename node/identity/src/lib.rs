@@ -3,6 +3,8 @@
 //! The text itself is rendered by `instar_hooks::context`, which the hook also uses when the node is down, so that a
 //! session reads the same in both cases.
 
+pub mod templates;
+
 use std::fmt::Display;
 
 use chrono::{DateTime, TimeZone};

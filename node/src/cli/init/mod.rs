@@ -19,9 +19,10 @@ use instar_state::time::{now_ms, rfc3339};
 
 use super::{Agent, CommandResult, Ctx, Failure};
 use blocks::Put;
+pub(crate) use instar_identity::templates::guide;
 pub(crate) use links::refresh_links;
 pub(crate) use report::Report;
-pub(crate) use tree::{gitignore_block, guide, guide_block};
+pub(crate) use tree::{gitignore_block, guide_block};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

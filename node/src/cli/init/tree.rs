@@ -5,6 +5,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use instar_durable::{create_dir_private, write_atomic};
+use instar_identity::templates::{IdentityFile, Persona};
 use instar_state::config::{Config, ConfigFile, Overrides, keys, lookup, name_from_dir, set_at};
 use instar_state::paths::AgentPaths;
 use instar_state::secrets::SecretStore;
@@ -15,8 +16,6 @@ use threadline_net::{Minting, open_identity};
 use super::blocks::{Block, Fence};
 use super::{Report, Request};
 use crate::cli::{Ctx, Exit, Failure};
-
-const DEFAULT_ROLE: &str = "I am a personal agent; what I am for, my owner will write here.";
 
 /// Makes every file that is missing in `paths`. `target` is where the directory will be at the end.
 ///
@@ -89,30 +88,20 @@ fn templates(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let user = request.user.clone().or_else(|| login_name(ctx)).unwrap_or_else(|| "owner".into());
-    let role = request.role.as_deref().unwrap_or(DEFAULT_ROLE);
-    let date = rfc3339(now);
-    let date = date.get(..10).unwrap_or(&date);
-    let fill = |template: &str| {
-        template
-            .replace("{{date}}", date)
-            .replace("{{agent}}", &report.agent_name)
-            .replace("{{user}}", &user)
-            .replace("{{role}}", role)
+    let at = rfc3339(now);
+    let persona = Persona {
+        agent: &report.agent_name,
+        user: &user,
+        role: request.role.as_deref(),
+        date: at.get(..10).unwrap_or(&at),
     };
-    let soul = fill(include_str!("templates/soul.md"));
+    let mut files = persona.files();
     let users = json!([{
-        "id": user_id(&user), "name": user, "role": "admin", "channels": [], "permissions": [], "createdAt": rfc3339(now),
+        "id": user_id(&user), "name": user, "role": "admin", "channels": [], "permissions": [], "createdAt": at,
     }]);
-    let users = serde_json::to_string_pretty(&users).map_err(anyhow::Error::from)? + "\n";
-    let files = [
-        ("AGENT.md", fill(include_str!("templates/AGENT.md"))),
-        ("USER.md", fill(include_str!("templates/USER.md"))),
-        ("MEMORY.md", fill(include_str!("templates/MEMORY.md"))),
-        ("soul.md", soul.clone()),
-        ("state/soul.init.md", soul),
-        ("users.json", users),
-    ];
-    for (name, text) in files {
+    let text = serde_json::to_string_pretty(&users).map_err(anyhow::Error::from)? + "\n";
+    files.push(IdentityFile { name: "users.json", text });
+    for IdentityFile { name, text } in files {
         let path = paths.state().join(name);
         let shown = format!(".instar/{name}");
         if path.exists() {
@@ -197,11 +186,6 @@ fn complete_config(
     Ok(())
 }
 
-/// The text of our block in CLAUDE.md.
-pub(crate) fn guide(agent: &str) -> String {
-    include_str!("templates/guide.md").replace("{{agent}}", agent)
-}
-
 /// Our block in CLAUDE.md.
 pub(crate) fn guide_block(guide: &str) -> Block<'_> {
     Block { id: "guide", version: 1, fence: Fence::Html, body: guide }
@@ -224,31 +208,6 @@ fn user_id(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_guide_is_short_enough_and_holds_no_address() {
-        let text = guide("ann");
-        assert!(text.chars().count() <= 20_000);
-        assert!(!text.contains("127.0.0.1") && !text.contains("4040"));
-    }
-
-    #[test]
-    fn the_soul_has_exactly_its_sections() {
-        let sections: Vec<&str> =
-            include_str!("templates/soul.md").lines().filter_map(|l| l.strip_prefix("## ")).collect();
-        assert_eq!(
-            sections,
-            [
-                "Personality Seed",
-                "Core Values",
-                "Current Growth Edge",
-                "Convictions",
-                "Open Questions",
-                "Integrations",
-                "Evolution History"
-            ]
-        );
-    }
 
     #[test]
     fn user_ids_are_plain() {
