@@ -3,6 +3,7 @@
 mod cli;
 mod client;
 mod daemon;
+mod hook_status;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 
 use crate::access::{Access, Credential, OwnerRule, SessionAccess};
 use crate::error::{ApiError, OwnerWanted};
+use crate::idempotency;
 use crate::proof::{ProofError, RequestHash};
 use crate::rate::Group;
 use crate::serve::Peer;
@@ -131,7 +132,8 @@ pub(crate) async fn route(
         Err(refused) => refused.into_response(),
         Ok(hash) => {
             let patience = rule.patience.unwrap_or(api.request_timeout());
-            let Ok(response) = tokio::time::timeout(patience, next.run(request)).await else {
+            let answering = idempotency::answer(api.clone(), request, next);
+            let Ok(response) = tokio::time::timeout(patience, answering).await else {
                 return ApiError::new(
                     StatusCode::REQUEST_TIMEOUT,
                     "timeout",
@@ -305,7 +307,7 @@ async fn prove_owner(
 }
 
 /// Reads the body once so that a proof can be bound to it, and puts it back.
-async fn hash_request(request: &mut Request) -> Result<RequestHash, ApiError> {
+pub(crate) async fn hash_request(request: &mut Request) -> Result<RequestHash, ApiError> {
     let body = std::mem::replace(request.body_mut(), Body::empty());
     let bytes = to_bytes(body, BODY_LIMIT).await.map_err(|_| {
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "the body is over 1 MiB")
@@ -348,7 +350,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ").map(str::trim)
 }
 
-fn changes_state(method: &Method) -> bool {
+pub(crate) fn changes_state(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 

@@ -9,6 +9,7 @@ mod error;
 mod extract;
 mod guard;
 mod handlers;
+mod idempotency;
 mod proof;
 mod rate;
 mod routes;

@@ -21,6 +21,10 @@ impl RequestHash {
         }
         Self(hash.finalize().into())
     }
+
+    pub(crate) const fn bytes(self) -> [u8; 32] {
+        self.0
+    }
 }
 
 impl fmt::Display for RequestHash {

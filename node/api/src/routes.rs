@@ -175,6 +175,9 @@ fn operation(route: &Route) -> Value {
         .chain(
             route.query.iter().map(|name| json!({"name": name, "in": "query", "schema": {"type": "string"}})),
         )
+        .chain(crate::guard::changes_state(&route.method).then(
+            || json!({"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255}}),
+        ))
         .collect();
     let mut operation = json!({
         "summary": route.summary,

@@ -10,12 +10,14 @@ use axum::http::request::Parts;
 use instar_hooks::HookReport;
 use instar_mesh::Mesh;
 use instar_sessions::Sessions;
+use instar_state::answers::Answers;
 use instar_state::ids::SessionId;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::error::ApiError;
 use crate::guard::same_digest;
+use crate::idempotency::Underway;
 use crate::proof::{PinCheck, Proofs};
 use crate::rate::{Limits, RateLimiter};
 
@@ -60,6 +62,8 @@ pub trait NodeFacts: Send + Sync {
     fn config(&self) -> Value;
     /// Records one firing of the hook program.
     fn record_hook(&self, report: &HookReport);
+    /// Every hook: `{name, installed, enabled, lastFired, p50, p99, blocks, …}` each.
+    fn hook_status(&self) -> instar_state::BoxFuture<'_, Vec<Value>>;
     /// Text that a hook injects at the start of a session.
     fn boot_context(&self, request: BootContext) -> instar_state::BoxFuture<'_, Result<Value, ApiError>>;
     /// Text that a hook injects with a prompt.
@@ -98,6 +102,8 @@ pub struct Rooms {
     pub sessions: Sessions,
     /// The mesh.
     pub mesh: Arc<Mesh>,
+    /// Answers given under an `Idempotency-Key`.
+    pub answers: Answers,
 }
 
 /// Shared state of all handlers; cheap to clone.
@@ -113,6 +119,7 @@ struct Inner {
     draining: AtomicBool,
     rates: RateLimiter,
     proofs: Proofs,
+    underway: Underway,
 }
 
 impl ApiState {
@@ -128,6 +135,7 @@ impl ApiState {
                 draining: AtomicBool::new(false),
                 rates,
                 proofs,
+                underway: Underway::default(),
             }),
         }
     }
@@ -181,6 +189,10 @@ impl ApiState {
 
     pub(crate) fn proofs(&self) -> &Proofs {
         &self.inner.proofs
+    }
+
+    pub(crate) fn underway(&self) -> &Underway {
+        &self.inner.underway
     }
 
     pub(crate) fn is_agent_token(&self, token: &str) -> bool {

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use instar_hooks::settings::{self, Installed, REGISTRATIONS};
-use instar_hooks::{Event, HOOKS, HookClass};
+use instar_hooks::{Event, HOOKS};
 use instar_state::config::keys;
 use instar_state::paths::AgentPaths;
+use instar_state::time::now_ms;
 use serde_json::{Value, json};
 
 use super::reply::table;
 use super::{Agent, CommandResult, Ctx, Exit, Failure, Reply, refresh_links};
+use crate::hook_status::{self, HookStatus};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// The hooks, on what they run, and whether they are on
+    /// The hooks, whether they are on, and what they did today and yesterday
     List,
     /// Put our entries into .claude/settings.json
     Install,
@@ -45,23 +47,8 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> CommandResult {
 
 fn list(ctx: &Ctx, agent: &Agent) -> CommandResult {
     let disabled = agent.config(ctx)?.get(keys::HOOKS_DISABLED);
-    let mut rows = Vec::new();
-    let mut values = Vec::new();
-    for hook in HOOKS {
-        let (class, always) = match hook.class {
-            HookClass::Safety => ("safety", true),
-            HookClass::EnforcementClosed => ("enforcement", true),
-            HookClass::Grounding => ("grounding", false),
-            HookClass::Observer => ("observer", false),
-        };
-        let enabled = always || !disabled.iter().any(|name| name == hook.name);
-        let events: Vec<String> = hook.events.iter().map(ToString::to_string).collect();
-        let shown =
-            if hook.events.len() > 4 { format!("{} events", events.len()) } else { events.join(", ") };
-        let state = if enabled { "on" } else { "off" };
-        rows.push([hook.name.to_owned(), class.to_owned(), state.to_owned(), shown]);
-        values.push(json!({"name": hook.name, "class": class, "enabled": enabled, "events": events}));
-    }
+    let hooks = hook_status::read(&agent.paths, &disabled, now_ms());
+    let rows: Vec<[String; 8]> = hooks.iter().map(row).collect();
     let program = agent.paths.current().join("instar-hook");
     let registered: Vec<Value> = REGISTRATIONS
         .iter()
@@ -71,9 +58,37 @@ fn list(ctx: &Ctx, agent: &Agent) -> CommandResult {
         })
         .collect();
     Ok(Reply::new(
-        json!({"hooks": values, "registrations": registered}),
-        table(["hook", "class", "", "runs on"], &rows, "no hooks"),
+        json!({"hooks": hooks, "registrations": registered}),
+        table(
+            ["hook", "class", "", "runs on", "matcher", "last fired", "p50/p99 ms", "blocks"],
+            &rows,
+            "no hooks",
+        ),
     ))
+}
+
+fn row(hook: &HookStatus) -> [String; 8] {
+    let events =
+        if hook.events.len() > 4 { format!("{} events", hook.events.len()) } else { hook.events.join(", ") };
+    let state = match (hook.installed, hook.enabled) {
+        (false, _) => "not installed",
+        (true, true) => "on",
+        (true, false) => "off",
+    };
+    let times = match (hook.p50, hook.p99) {
+        (Some(p50), Some(p99)) => format!("{p50:.1}/{p99:.1}"),
+        _ => String::new(),
+    };
+    [
+        hook.name.to_owned(),
+        hook.class.to_owned(),
+        state.to_owned(),
+        events,
+        hook.matchers.join(", "),
+        hook.last_fired.clone().unwrap_or_default(),
+        times,
+        hook.blocks.to_string(),
+    ]
 }
 
 fn install(paths: &AgentPaths) -> CommandResult {

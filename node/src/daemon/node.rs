@@ -122,6 +122,7 @@ impl Node<'_> {
             registry: self.ctx.registry(),
             contexts: Contexts::new(Identity::new(self.agent.paths.clone(), self.agent.name())),
             hook_log: HookLog::new(self.agent.paths.logs()),
+            paths: self.agent.paths.clone(),
         });
         let api = ApiState::new(self.api_settings(&base, &config, port, Arc::clone(&facts))?);
         self.listen(&base, &config, port, &api).await?;
@@ -245,6 +246,7 @@ impl Node<'_> {
                 .await
                 .map_err(|e| Failure::failed(e.to_string()))?
                 .map_err(database_failure)?;
+        let answers = journal.answers();
         let sessions = Sessions::open(SessionsDeps {
             paths: self.agent.paths.clone(),
             home: self.ctx.account.home().to_owned(),
@@ -291,7 +293,7 @@ impl Node<'_> {
             }
             base.notices.degrade(&format!("threadline_{}", refusal.code), &refusal.message);
         }
-        Ok(Rooms { sessions, mesh })
+        Ok(Rooms { sessions, mesh, answers })
     }
 
     /// Passphrase of an encrypted identity: a private file that the environment names.

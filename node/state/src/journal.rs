@@ -1,4 +1,5 @@
-//! `messaging.sqlite`: in this build the session inbox, the durable queue of everything a session is told.
+//! `messaging.sqlite`: in this build the session inbox, the durable queue of everything a session is told, and the
+//! kept answers of HTTP routes.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use ulid::Ulid;
 
+use crate::answers::Answers;
 use crate::ids::{ConversationKey, SessionId};
 use crate::ports::{InputKind, InputState, Notice, Notices, SessionInput};
 
@@ -34,6 +36,7 @@ const MIGRATIONS: &[Migration] = &[
           CREATE INDEX session_inbox_open ON session_inbox(state, ulid);",
     },
     Migration { sql: "ALTER TABLE session_inbox ADD COLUMN released_at INTEGER;" },
+    crate::answers::MIGRATION,
 ];
 
 /// Age at which a waiting row is not given to a session unless the owner says so, milliseconds.
@@ -153,6 +156,11 @@ impl Journal {
 
     fn open_plain(path: &Path) -> Result<Self> {
         Ok(Self { db: Database::open(OpenOptions::new(path, MIGRATIONS, Durability::Full))? })
+    }
+
+    /// Answers of HTTP routes, which lie in the same file.
+    pub fn answers(&self) -> Answers {
+        Answers::new(self.db.clone())
     }
 
     /// Stores an input as `queued`. The same inbox key always yields the same row, whatever its state.

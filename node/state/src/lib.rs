@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
+pub mod answers;
 pub mod config;
 pub mod events;
 pub mod ids;

@@ -167,3 +167,22 @@ fn the_background_start_answers_when_the_node_does() {
     assert_eq!(home.json(&project, &["server", "restart"])["health"]["status"], "degraded");
     home.run(&project, &["server", "stop"]).ok();
 }
+
+#[test]
+fn every_hook_says_how_it_does() {
+    let node = Node::start();
+    let report = r#"{"id": "f1", "at_ms": 0, "event": "PreToolUse", "runtime": "claude", "hook_ms": 1.5,
+        "decisions": [{"hook": "dangerous-command-guard", "verdict": "deny"}]}"#;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock").as_millis();
+    let report = report.replace("\"at_ms\": 0", &format!("\"at_ms\": {now}"));
+    let taken = node.socket_request("POST", "/hooks/events", &[], &report);
+    assert_eq!(taken.status, 200, "{}", taken.body);
+    let told = node.with_token("GET", "/hooks/status", "").body;
+    let hooks = told["hooks"].as_array().expect("hooks");
+    let guard = hooks.iter().find(|hook| hook["name"] == "dangerous-command-guard").expect("the guard");
+    assert_eq!((&guard["installed"], &guard["enabled"]), (&true.into(), &true.into()), "{guard}");
+    assert_eq!((&guard["blocks"], &guard["p50"]), (&1.into(), &1.5.into()), "{guard}");
+    assert!(guard["lastFired"].is_string());
+    let listed = node.home.json(&node.project, &["hooks", "list"]);
+    assert_eq!(&listed["hooks"], &told["hooks"]);
+}

@@ -3,6 +3,7 @@
 mod agents;
 mod config;
 mod http;
+mod idempotency;
 mod init;
 mod kill;
 mod node;

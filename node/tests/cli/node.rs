@@ -44,15 +44,26 @@ impl Node {
         let token =
             home.run_with_input(&project, &["secrets", "get", "authToken"], "").ok().stdout.trim().to_owned();
         prepare(&project);
-        let mut command = home.command(&project, &["server", "start", "--foreground"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("node");
+        let child = launch(&home, &project);
         let node = Self { home, project, child, port: free, pin, token };
+        node.wait();
+        node
+    }
+
+    /// Ends the node by force and starts it again.
+    pub(super) fn restart(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("the end");
+        self.child = launch(&self.home, &self.project);
+        self.wait();
+    }
+
+    fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        while node.try_health().is_none_or(|body| body["status"] == "booting") {
+        while self.try_health().is_none_or(|body| body["status"] == "booting") {
             assert!(Instant::now() < deadline, "the node does not answer");
             std::thread::sleep(Duration::from_millis(20));
         }
-        node
     }
 
     fn try_health(&self) -> Option<Value> {
@@ -88,6 +99,11 @@ impl Node {
         let bearer = format!("Bearer {}", self.token);
         self.tcp(method, path, &[("Authorization", &bearer)], body)
     }
+}
+
+fn launch(home: &Home, project: &Path) -> Child {
+    let mut command = home.command(project, &["server", "start", "--foreground"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("node")
 }
 
 impl Drop for Node {

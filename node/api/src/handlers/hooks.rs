@@ -24,6 +24,7 @@ pub(crate) fn routes() -> Vec<Route> {
             post(event),
         )
         .group(Group::Hook),
+        Route::new(Method::GET, "/hooks/status", Access::ANY, "How every hook does", get(status)),
         Route::new(
             Method::GET,
             "/context/boot",
@@ -61,6 +62,11 @@ async fn event(
         rooms.sessions.hook_event(id, report).await;
     }
     Ok(Json(json!({"ok": true})))
+}
+
+async fn status(State(api): State<ApiState>) -> Json<Value> {
+    let hooks = api.settings().facts.hook_status().await;
+    Json(json!({"count": hooks.len(), "hooks": hooks}))
 }
 
 async fn boot(
