@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use instar_tests::harness::{Agent, Message, World, eventually, isolated};
+use instar_tests::harness::{Account, Agent, Message, World, eventually, isolated};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -13,13 +13,9 @@ fn two_nodes_exchange_messages() {
     isolated(two_nodes_exchange_messages, async {
         let world = World::new()?;
         let account = world.account("ann")?;
-        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
-        alpha.up().await?;
-        beta.up().await?;
-        see_each_other(&alpha, &beta).await?;
+        let (alpha, beta) = pair(&account).await?;
 
-        let sent = alpha.send("beta", "hello, which day is it?", None).await?;
-        let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
+        let thread = begin(&alpha, &beta, "hello, which day is it?").await?;
         let copies = both_have(&alpha, &beta, &thread, 1).await?;
         assert!(copies[0][0].sent && !copies[1][0].sent, "{copies:#?}");
         assert!(copies[1][0].body.contains("which day is it?"), "{copies:#?}");
@@ -37,13 +33,8 @@ fn a_message_waits_for_a_node_that_is_down() {
     isolated(a_message_waits_for_a_node_that_is_down, async {
         let world = World::new()?;
         let account = world.account("ann")?;
-        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
-        alpha.up().await?;
-        beta.up().await?;
-        see_each_other(&alpha, &beta).await?;
-        let first = alpha.send("beta", "are you there?", None).await?;
-        let thread = first["threadId"].as_str().with_context(|| first.to_string())?.to_owned();
-        both_have(&alpha, &beta, &thread, 1).await?;
+        let (mut alpha, mut beta) = pair(&account).await?;
+        let thread = begin(&alpha, &beta, "are you there?").await?;
 
         beta.kill().await?;
         alpha.send("beta", "and now?", Some(&thread)).await?;
@@ -76,6 +67,23 @@ fn a_send_that_cannot_be_done_says_why() {
         ensure!(empty.code != Some(0), "an empty message: {empty:#?}");
         Ok(())
     });
+}
+
+/// Two running agents of one account that have found each other.
+pub(crate) async fn pair(account: &Account) -> anyhow::Result<(Agent, Agent)> {
+    let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+    alpha.up().await?;
+    beta.up().await?;
+    see_each_other(&alpha, &beta).await?;
+    Ok((alpha, beta))
+}
+
+/// Begins a thread with a message that arrives, and gives the thread's id.
+pub(crate) async fn begin(one: &Agent, other: &Agent, text: &str) -> anyhow::Result<String> {
+    let sent = one.send(other.name(), text, None).await?;
+    let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
+    both_have(one, other, &thread, 1).await?;
+    Ok(thread)
 }
 
 /// Waits until each of the two finds the other.

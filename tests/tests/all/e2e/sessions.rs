@@ -9,7 +9,7 @@ use instar_tests::harness::{Agent, Relay, World, eventually, isolated, processes
 use instar_tests::script::{Conversation, Script};
 use serde_json::{Value, json};
 
-use super::direct::see_each_other;
+use super::direct::pair;
 
 const LIMIT: Duration = Duration::from_secs(90);
 const QUESTION: &str = "Which colour has the sky over your place?";
@@ -34,10 +34,7 @@ async fn real_sessions_talk(transport: &str) -> anyhow::Result<()> {
     let mut account = world.account("ann")?;
     account.use_real_cli(&api)?;
     account.configure(json!({"sessions": {"transport": {"conversation": transport}}}));
-    let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
-    alpha.up().await?;
-    beta.up().await?;
-    see_each_other(&alpha, &beta).await?;
+    let (mut alpha, mut beta) = pair(&account).await?;
 
     alpha
         .json(&[
@@ -77,11 +74,18 @@ async fn real_sessions_talk(transport: &str) -> anyhow::Result<()> {
     let made = calls_by_tool(&api);
     let mut checked = BTreeMap::new();
     for agent in [&alpha, &beta] {
-        for tool in checked_tools(agent)? {
-            *checked.entry(tool).or_insert(0) += 1;
+        for call in checked_tools(agent)? {
+            let tool = call["tool"].as_str().with_context(|| call.to_string())?;
+            *checked.entry(tool.to_owned()).or_insert(0) += 1;
         }
     }
     ensure!(made == checked, "tool calls {made:#?} against those that instar-hook saw {checked:#?}");
+    // The runtime refuses Bash by itself too; the firewall must not rely on that.
+    let firewalled = checked_tools(&beta)?.into_iter().filter(|call| call["tool"] == "Bash").all(|call| {
+        let decisions = call["decisions"].as_array().cloned().unwrap_or_default();
+        decisions.iter().any(|said| said["hook"] == "peer-firewall" && said["verdict"] == "deny")
+    });
+    ensure!(firewalled, "the firewall let Bash pass: {:#?}", checked_tools(&beta)?);
 
     alpha.stop().await?;
     beta.stop().await?;
@@ -97,10 +101,7 @@ fn a_send_from_the_command_line_is_answered_by_a_real_session() {
         let api = MessagesApi::start(([127, 0, 0, 1], 0).into(), script, None).await?;
         let mut account = world.account("ann")?;
         account.use_real_cli(&api)?;
-        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
-        alpha.up().await?;
-        beta.up().await?;
-        see_each_other(&alpha, &beta).await?;
+        let (alpha, beta) = pair(&account).await?;
         let answered = alpha.cli(&["threadline", "send", "beta", QUESTION]).await?;
         ensure!(answered.code == Some(0) && answered.stdout.contains(ANSWER), "{answered:#?}");
         Ok(())
@@ -202,9 +203,9 @@ fn calls_by_tool(api: &MessagesApi) -> BTreeMap<String, usize> {
     made
 }
 
-/// Tools of the PreToolUse firings in an agent's hook logs.
-fn checked_tools(agent: &Agent) -> anyhow::Result<Vec<String>> {
-    let mut tools = Vec::new();
+/// The tool calls that `instar-hook` was asked about, as its log has them.
+fn checked_tools(agent: &Agent) -> anyhow::Result<Vec<Value>> {
+    let mut calls = Vec::new();
     for entry in std::fs::read_dir(agent.state().join("logs"))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -214,12 +215,11 @@ fn checked_tools(agent: &Agent) -> anyhow::Result<Vec<String>> {
         for line in std::fs::read_to_string(&path)?.lines() {
             let fired: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
             if fired["event"] == "PreToolUse" {
-                let tool = fired["tool"].as_str().or(fired["toolName"].as_str());
-                tools.push(tool.with_context(|| line.to_owned())?.to_owned());
+                calls.push(fired);
             }
         }
     }
-    Ok(tools)
+    Ok(calls)
 }
 
 /// A line per request, for error messages.

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use instar_tests::harness::{CliOutput, World, eventually, isolated};
 use serde_json::json;
 
-use crate::e2e::direct::{both_have, see_each_other};
+use crate::e2e::direct::{begin, both_have, pair};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -57,13 +57,8 @@ fn state_of_a_newer_version_is_refused_untouched() {
     isolated(state_of_a_newer_version_is_refused_untouched, async {
         let world = World::new()?;
         let account = world.account("ann")?;
-        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
-        alpha.up().await?;
-        beta.up().await?;
-        see_each_other(&alpha, &beta).await?;
-        let sent = alpha.send("beta", "are you new?", None).await?;
-        let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
-        both_have(&alpha, &beta, &thread, 1).await?;
+        let (alpha, mut beta) = pair(&account).await?;
+        let thread = begin(&alpha, &beta, "are you new?").await?;
         beta.stop().await?;
 
         for name in ["threadline.sqlite", "messaging.sqlite"] {
@@ -93,13 +88,8 @@ fn a_full_disk_loses_nothing() {
         let mounted =
             Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "small"]).arg(&small).status()?;
         ensure!(mounted.success(), "mount: {mounted}");
-        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
-        alpha.up().await?;
-        beta.up().await?;
-        see_each_other(&alpha, &beta).await?;
-        let sent = alpha.send("beta", "is there room?", None).await?;
-        let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
-        both_have(&alpha, &beta, &thread, 1).await?;
+        let (alpha, beta) = pair(&account).await?;
+        let thread = begin(&alpha, &beta, "is there room?").await?;
 
         let filler = small.join("filler");
         fill(&filler)?;
@@ -157,13 +147,8 @@ fn a_message_waits_for_a_runtime_that_is_missing() {
             "sessions": {"allowRoot": true, "transport": {"conversation": "stdio"}},
             "threadline": {"spawn": {"cooldownMs": 500}}
         }));
-        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
-        alpha.up().await?;
-        beta.up().await?;
-        see_each_other(&alpha, &beta).await?;
-        let sent = alpha.send("beta", "who answers here?", None).await?;
-        let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
-        both_have(&alpha, &beta, &thread, 1).await?;
+        let (alpha, mut beta) = pair(&account).await?;
+        let thread = begin(&alpha, &beta, "who answers here?").await?;
         eventually(LIMIT, "the missing runtime is reported", async || {
             let status = beta.json(&["status"]).await?;
             Ok(status.to_string().contains("runtime_missing").then_some(()))
