@@ -101,7 +101,7 @@ fn a_send_from_the_command_line_is_answered_by_a_real_session() {
         let api = MessagesApi::start(([127, 0, 0, 1], 0).into(), script, None).await?;
         let mut account = world.account("ann")?;
         account.use_real_cli(&api)?;
-        let (alpha, beta) = pair(&account).await?;
+        let (alpha, _beta) = pair(&account).await?;
         let answered = alpha.cli(&["threadline", "send", "beta", QUESTION]).await?;
         ensure!(answered.code == Some(0) && answered.stdout.contains(ANSWER), "{answered:#?}");
         Ok(())
