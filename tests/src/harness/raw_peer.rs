@@ -41,6 +41,14 @@ impl RawPeer {
     /// Connects with this identity.
     pub async fn connect_as(url: &str, identity: Identity) -> anyhow::Result<Self> {
         let (socket, _) = connect_async(url).await.with_context(|| url.to_owned())?;
+        Self::greeted(socket, identity).await
+    }
+
+    /// Takes the challenge on a socket that somebody else has connected.
+    pub async fn greeted(
+        socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+        identity: Identity,
+    ) -> anyhow::Result<Self> {
         let mut peer = Self { identity, socket, nonce: String::new() };
         let challenge = peer.expect("challenge").await?;
         let nonce = challenge["nonce"].as_str().with_context(|| challenge.to_string())?;
@@ -51,9 +59,19 @@ impl RawPeer {
     /// Connects and logs in as a well-behaved client.
     pub async fn login(url: &str) -> anyhow::Result<Self> {
         let mut peer = Self::connect(url).await?;
-        peer.send(&peer.auth()?).await?;
-        peer.expect("auth_ok").await?;
+        peer.log_in().await?;
         Ok(peer)
+    }
+
+    /// Answers the challenge correctly.
+    pub async fn log_in(&mut self) -> anyhow::Result<()> {
+        self.send(&self.auth()?).await?;
+        self.expect("auth_ok").await.map(drop)
+    }
+
+    /// Hangs up and gives the identity back.
+    pub fn leave(self) -> Identity {
+        self.identity
     }
 
     /// A correct `auth` frame for the pending challenge.

@@ -7,6 +7,7 @@ mod manifests;
 mod settings;
 mod tools;
 mod unit;
+mod walk;
 
 use std::path::PathBuf;
 
