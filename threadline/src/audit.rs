@@ -35,6 +35,12 @@ pub enum Action {
     ApprovalDecided,
     /// The owner decided about something in quarantine.
     QuarantineDecided,
+    /// The owner issued an invitation.
+    InvitationCreate,
+    /// A peer redeemed one, or was refused.
+    InvitationRedeem,
+    /// The owner revoked one.
+    InvitationRevoke,
     /// The chain was damaged and goes on from here.
     ChainRepair,
 }

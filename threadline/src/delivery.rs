@@ -71,6 +71,8 @@ pub enum Evidence {
         /// Whether the relay is known to be one of ours.
         ours: bool,
     },
+    /// The recipient's node holds it.
+    PeerHolds,
     /// The relay knows the id: an earlier attempt went through.
     RelayReplay,
     /// The relay refused it, without saying for how long.
@@ -92,6 +94,8 @@ impl Evidence {
         match event {
             DeliveryEvent::Written => Self::Written,
             DeliveryEvent::Queued { .. } => Self::RelayQueued { ours },
+            DeliveryEvent::TakenByPeer => Self::PeerHolds,
+            DeliveryEvent::Dropped => Self::RelayQueued { ours: false },
             DeliveryEvent::Delivered => Self::RelayDelivered { ours },
             DeliveryEvent::Replay => Self::RelayReplay,
             DeliveryEvent::Expired => Self::RelayExpired,
@@ -170,6 +174,10 @@ impl Delivery {
             Evidence::RelayQueued { ours } | Evidence::RelayDelivered { ours } => {
                 self.confirmed(now_ms, ours);
                 self.raise(if ours { DeliveryState::Accepted } else { DeliveryState::Sent });
+            }
+            Evidence::PeerHolds => {
+                self.confirmed(now_ms, true);
+                self.raise(DeliveryState::Accepted);
             }
             Evidence::RelayReplay => {
                 self.confirmed(now_ms, false);
@@ -310,6 +318,7 @@ mod tests {
             (Evidence::RelayQueued { ours: true }, true, Accepted, false),
             (Evidence::RelayDelivered { ours: true }, true, Accepted, false),
             (Evidence::RelayDelivered { ours: false }, false, Sent, false),
+            (Evidence::PeerHolds, true, Accepted, false),
             (Evidence::RelayReplay, false, Sent, false),
             (Evidence::RelayRejected, true, Pending, true),
             (Evidence::RelayRefusedForGood, true, Failed, false),
@@ -379,7 +388,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn states_never_move_back(steps in proptest::collection::vec((0u8..9, any::<bool>()), 0..40)) {
+        fn states_never_move_back(steps in proptest::collection::vec((0u8..10, any::<bool>()), 0..40)) {
             let mut row = Delivery::new(0, DEFAULT_TTL_MS, true);
             for (now, (step, ours)) in steps.into_iter().enumerate() {
                 let before = row.state;
@@ -392,6 +401,7 @@ mod tests {
                     5 => Evidence::RelayRefusedForGood,
                     6 => Evidence::RelayExpired,
                     7 => Evidence::LaterMessage,
+                    8 => Evidence::PeerHolds,
                     _ => Evidence::Reply,
                 }, now as i64);
                 prop_assert!(row.state.rank() >= before.rank());

@@ -62,6 +62,8 @@ pub fn frame(f: &Frame<'_>) -> String {
     let proof = match f.authentication {
         Authentication::E2e => "signed by its key and encrypted end to end",
         Authentication::Transport => "not signed: only the relay vouches for the sender",
+        Authentication::LocalToken => "brought by a process of this account, not signed",
+        Authentication::Signed => "signed by its key, not encrypted",
     };
     let mut out = format!(
         "You are the agent \"{}\". Another agent wrote to you over the Threadline network.\n\

@@ -150,22 +150,16 @@ pub enum Class {
     Probe,
     /// The peer closes the thread.
     ThreadResolved,
+    /// The peer redeems an invitation of ours.
+    InvitationRedeem,
+    /// The issuer of an invitation answers our redemption.
+    InvitationResult,
     /// Another control-plane type, which no v1 peer of this build sends.
     Control,
 }
 
-const CONTROL_TYPES: [&str; 10] = [
-    "pong",
-    "receipt",
-    "invitation-redeem",
-    "invitation-result",
-    "lease",
-    "rotation",
-    "typing",
-    "vouch",
-    "vouch-sync",
-    "complaint",
-];
+const CONTROL_TYPES: [&str; 8] =
+    ["pong", "receipt", "lease", "rotation", "typing", "vouch", "vouch-sync", "complaint"];
 
 impl Incoming {
     /// What the message is.
@@ -173,6 +167,8 @@ impl Incoming {
         match self.content.kind.as_deref() {
             Some("ping" | "health") => Class::Probe,
             Some("thread-resolved") => Class::ThreadResolved,
+            Some("invitation-redeem") => Class::InvitationRedeem,
+            Some("invitation-result") => Class::InvitationResult,
             Some(kind) if CONTROL_TYPES.contains(&kind) => Class::Control,
             _ if envelope::is_auto_ack(&self.content) => Class::AutoAck,
             _ => Class::Conversation,
@@ -207,7 +203,12 @@ impl Incoming {
         let peer = &self.header.from;
         match self.class() {
             Class::Probe => vec![limits.control(peer), limits.probe(peer, standing.level)],
-            Class::ThreadResolved | Class::Control => vec![limits.control(peer)],
+            Class::InvitationRedeem => {
+                let mut windows = limits.redemption(peer);
+                windows.push(limits.control(peer));
+                windows
+            }
+            Class::ThreadResolved | Class::InvitationResult | Class::Control => vec![limits.control(peer)],
             Class::Conversation | Class::AutoAck => limits.inbound(peer, thread, standing.effective_level()),
         }
     }
@@ -346,7 +347,7 @@ pub fn admit(
     let class = incoming.class();
     let limited = limits::check(windows.iter().map(|(window, usage)| (window, *usage)), now_ms).err();
     let record = windows.iter().map(|(window, _)| window.clone()).collect();
-    if let Class::Probe | Class::Control | Class::ThreadResolved = class {
+    if !matches!(class, Class::Conversation | Class::AutoAck) {
         return match limited {
             Some(limited) => Verdict::Refuse(Refusal::ControlLimited(limited)),
             None if class == Class::ThreadResolved && standing.effective_level() < TrustLevel::Verified => {

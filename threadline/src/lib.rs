@@ -30,6 +30,7 @@ pub mod hash_chain;
 pub mod identity;
 mod ids;
 pub mod inbound;
+pub mod invitation;
 pub mod jcs;
 pub mod limits;
 pub mod path;

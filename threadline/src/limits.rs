@@ -155,6 +155,11 @@ impl Limits {
         ]
     }
 
+    /// The windows of a redemption: 5 of one sender and 50 of all in an hour.
+    pub fn redemption(&self, peer: &Fingerprint) -> Vec<Window> {
+        vec![window("redeem-hour", &peer.to_string(), HOUR_MS, 5), window("redeem-all-hour", "", HOUR_MS, 50)]
+    }
+
     /// The window of a message of ours.
     pub fn outbound(&self, peer: &Fingerprint, level: TrustLevel) -> Window {
         window("outbound-hour", &peer.to_string(), HOUR_MS, self.level(level).outbound_per_hour)

@@ -117,7 +117,7 @@ pub fn place_inbound(
 ) -> Placement {
     match named {
         Some(thread) => Placement::Thread(thread.clone()),
-        None if authentication == Authentication::E2e => {
+        None if authentication != Authentication::Transport => {
             affine(recent, now_ms).map_or(Placement::SenderDefault, Placement::Thread)
         }
         None => Placement::SenderDefault,

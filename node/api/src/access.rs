@@ -59,6 +59,8 @@ pub enum OwnerRule {
 pub struct Access {
     /// No credential needed.
     pub public: bool,
+    /// The route checks credentials of its own kind, which mean nothing elsewhere.
+    pub own_kind: bool,
     /// Same uid on the socket, not a session.
     pub local: bool,
     /// Agent token.
@@ -71,8 +73,16 @@ pub struct Access {
 
 impl Access {
     /// Nobody needs a credential.
-    pub const PUBLIC: Self =
-        Self { public: true, local: true, agent: true, session: SessionAccess::Any, owner: OwnerRule::No };
+    pub const PUBLIC: Self = Self {
+        public: true,
+        own_kind: false,
+        local: true,
+        agent: true,
+        session: SessionAccess::Any,
+        owner: OwnerRule::No,
+    };
+    /// The route checks credentials of its own kind.
+    pub const OWN_KIND: Self = Self { own_kind: true, ..Self::PUBLIC };
     /// Any credential (the empty auth column).
     pub const ANY: Self = Self { public: false, ..Self::PUBLIC };
     /// Socket and agent token, no session.
@@ -82,6 +92,7 @@ impl Access {
     /// The owner alone.
     pub const OWNER: Self = Self {
         public: false,
+        own_kind: false,
         local: false,
         agent: false,
         session: SessionAccess::No,
@@ -110,6 +121,9 @@ impl Access {
 
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.own_kind {
+            return f.write_str("own");
+        }
         if self.public {
             return f.write_str("pub");
         }

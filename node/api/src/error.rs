@@ -123,9 +123,17 @@ impl From<ServiceError> for ApiError {
     fn from(error: ServiceError) -> Self {
         let status = match error.code.as_str() {
             "owner-required" => return Self::owner_wanted(&error.message),
-            "agent-not-found" | "thread-not-found" | "not-found" => StatusCode::NOT_FOUND,
-            "ambiguous-agent" | "ambiguous-thread" | "already-decided" | "already-answered"
-            | "thread-busy" => StatusCode::CONFLICT,
+            "agent-not-found"
+            | "thread-not-found"
+            | "invitation-not-found"
+            | "pairing-not-found"
+            | "not-found" => StatusCode::NOT_FOUND,
+            "ambiguous-agent"
+            | "ambiguous-thread"
+            | "already-decided"
+            | "already-answered"
+            | "thread-busy"
+            | "fingerprint-conflict" => StatusCode::CONFLICT,
             "content-blocked" => StatusCode::UNPROCESSABLE_ENTITY,
             "message-too-large" | "payload-too-large" => StatusCode::PAYLOAD_TOO_LARGE,
             "rate-limited" => StatusCode::TOO_MANY_REQUESTS,

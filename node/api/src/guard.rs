@@ -153,7 +153,7 @@ async fn guarded(
     request: &mut Request,
 ) -> Result<Option<RequestHash>, ApiError> {
     let source = source(request);
-    let token = bearer(request.headers()).map(str::to_owned);
+    let token = bearer(request.headers()).filter(|_| !rule.access.own_kind).map(str::to_owned);
     let mut credential = credential(api, token.as_deref(), peer(request), &source).await?;
     limit(api, rule.group, &credential, &source)?;
 
@@ -339,7 +339,12 @@ fn peer(request: &Request) -> Option<Peer> {
 }
 
 fn source(request: &Request) -> String {
-    match peer(request) {
+    source_of(peer(request))
+}
+
+/// Names a caller for limits by source.
+pub(crate) fn source_of(peer: Option<Peer>) -> String {
+    match peer {
         Some(Peer::Tcp(address)) => address.ip().to_string(),
         Some(Peer::Socket { pid, .. }) => pid.map_or_else(|| "socket".to_owned(), |pid| format!("pid:{pid}")),
         None => "unknown".to_owned(),

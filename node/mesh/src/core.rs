@@ -16,9 +16,12 @@ use threadline::service::ServiceError;
 use threadline::trust::{Profile, Profiles};
 use threadline::v1::client::ClientConfig;
 use threadline::v1::frames::{Metadata, RegistryWish};
+use threadline::v1::local::{AgentName, RecentTexts};
 use threadline::{Fingerprint, ThreadKey, TrustLevel, text};
 use threadline_net::store::{ApprovalQueueLimits, Store, StoreError};
-use threadline_net::{LinkHandle, MachineLimits, RegistryClient};
+use threadline_net::{
+    DirectHandle, LinkHandle, MachineLimits, RegistryClient, Routes, ServerClient, SharedFiles,
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +29,8 @@ use crate::audit::AuditLog;
 use crate::config::MeshConfig;
 use crate::link_log::LinkLog;
 use crate::local::LocalScan;
-use crate::records::{Controls, Nicknames, Record, RecordError};
+use crate::pairing::Guests;
+use crate::records::{Controls, KnownAgents, Nicknames, Pairings, Record, RecordError};
 use crate::waiters::Waiters;
 
 /// Switches the relay in the configuration, for good.
@@ -50,11 +54,27 @@ pub(crate) struct Core {
     /// What all agents of the account take together.
     pub(crate) machine: Option<MachineLimits>,
     pub(crate) link: LinkHandle,
+    pub(crate) direct: DirectHandle,
+    pub(crate) routes: Routes,
+    pub(crate) servers: ServerClient,
+    /// Name that can stand in file names.
+    pub(crate) name: Option<AgentName>,
+    /// Loopback port of the node.
+    pub(crate) port: u16,
+    pub(crate) files: SharedFiles,
+    /// What other agents of this host show to write to this one.
+    pub(crate) own_token: Option<String>,
     pub(crate) registry: RegistryClient,
     pub(crate) config: Arc<ArcSwap<MeshConfig>>,
     pub(crate) profiles: Arc<Record<Profiles>>,
     pub(crate) nicknames: Arc<Record<Nicknames>>,
     pub(crate) controls: Arc<Record<Controls>>,
+    pub(crate) pairings: Arc<Record<Pairings>>,
+    pub(crate) known_agents: Arc<Record<KnownAgents>>,
+    /// Held only to decide.
+    pub(crate) guests: Mutex<Guests>,
+    /// Held only to compare.
+    pub(crate) recent: Mutex<RecentTexts>,
     pub(crate) audit: AuditLog,
     pub(crate) link_log: LinkLog,
     pub(crate) waiters: Waiters,
@@ -76,6 +96,12 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn now(&self) -> i64 {
         (self.clock)()
+    }
+
+    /// Tells every carrier that the outbox has rows.
+    pub(crate) fn flush(&self) {
+        self.direct.flush();
+        self.link.flush();
     }
 
     pub(crate) fn config(&self) -> Arc<MeshConfig> {

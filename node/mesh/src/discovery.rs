@@ -18,6 +18,7 @@ impl Core {
     pub(crate) async fn scan_local(&self) -> Vec<KnownPeer> {
         let now = self.now();
         let found = self.local.scan(self.us, now).await;
+        self.remember_local(&found).await;
         let mut peers = Vec::with_capacity(found.len());
         for agent in found {
             let peer = agent.key.fingerprint();

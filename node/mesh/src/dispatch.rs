@@ -505,6 +505,8 @@ async fn session_input(core: &Core, message: &StoredMessage, body: &str) -> Sess
         authentication: match message.auth {
             Auth::E2e | Auth::Own => Authentication::E2e,
             Auth::Transport => Authentication::Transport,
+            Auth::LocalToken => Authentication::LocalToken,
+            Auth::Signed => Authentication::Signed,
         },
         thread: &key.thread,
         subject: &message.subject,

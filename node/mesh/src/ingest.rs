@@ -9,6 +9,7 @@ use threadline::inbound::{
     authenticate, receive,
 };
 use threadline::limits::{self, Window};
+use threadline::service::ServiceError;
 use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_inbound};
 use threadline::trust::TrustSource;
 use threadline::v1::envelope::{Authentication, Envelope, ReceiveError};
@@ -22,6 +23,10 @@ use threadline_net::store::{
 use crate::core::Core;
 use crate::send::SealFailed;
 
+/// Carrier of what an agent of this host posted or left in a file.
+pub(crate) const LOCAL: &str = "local";
+/// Carrier of what a paired server posted.
+pub(crate) const HTTP: &str = "http";
 /// Rows looked at together.
 const BATCH: u32 = 64;
 /// The spool is looked at this often even if nobody woke us.
@@ -34,11 +39,13 @@ const MAX_ATTEMPTS: u32 = 3;
 const HELD_MS: i64 = 86_400_000;
 
 /// Why a row is left for later.
-enum Unready {
+pub(crate) enum Unready {
     /// The store failed; nothing was changed.
     Store(StoreError),
     /// The key of the sender is not known yet.
     NoKey,
+    /// A record was not written.
+    Service(ServiceError),
 }
 
 impl From<StoreError> for Unready {
@@ -98,6 +105,10 @@ impl Core {
         let reason = match self.evaluate(row).await {
             Ok(done) => return done,
             Err(Unready::NoKey) => "unknown-sender".to_owned(),
+            Err(Unready::Service(error)) => {
+                tracing::error!(%error, seq = row.seq, "a spooled message could not be carried out");
+                "internal".to_owned()
+            }
             Err(Unready::Store(error)) => {
                 tracing::error!(%error, seq = row.seq, "a spooled message could not be evaluated");
                 if error.is_storage_full() {
@@ -141,13 +152,17 @@ impl Core {
         let facts = SenderFacts {
             seen: self.store.is_seen(peer, header.message_id.clone()).await?,
             blocked: self.controls.get().is_blocked(&peer),
-            key: if envelope.is_sealed() { self.key_of(&peer).await? } else { None },
+            key: if envelope.is_sealed() { self.key_for(&peer, &envelope).await? } else { None },
         };
         let incoming = match authenticate(&envelope, &self.identity, &facts, row.received_at) {
-            Ok(incoming) => incoming,
+            Ok(incoming) => vouched_for(incoming, &row.transport),
             Err(Refusal::Envelope(ReceiveError::UnknownSender)) => return Err(Unready::NoKey),
             Err(refusal) => return self.refuse(row, &refusal).await,
         };
+        if let Some(key) = facts.key {
+            // Only a signature that holds pins a key.
+            self.pin(&peer, key, "message").await?;
+        }
         let key = ThreadKey { peer, thread: self.place(&incoming).await? };
         self.greet_acquaintance(&incoming).await;
         let standing = self.standing(&incoming, &key, row).await?;
@@ -166,10 +181,23 @@ impl Core {
                 self.store.spool_postpone(row.seq, not_before, "rate-limited").await?;
                 Ok(false)
             }
-            Verdict::Finish { class, record } => self.finish(row, &key, class, record).await,
+            Verdict::Finish { class, record } => self.finish(row, &incoming, &key, class, record).await,
             Verdict::Store { disposition, record } => {
                 self.keep(row, &incoming, &key, &standing, disposition, record).await
             }
+        }
+    }
+
+    /// The key to check a sealed envelope with: the pinned one, else the one that the envelope names.
+    async fn key_for(
+        &self,
+        peer: &Fingerprint,
+        envelope: &Envelope,
+    ) -> Result<Option<PublicIdentity>, StoreError> {
+        match (self.store.pinned_key(*peer).await?, envelope.sender_key()) {
+            (Some(pin), _) => Ok(Some(pin.key)),
+            (None, Some(key)) => Ok(Some(key)),
+            (None, None) => self.key_of(peer).await,
         }
     }
 
@@ -325,6 +353,7 @@ impl Core {
     async fn finish(
         &self,
         row: &SpoolRow,
+        incoming: &Incoming,
         key: &ThreadKey,
         class: Class,
         record: Vec<Window>,
@@ -340,6 +369,8 @@ impl Core {
                 self.store.resolve_thread(key.clone(), self.now()).await?;
                 self.thread_event("thread-resolved", key, "");
             }
+            Class::InvitationRedeem => self.redeemed(incoming, key).await?,
+            Class::InvitationResult => self.redemption_answered(incoming).await?,
             Class::Control | Class::AutoAck | Class::Conversation => {}
         }
         self.store.spool_done(row.seq).await?;
@@ -386,6 +417,8 @@ impl Core {
             auth: match incoming.authentication {
                 Authentication::E2e => Auth::E2e,
                 Authentication::Transport => Auth::Transport,
+                Authentication::LocalToken => Auth::LocalToken,
+                Authentication::Signed => Auth::Signed,
             },
             trust: standing.level,
             state,
@@ -494,6 +527,16 @@ impl Core {
             tracing::warn!(%error, "a message was not acknowledged");
         }
     }
+}
+
+/// What the carrier of a clear message proves about its sender.
+fn vouched_for(mut incoming: Incoming, transport: &str) -> Incoming {
+    incoming.authentication = match (incoming.authentication, transport) {
+        (Authentication::Transport, LOCAL) => Authentication::LocalToken,
+        (Authentication::Transport, HTTP) => Authentication::Signed,
+        (sealed_or_relayed, _) => sealed_or_relayed,
+    };
+    incoming
 }
 
 fn approval_for(kind: ApprovalKind, incoming: &Incoming, key: &ThreadKey, now: i64) -> ApprovalDraft {

@@ -38,6 +38,10 @@ pub(crate) struct LocalAgent {
     pub(crate) capabilities: Vec<String>,
     pub(crate) framework: String,
     pub(crate) path: PathBuf,
+    /// Name in the registry, which its token file has too.
+    pub(crate) registered: String,
+    /// Loopback port.
+    pub(crate) port: u16,
 }
 
 /// Finds the agents of this account; cheap to clone.
@@ -104,7 +108,9 @@ impl LocalScan {
         let asked = others.map(|entry| async move {
             let asked = tokio::time::timeout(TIMEOUT, probe(&entry.socket, now)).await;
             match asked.unwrap_or_else(|_| Err(ProbeError::Unreachable("no answer within 5 s".into()))) {
-                Ok(agent) => Some(LocalAgent { path: entry.path, ..agent }),
+                Ok(agent) => {
+                    Some(LocalAgent { path: entry.path, registered: entry.name, port: entry.port, ..agent })
+                }
                 Err(error) => {
                     tracing::debug!(agent = entry.name, %error, "not counted as an agent of this account");
                     None
@@ -165,6 +171,8 @@ pub(crate) async fn probe(socket: &Path, now: i64) -> Result<LocalAgent, ProbeEr
         capabilities: health.capabilities.iter().map(|c| text::name(c)).take(32).collect(),
         framework: text::name(&health.framework),
         path: PathBuf::new(),
+        registered: String::new(),
+        port: 0,
     })
 }
 

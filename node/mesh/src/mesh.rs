@@ -14,16 +14,21 @@ use instar_state::ports::{PeerSessions, SharedNotices};
 use instar_state::secret::Secret;
 use serde_json::{Value, json};
 use threadline::identity::{DiscoveryChallenge, IdentityError, Purpose};
+use threadline::invitation::Wish;
 use threadline::service::{
     AgentsRequest, Caller, DeleteRequest, DiscoverRequest, HistoryRequest, RelayAction, RelayRequest,
     ServiceError,
 };
 use threadline::threads::ThreadState;
 use threadline::trust::Profiles;
+use threadline::v1::http::signed::SignedHeaders;
+use threadline::v1::http::{TlCode, TlError};
+use threadline::v1::local::AgentName;
 use threadline::{Fingerprint, ParseIdError, TrustLevel};
 use threadline_net::store::{ApprovalKind, ApprovalStatus, Direction, Store, StoreError};
 use threadline_net::{
-    IdentityFileError, LinkDeps, LinkEvent, MachineLimits, Minting, RegistryClient, open_identity, run_link,
+    DirectDeps, IdentityFileError, LinkDeps, LinkEvent, MachineLimits, Minting, RegistryClient, Routes,
+    ServerClient, ServerClientError, SharedFiles, open_identity, run_direct, run_link,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -32,10 +37,12 @@ use crate::approvals::Decision;
 use crate::audit::AuditLog;
 use crate::config::MeshConfig;
 use crate::core::{Core, RelaySwitch, internal, thread_of};
+use crate::direct::WireAnswer;
 use crate::firewall::Authorization;
 use crate::link_log::LinkLog;
 use crate::local::LocalScan;
-use crate::records::{ControlStatus, Controls, Nicknames, Record, RecordError};
+use crate::pairing::SignedRequest;
+use crate::records::{ControlStatus, Controls, KnownAgents, Nicknames, Pairings, Record, RecordError};
 use crate::trust::{actor_of, require_owner};
 use crate::waiters::Waiters;
 
@@ -49,6 +56,8 @@ pub struct MeshDeps {
     pub agent_name: String,
     /// Version that others see.
     pub version: String,
+    /// Loopback port of the node, where other agents of this host find it.
+    pub port: u16,
     /// Configuration at start; see [`Mesh::set_config`].
     pub config: MeshConfig,
     /// Opens an encrypted identity.
@@ -104,6 +113,7 @@ pub struct Mesh {
 /// What [`Mesh::run`] takes over.
 struct Run {
     link: threadline_net::LinkFuture,
+    direct: threadline_net::LinkFuture,
     events: mpsc::Receiver<LinkEvent>,
 }
 
@@ -115,6 +125,9 @@ struct Opened {
     profiles: Arc<Record<Profiles>>,
     nicknames: Arc<Record<Nicknames>>,
     controls: Arc<Record<Controls>>,
+    pairings: Arc<Record<Pairings>>,
+    known_agents: Arc<Record<KnownAgents>>,
+    own_token: Option<String>,
     audit: AuditLog,
     set_aside: Vec<PathBuf>,
 }
@@ -153,10 +166,12 @@ impl Mesh {
             return refused(Refusal { code: "disabled", message });
         }
         let (paths, passphrase) = (deps.paths.clone(), deps.passphrase.clone());
+        let files = SharedFiles::new(deps.account.agent_tokens(), deps.account.drops());
+        let (folders, name) = (files.clone(), AgentName::parse(&deps.agent_name));
         let (shared, notices) = (deps.account.machine_limits_db(), Arc::clone(&deps.notices));
         let opened = tokio::task::spawn_blocking(move || {
             let machine = open_machine_limits(&shared, &notices);
-            open_files(&paths, passphrase.as_ref(), machine)
+            open_files(&paths, passphrase.as_ref(), machine, &folders, name.as_ref())
         });
         let opened = match opened.await.map_err(|_| MeshError::Interrupted)? {
             Ok(opened) => opened,
@@ -174,23 +189,48 @@ impl Mesh {
                 return refused(Refusal { code: "unavailable", message: error.to_string() });
             }
         };
-        Ok(Arc::new(Self::assemble(deps, opened, registry)))
+        match Self::assemble(deps, opened, registry, files) {
+            Ok(mesh) => Ok(Arc::new(mesh)),
+            Err(error) => refused(Refusal { code: "unavailable", message: error.to_string() }),
+        }
     }
 
-    fn assemble(deps: MeshDeps, opened: Opened, registry: RegistryClient) -> Self {
+    fn assemble(
+        deps: MeshDeps,
+        opened: Opened,
+        registry: RegistryClient,
+        files: SharedFiles,
+    ) -> Result<Self, ServerClientError> {
         let identity = Arc::new(opened.identity.identity);
         let config = Arc::new(ArcSwap::from_pointee(deps.config));
         let (events_tx, events) = mpsc::channel(256);
         let stop = CancellationToken::new();
+        let routes = Routes::default();
+        let name = AgentName::parse(&deps.agent_name);
         let (link, link_future) = run_link(
             LinkDeps {
                 identity: Arc::clone(&identity),
                 store: opened.store.clone(),
-                events: events_tx,
+                routes: routes.clone(),
+                events: events_tx.clone(),
                 now: instar_state::time::now_ms,
             },
             stop.clone(),
         );
+        let (direct, direct_future) = run_direct(
+            DirectDeps {
+                identity: Arc::clone(&identity),
+                name: name.clone(),
+                port: deps.port,
+                store: opened.store.clone(),
+                routes: routes.clone(),
+                files: files.clone(),
+                events: events_tx,
+                relay: link.watch_status(),
+                now: instar_state::time::now_ms,
+            },
+            stop.clone(),
+        )?;
         for path in opened.set_aside {
             let text = format!(
                 "A record of the mesh was damaged and put aside as {}; it starts empty and strict",
@@ -211,11 +251,22 @@ impl Mesh {
             store: opened.store,
             machine: opened.machine,
             link,
+            direct,
+            routes,
+            servers: ServerClient::new()?,
+            name,
+            port: deps.port,
+            files,
+            own_token: opened.own_token,
             registry,
             config,
             profiles: opened.profiles,
             nicknames: opened.nicknames,
             controls: opened.controls,
+            pairings: opened.pairings,
+            known_agents: opened.known_agents,
+            guests: Mutex::default(),
+            recent: Mutex::default(),
             audit: opened.audit,
             link_log: LinkLog::new(&deps.paths.logs()),
             waiters: Waiters::default(),
@@ -235,12 +286,12 @@ impl Mesh {
         if let Some(broken) = &core.audit.broken {
             core.notify("audit-broken", format!("The trust audit chain is broken: {broken}"), true);
         }
-        Self {
+        Ok(Self {
             core: Ok(core),
-            run: Mutex::new(Some(Run { link: link_future, events })),
+            run: Mutex::new(Some(Run { link: link_future, direct: direct_future, events })),
             agent_name: deps.agent_name,
             version: deps.version,
-        }
+        })
     }
 
     /// Runs link, pipeline, dispatcher and housekeeping until cancelled; only waits when Threadline is refused.
@@ -248,7 +299,7 @@ impl Mesh {
         let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (&self.core, run) {
             (Ok(core), Some(run)) => {
-                crate::upkeep::run(Arc::clone(core), run.link, run.events, cancel).await;
+                crate::upkeep::run(Arc::clone(core), run.link, run.direct, run.events, cancel).await;
             }
             _ => cancel.cancelled().await,
         }
@@ -296,7 +347,7 @@ impl Mesh {
                     "fingerprint": core.us,
                     "capabilities": core.config().advertised(),
                     "framework": "instar",
-                    "pairedAgents": 0,
+                    "pairedAgents": core.pairings.get().0.len(),
                     "relay": {
                         "configured": configured,
                         "state": link.state,
@@ -455,6 +506,112 @@ impl Mesh {
     /// `POST /threadline/approvals/:id/approve` and `/reject`: the owner only.
     pub async fn decide(&self, caller: &Caller, id: &str, decision: Decision) -> Result<Value, ServiceError> {
         self.core()?.decide(caller, id, decision).await
+    }
+
+    /// `POST /threadline/invitations`: the owner only. `recipient` is any form of an address that a send takes.
+    pub async fn issue_invitation(
+        &self,
+        caller: &Caller,
+        mut wish: Wish,
+        recipient: Option<&str>,
+    ) -> Result<Value, ServiceError> {
+        require_owner(caller, "inviting an agent")?;
+        let core = self.core()?;
+        if let Some(recipient) = recipient {
+            wish.recipient = Some(core.resolve_target(recipient).await?.fingerprint);
+        }
+        core.issue_invitation(caller, wish).await
+    }
+
+    /// `GET /threadline/invitations`: ours, and those of others that the owner accepted.
+    pub async fn invitations(&self) -> Result<Value, ServiceError> {
+        self.core()?.invitations().await
+    }
+
+    /// `DELETE /threadline/invitations/:id`: `id` may be the beginning of one.
+    pub async fn revoke_invitation(
+        &self,
+        caller: &Caller,
+        id: &str,
+        also_trust: bool,
+    ) -> Result<Value, ServiceError> {
+        self.core()?.revoke_invitation(caller, id, also_trust).await
+    }
+
+    /// `POST /threadline/invitations/accept`: the owner only.
+    pub async fn accept_invitation(&self, caller: &Caller, token: &str) -> Result<Value, ServiceError> {
+        self.core()?.accept_invitation(caller, token).await
+    }
+
+    /// `POST /messages/relay-agent`: `token` is the bearer token of the request.
+    pub async fn relay_agent(&self, token: Option<&str>, body: &[u8]) -> WireAnswer {
+        match &self.core {
+            Ok(core) => core.relay_agent(token, body).await,
+            Err(refusal) => WireAnswer { status: 503, body: json!({"ok": false, "error": refusal.message}) },
+        }
+    }
+
+    /// `POST /threadline/handshake/hello`: `source` is the caller's address.
+    pub async fn handshake_hello(&self, source: &str, body: &[u8]) -> WireAnswer {
+        match &self.core {
+            Ok(core) => core.handshake_hello(source, body).await,
+            Err(refusal) => refusal.on_the_wire(),
+        }
+    }
+
+    /// `POST /threadline/handshake/confirm`
+    pub async fn handshake_confirm(&self, body: &[u8]) -> WireAnswer {
+        match &self.core {
+            Ok(core) => core.handshake_confirm(body).await,
+            Err(refusal) => refusal.on_the_wire(),
+        }
+    }
+
+    /// `POST /threadline/messages/receive`
+    pub async fn receive_signed(
+        &self,
+        headers: Result<SignedHeaders, TlError>,
+        request: SignedRequest<'_>,
+    ) -> WireAnswer {
+        match &self.core {
+            Ok(core) => core.receive_signed(headers, request).await,
+            Err(refusal) => refusal.on_the_wire(),
+        }
+    }
+
+    /// `GET /threadline/messages/thread/:id`
+    pub async fn thread_signed(
+        &self,
+        headers: Result<SignedHeaders, TlError>,
+        request: SignedRequest<'_>,
+        thread: &str,
+        limit: Option<u32>,
+        before: Option<i64>,
+    ) -> WireAnswer {
+        match &self.core {
+            Ok(core) => core.thread_signed(headers, request, thread, limit, before).await,
+            Err(refusal) => refusal.on_the_wire(),
+        }
+    }
+
+    /// `POST /threadline/pairings`: the owner only.
+    pub async fn pair(&self, caller: &Caller, base: &str) -> Result<Value, ServiceError> {
+        self.core()?.pair(caller, base).await
+    }
+
+    /// `GET /threadline/pairings`
+    pub fn pairings(&self) -> Result<Value, ServiceError> {
+        Ok(self.core()?.pairings())
+    }
+
+    /// `POST /threadline/pairings/:name/confirm`: the owner only.
+    pub async fn confirm_pairing(&self, caller: &Caller, name: &str) -> Result<Value, ServiceError> {
+        self.core()?.confirm_pairing(caller, name).await
+    }
+
+    /// `DELETE /threadline/pairings/:name`
+    pub async fn remove_pairing(&self, name: &str) -> Result<Value, ServiceError> {
+        self.core()?.remove_pairing(name).await
     }
 
     /// `GET /threadline/threads`: `cursor` is the one of an earlier answer.
@@ -616,6 +773,8 @@ fn open_files(
     paths: &AgentPaths,
     passphrase: Option<&Secret<String>>,
     machine: Option<MachineLimits>,
+    files: &SharedFiles,
+    name: Option<&AgentName>,
 ) -> Result<Opened, OpenError> {
     let now = instar_state::time::now_ms();
     let passphrase = passphrase.map(|p| p.expose().as_str());
@@ -625,9 +784,26 @@ fn open_files(
     let profiles = Record::open(&dir.join("trust-profiles.json"), Profiles::default(), now)?;
     let nicknames = Record::open(&dir.join("nicknames.json"), Nicknames::default(), now)?;
     let controls = Record::open(&dir.join("agent-controls.json"), Controls::restrictive(), now)?;
+    let pairings = Record::open(&dir.join("relay-tokens.json"), Pairings::default(), now)?;
+    let known_agents = Record::open(&dir.join("known-agents.json"), KnownAgents::default(), now)?;
+    let own_token = name.and_then(|name| match files.own_token(name) {
+        Ok(token) => Some(token),
+        Err(error) => {
+            tracing::warn!(%error, "without a token file no agent of this host can write here");
+            None
+        }
+    });
     let audit = AuditLog::open(&dir, Arc::new(identity.identity.clone()), now)?;
-    let set_aside =
-        [profiles.set_aside, nicknames.set_aside, controls.set_aside].into_iter().flatten().collect();
+    let set_aside = [
+        profiles.set_aside,
+        nicknames.set_aside,
+        controls.set_aside,
+        pairings.set_aside,
+        known_agents.set_aside,
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     Ok(Opened {
         identity,
         store,
@@ -635,6 +811,9 @@ fn open_files(
         profiles: profiles.record,
         nicknames: nicknames.record,
         controls: controls.record,
+        pairings: pairings.record,
+        known_agents: known_agents.record,
+        own_token,
         audit,
         set_aside,
     })
@@ -664,6 +843,14 @@ fn open_machine_limits(path: &Path, notices: &SharedNotices) -> Option<MachineLi
             notices.degrade("machine_limits", &reason);
             None
         }
+    }
+}
+
+impl Refusal {
+    /// The refusal in the shape of the HTTP carrier.
+    fn on_the_wire(&self) -> WireAnswer {
+        let error = TlError::new(TlCode::InternalError, self.message.clone()).status(503).retry_after(60);
+        WireAnswer { status: error.status, body: error.body() }
     }
 }
 

@@ -13,6 +13,7 @@ use instar_durable::{AtomicWriteError, set_aside, write_atomic};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use threadline::Fingerprint;
+use threadline::identity::PublicIdentity;
 
 /// Why a record was not read or written.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +126,96 @@ where
         Ok(write_atomic(&self.path, &bytes, 0o600)?)
     }
 }
+
+/// `relay-tokens.json`: servers that this one is paired with, by the name they gave (`threadline-wire.md` §3.1).
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Pairings(pub(crate) BTreeMap<String, Pairing>);
+
+/// One pairing. Members beyond the first three are ours; existing installs ignore them.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Pairing {
+    /// 64 hex digits.
+    pub(crate) token: String,
+    pub(crate) established_at: String,
+    /// 64 hex digits.
+    pub(crate) their_identity_pub: String,
+    /// Where the peer listens, where this side began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) url: Option<String>,
+    #[serde(default)]
+    pub(crate) pairing_id: String,
+    #[serde(default)]
+    pub(crate) sas_fingerprint: String,
+    /// What the owners compare; never sent or logged.
+    #[serde(default)]
+    pub(crate) words: Vec<String>,
+    /// When the owner said that the words are the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) confirmed_at: Option<String>,
+}
+
+impl std::fmt::Debug for Pairing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pairing")
+            .field("their_identity_pub", &self.their_identity_pub)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pairing {
+    /// The token's bytes, if the file holds a usable one.
+    pub(crate) fn token(&self) -> Option<[u8; 32]> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(&self.token, &mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    /// The peer's key, if the file holds a usable one.
+    pub(crate) fn key(&self) -> Option<PublicIdentity> {
+        PublicIdentity::from_bytes(&hex::decode(&self.their_identity_pub).ok()?).ok()
+    }
+}
+
+/// `known-agents.json`: agents of this host, for tools that read it and for finding back to one that is down.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct KnownAgents {
+    #[serde(default)]
+    pub(crate) agents: Vec<KnownAgent>,
+    #[serde(default)]
+    pub(crate) updated_at: String,
+}
+
+/// One agent of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct KnownAgent {
+    pub(crate) name: String,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) port: u16,
+    #[serde(default)]
+    pub(crate) framework: String,
+}
+
+impl KnownAgents {
+    /// Takes over what was heard; an address is there once. Whether something changed.
+    pub(crate) fn merge(&mut self, heard: &[KnownAgent]) -> bool {
+        let before = self.agents.clone();
+        for agent in heard {
+            self.agents.retain(|known| known.fingerprint != agent.fingerprint);
+            self.agents.push(agent.clone());
+        }
+        self.agents.sort_by_key(|agent| agent.fingerprint);
+        let excess = self.agents.len().saturating_sub(MAX_KNOWN_AGENTS);
+        self.agents.drain(..excess);
+        self.agents != before
+    }
+}
+
+/// Agents of this host that are remembered.
+const MAX_KNOWN_AGENTS: usize = 256;
 
 /// `nicknames.json` (`threadline-agent.md` §12.2).
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -99,7 +99,10 @@ impl Core {
                 return self.hold(caller, &request, prepared, message.text, &hold, windows).await;
             }
         };
-        if request.fail_if_offline && !self.link.status().is_connected() {
+        if request.fail_if_offline
+            && !self.link.status().is_connected()
+            && !self.routes.leads(&prepared.key.peer)
+        {
             let text = "no path to the agent is up, and failIfOffline is set";
             return Err(ServiceError::retry("offline", text, None));
         }
@@ -324,7 +327,7 @@ impl Core {
     }
 
     async fn after_commit(&self, caller: &Caller, prepared: &Prepared) {
-        self.link.flush();
+        self.flush();
         self.thread_event("message-sent", &prepared.key, prepared.id.as_str());
         let at = threadline::time::iso_ms(self.now());
         self.profiles.touch(|profiles| {
@@ -374,7 +377,10 @@ impl Core {
         waiter: Option<Waiter>,
         timeout: Duration,
     ) -> Result<SendResult, ServiceError> {
-        let connected = self.link.status().is_connected();
+        let direct = self.routes.leads(&prepared.key.peer);
+        let connected = direct || self.link.status().is_connected();
+        let path = if direct { "local" } else { "relay" };
+        let encryption = if direct && encryption == "transport" { "local" } else { encryption };
         let mut result = SendResult {
             success: true,
             accepted: false,
@@ -383,7 +389,7 @@ impl Core {
             message_id: prepared.id.clone(),
             thread_id: prepared.key.thread.clone(),
             resolved_agent: resolved,
-            delivery_path: if connected { "relay" } else { "queued" }.into(),
+            delivery_path: if connected { path } else { "queued" }.into(),
             encryption: encryption.into(),
             reply: None,
             reply_message_id: None,
@@ -398,7 +404,7 @@ impl Core {
                 result.accepted = true;
                 result.delivered = true;
                 result.outcome = "replied".into();
-                result.delivery_path = "relay".into();
+                result.delivery_path = path.into();
                 result.reply = Some(framing::enclose(&body, &hex::encode(rand::random::<[u8; 8]>())));
                 result.reply_message_id = Some(id);
                 self.taint(caller).await;
@@ -569,8 +575,11 @@ impl Core {
         let sealed_to = self.seals_to(&key.peer).await?;
         let identity = std::sync::Arc::clone(&self.identity);
         let make = move |control: Control| -> Result<String, SealFailed> {
-            let content =
-                Content { text: control.text().into(), kind: Some(control.kind().into()), metadata: None };
+            let content = Content {
+                text: control.text().into(),
+                kind: Some(control.kind().into()),
+                metadata: control.metadata(),
+            };
             let envelope = match &sealed_to {
                 Some(key) => {
                     seal(&identity, key, &header, &content, &mut rand::rng()).map_err(|_| SealFailed::Key)?
@@ -580,7 +589,7 @@ impl Core {
             Ok(envelope_text(&envelope))
         };
         self.store.enqueue_control(key.peer, id, control, make, now).await?;
-        self.link.flush();
+        self.flush();
         Ok(())
     }
 

@@ -35,12 +35,16 @@ const DELIVERIES: u32 = 500;
 pub(crate) async fn run(
     core: Arc<Core>,
     link: LinkFuture,
+    direct: LinkFuture,
     events: mpsc::Receiver<LinkEvent>,
     cancel: CancellationToken,
 ) {
     core.boot().await;
     let mut tasks = JoinSet::new();
     tasks.spawn(link);
+    tasks.spawn(direct);
+    let task = Arc::clone(&core);
+    tasks.spawn(async move { task.run_drops().await });
     let task = Arc::clone(&core);
     tasks.spawn(async move { task.run_ingest().await });
     let task = Arc::clone(&core);
@@ -75,6 +79,8 @@ impl Core {
         self.expire_approvals().await;
         self.expire_deliveries().await;
         self.apply_decay().await;
+        self.raise_redeemers().await;
+        self.refresh_routes();
         if let Err(error) = self.store.presence_unknown().await {
             tracing::error!(%error, "presence was not reset");
         }
@@ -98,6 +104,10 @@ impl Core {
                     self.link_log.record(&relay, &change);
                     self.link_changed().await;
                 }
+                LinkEvent::DirectAway(peer) => {
+                    tracing::debug!(peer = %peer.short(), "left to the relay");
+                    self.link.flush();
+                }
                 LinkEvent::SpoolBlocked(true) => {
                     self.notices.degrade("spool-error", "the spool takes nothing; the relay keeps the rest");
                 }
@@ -114,7 +124,7 @@ impl Core {
             if let Err(error) = self.store.outbox_retry_all(self.now()).await {
                 tracing::error!(%error, "the outbox was not made due");
             }
-            self.link.flush();
+            self.flush();
         } else {
             if let Err(error) = self.store.presence_unknown().await {
                 tracing::error!(%error, "presence was not reset");
@@ -155,7 +165,7 @@ impl Core {
         if let Err(error) = self.learn(row, event).await {
             tracing::error!(%error, "a delivery was not noted");
         }
-        self.link.flush();
+        self.flush();
     }
 
     async fn learn(&self, mut row: DeliveryRow, event: &DeliveryEvent) -> Result<(), StoreError> {
@@ -216,6 +226,8 @@ impl Core {
         self.expire_approvals().await;
         self.expire_deliveries().await;
         self.apply_decay().await;
+        self.raise_redeemers().await;
+        self.redeem_due().await;
         let now = self.now();
         let purged = async {
             self.store.age_threads(now).await?;
@@ -223,6 +235,7 @@ impl Core {
             self.store.spool_purge(now - 7 * DAY_MS).await?;
             self.store.purge_seen(now - 9 * DAY_MS).await?;
             self.store.purge_deliveries(now - 30 * DAY_MS).await?;
+            self.store.purge_nonces(now).await?;
             self.store.purge_spawns(now - 30 * DAY_MS).await?;
             self.store.purge_approvals(now - 30 * DAY_MS).await
         };

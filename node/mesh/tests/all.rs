@@ -3,8 +3,12 @@
 
 #[path = "all/bench.rs"]
 mod bench;
+#[path = "all/direct.rs"]
+mod direct;
 #[path = "all/inbound.rs"]
 mod inbound;
+#[path = "all/invitations.rs"]
+mod invitations;
 #[path = "all/outbound.rs"]
 mod outbound;
 #[path = "all/refused.rs"]

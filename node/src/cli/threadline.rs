@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::outline::outline;
 use super::reply::{one_line, shown, table};
 use super::session::{read_stdin, without_nulls, word};
-use super::{Agent, CommandResult, Ctx, Exit, Failure, Reply, ages, node};
+use super::{Agent, CommandResult, Ctx, Exit, Failure, Reply, ages, invite, node, pair};
 use crate::client::{Call, encode};
 
 #[derive(Debug, Subcommand)]
@@ -74,6 +74,24 @@ pub(crate) enum Command {
         /// Why
         #[arg(long, requires = "set")]
         reason: Option<String>,
+    },
+    /// Let strangers become verified with a token
+    #[command(subcommand)]
+    Invite(invite::Invite),
+    /// Accept an invitation
+    Join {
+        /// The invitation, tl1_…; - reads stdin
+        token: String,
+    },
+    /// Pair with another server, to reach it without a relay
+    Pair {
+        /// Its address, http(s)://host[:port]
+        url: String,
+    },
+    /// Paired servers and the words to compare
+    Pairings {
+        #[command(subcommand)]
+        command: Option<pair::Pairings>,
     },
     /// What waits for your decision
     Approvals {
@@ -177,6 +195,10 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> CommandResult {
             Ok(Reply::new(value, text))
         }
         Command::Trust { whom, set, reason } => trust(ctx, &agent, whom, set, reason),
+        Command::Invite(command) => invite::run(ctx, &agent, command),
+        Command::Pair { url } => pair::pair(ctx, &agent, &url),
+        Command::Pairings { command } => pair::pairings(ctx, &agent, command),
+        Command::Join { token } => invite::join(ctx, &agent, token),
         Command::Approvals { decide: None, status } => {
             let status = status.unwrap_or_else(|| "pending".into());
             let value = node::call(

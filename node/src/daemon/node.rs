@@ -276,6 +276,7 @@ impl Node<'_> {
             account: self.ctx.account.clone(),
             agent_name: self.agent.name(),
             version: VERSION.to_owned(),
+            port,
             config: MeshConfig::from_config(config),
             passphrase: self.passphrase()?,
             sessions: Arc::new(sessions.clone()),

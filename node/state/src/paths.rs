@@ -210,6 +210,16 @@ impl AccountPaths {
         self.root().join("relay")
     }
 
+    /// Tokens by which the account's agents write to each other.
+    pub fn agent_tokens(&self) -> PathBuf {
+        self.root().join("agent-tokens")
+    }
+
+    /// Messages for agents of the account that are down.
+    pub fn drops(&self) -> PathBuf {
+        self.root().join("messages/drop")
+    }
+
     /// Limits that all agents of the account share.
     pub fn machine_limits_db(&self) -> PathBuf {
         self.root().join("machine-limits.sqlite")

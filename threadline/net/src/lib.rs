@@ -32,6 +32,7 @@
 //! ```
 
 mod control;
+mod direct;
 mod identity;
 mod link;
 mod machine;
@@ -39,6 +40,9 @@ mod registry;
 pub mod store;
 
 pub use control::Control;
+pub use direct::{
+    DirectDeps, DirectHandle, Route, Routes, ServerClient, ServerClientError, SharedFiles, run_direct,
+};
 pub use identity::{IdentityFileError, Minting, OpenedIdentity, open_identity, read_identity_file};
 pub use link::{DiscoverError, LinkDeps, LinkEvent, LinkFuture, LinkHandle, LinkStatus, run_link};
 pub use machine::MachineLimits;

@@ -5,7 +5,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::PublicIdentity;
+use crate::invitation::{InvitationStatement, RedeemStatement};
 use crate::v1::envelope::CanonicalEnvelope;
+use crate::v1::http::handshake::HandshakeStatement;
+use crate::v1::http::pairing::ReceiptStatement;
+use crate::v1::http::signed::RequestStatement;
 use crate::v2::envelope::EnvelopeDigest;
 use crate::v2::login::WsExchange;
 use crate::v2::objects::{
@@ -44,6 +48,16 @@ pub enum Purpose<'a> {
     Lease(&'a Lease),
     /// The client's proof in a TLS 1.3 handshake.
     TlsClient(&'a TlsClientProof),
+    /// A v1 handshake over HTTP: a digest whose preimage begins with 64 hex digits.
+    V1Handshake(&'a HandshakeStatement),
+    /// A request to a paired server: begins with a method and a line feed.
+    SignedHttp(&'a RequestStatement),
+    /// A note that a pairing is alive.
+    PairReceipt(&'a ReceiptStatement),
+    /// An invitation: a digest whose preimage begins with `1|invitation|`.
+    Invitation(&'a InvitationStatement),
+    /// The proof of an invitee.
+    InviteRedeem(&'a RedeemStatement),
 }
 
 impl Purpose<'_> {
@@ -63,6 +77,11 @@ impl Purpose<'_> {
             Self::Revocation(revocation) => revocation.signed_bytes(),
             Self::Lease(object) => object_bytes(*object),
             Self::TlsClient(proof) => proof.0.clone(),
+            Self::V1Handshake(statement) => statement.as_bytes().to_vec(),
+            Self::SignedHttp(statement) => statement.as_bytes().to_vec(),
+            Self::PairReceipt(statement) => statement.as_bytes().to_vec(),
+            Self::Invitation(statement) => statement.as_bytes().to_vec(),
+            Self::InviteRedeem(statement) => statement.signed_bytes(),
         }
     }
 }
@@ -344,6 +363,28 @@ mod tests {
             for (b, row_b) in &rows[i + 1..] {
                 assert!(row_a.excludes(*row_b), "{a} and {b} may sign the same text");
             }
+        }
+    }
+
+    #[test]
+    fn what_servers_and_invitations_sign_follows_its_row() {
+        use crate::invitation::{Invitation, Wish};
+        use crate::v1::http::{handshake, pairing, signed};
+
+        let row = |wanted: &str| OTHER_ROWS.iter().find(|(name, _)| *name == wanted).expect(wanted).1;
+        let (one, two) = (Identity::from_seed(&[1; 32]), Identity::from_seed(&[2; 32]));
+        let invitation = Invitation::issue(&one, Wish::default(), 0, &mut rand::rng()).expect("issued");
+        let (redeem, issued) = (invitation.redeem_statement(two.public()), invitation.statement());
+        let (receipt, request) = (pairing::example(), signed::example());
+        let handshake = handshake::example(&one, &two);
+        for (name, purpose) in [
+            ("v2 invite-redeem", Purpose::InviteRedeem(&redeem)),
+            ("v1 handshake, invitation, rotation", Purpose::Invitation(&issued)),
+            ("v1 handshake, invitation, rotation", Purpose::V1Handshake(&handshake)),
+            ("pair receipt", Purpose::PairReceipt(&receipt)),
+            ("signed GET", Purpose::SignedHttp(&request)),
+        ] {
+            assert!(row(name).admits(&purpose.signed_bytes()), "{name}");
         }
     }
 

@@ -16,6 +16,10 @@ use crate::identity::{self, Identity, PublicIdentity, Purpose};
 use crate::time::{iso_ms, parse_iso};
 use crate::{Fingerprint, MessageId, ThreadId, jcs};
 
+/// Member of a sealed envelope that names the sender's full key. The signature covers it, and whoever does not know it
+/// keeps it as any other member.
+const SENDER_KEY: &str = "identityKey";
+
 /// How far a timestamp may be ahead of our clock, ms.
 pub const MAX_AHEAD_MS: i64 = 2 * 60 * 1000;
 /// How old a v1 message may be, ms: life of a queue and 5 minutes.
@@ -163,6 +167,13 @@ impl Envelope {
             .all(|member| self.text(member).is_some_and(|text| !text.is_empty()))
     }
 
+    /// The full key that the envelope names for its sender, if it belongs to the address in `from`. It proves something
+    /// only together with the signature.
+    pub fn sender_key(&self) -> Option<PublicIdentity> {
+        let key = PublicIdentity::from_bytes(&STANDARD.decode(self.text(SENDER_KEY)?).ok()?).ok()?;
+        (self.text("from") == Some(&*key.fingerprint().to_string())).then_some(key)
+    }
+
     /// The header, when every part follows its grammar.
     pub fn header(&self) -> Result<Header, ReceiveError> {
         let field = |member| self.text(member).ok_or(ReceiveError::Malformed);
@@ -251,6 +262,7 @@ pub fn seal(
     rng.fill_bytes(&mut random.nonce);
     let mut envelope = start(header);
     envelope.set("timestamp", iso_ms(header.timestamp));
+    envelope.set(SENDER_KEY, STANDARD.encode(sender.public().as_bytes()));
     seal_fields(envelope, sender, recipient, &plaintext(content), &random)
 }
 
@@ -330,6 +342,10 @@ pub enum Authentication {
     E2e,
     /// Only the relay vouches for `from`.
     Transport,
+    /// A process of this account, which read this agent's token file, brought it.
+    LocalToken,
+    /// The sender's key signed the request that brought it in clear.
+    Signed,
 }
 
 /// An envelope whose header, addressee, signature and time were accepted. The caller now looks for a duplicate, then

@@ -3,6 +3,8 @@
 pub mod client;
 pub mod envelope;
 pub mod frames;
+pub mod http;
+pub mod local;
 
 /// Largest envelope, bytes of its JSON.
 pub const MAX_ENVELOPE: usize = 262_144;

@@ -2,5 +2,7 @@
 
 pub(crate) mod core;
 pub(crate) mod hooks;
+pub(crate) mod invitations;
 pub(crate) mod sessions;
 pub(crate) mod threadline;
+pub(crate) mod wire;

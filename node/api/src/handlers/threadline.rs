@@ -28,6 +28,8 @@ const SEND_PATIENCE_S: u64 = 330;
 pub(crate) fn routes() -> Vec<Route> {
     let mut routes = agents();
     routes.extend(threads());
+    routes.extend(super::invitations::routes());
+    routes.extend(super::wire::routes());
     routes.extend(vec![
         Route::new(Method::GET, "/threadline/health", Access::PUBLIC, "Mesh identity and link", get(health)),
         Route::new(

@@ -57,6 +57,18 @@ pub fn config(url: &str) -> MeshConfig {
 }
 
 pub async fn open(dir: &Path, config: MeshConfig, sessions: Arc<Sessions>) -> (Arc<Mesh>, Arc<NoticeBoard>) {
+    open_as(dir, &dir.join("home"), "node", 0, config, sessions).await
+}
+
+/// A room of the agent `name` in `dir`, of the account with this home, served on `port`.
+pub async fn open_as(
+    dir: &Path,
+    home: &Path,
+    name: &str,
+    port: u16,
+    config: MeshConfig,
+    sessions: Arc<Sessions>,
+) -> (Arc<Mesh>, Arc<NoticeBoard>) {
     let secrets: Arc<dyn SecretScan> = Arc::new(|_: &str| Vec::new());
     let gateway = SendGateway::new(Arc::new(Pel::new(PelConfig::default(), Arc::clone(&secrets))))
         .with_stage_per_message(StageId::Mesh, ChannelId::THREADLINE);
@@ -65,9 +77,10 @@ pub async fn open(dir: &Path, config: MeshConfig, sessions: Arc<Sessions>) -> (A
     let notices = Arc::new(NoticeBoard::new(events.clone()));
     let deps = MeshDeps {
         paths: AgentPaths::new(dir.join("agent")),
-        account: AccountPaths::new(dir.join("home")),
-        agent_name: "node".into(),
+        account: AccountPaths::new(home),
+        agent_name: name.to_owned(),
         version: "0".into(),
+        port,
         config,
         passphrase: None,
         sessions,

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::handle::{Command, DiscoverError, LinkEvent, LinkHandle, LinkStatus};
 use super::socket::{Incoming, Socket};
+use crate::direct::Routes;
 use crate::registry::{RegistryAccess, http_base};
 use crate::store::{SpoolEntry, Spooled, Store};
 
@@ -44,6 +45,8 @@ pub struct LinkDeps {
     pub identity: Arc<Identity>,
     /// Spool and outbox.
     pub store: Store,
+    /// Peers that are reached without the relay: their messages are not the link's business.
+    pub routes: Routes,
     /// Where events go; the link waits when it is full.
     pub events: mpsc::Sender<LinkEvent>,
     /// Unix ms.
@@ -68,6 +71,7 @@ pub fn run_link(deps: LinkDeps, stop: CancellationToken) -> (LinkHandle, LinkFut
         us: deps.identity.fingerprint(),
         url: String::new(),
         store: deps.store,
+        routes: deps.routes,
         events: deps.events,
         clock,
         status: status_tx,
@@ -127,6 +131,7 @@ struct Driver {
     us: Fingerprint,
     url: String,
     store: Store,
+    routes: Routes,
     events: mpsc::Sender<LinkEvent>,
     clock: Clock,
     status: watch::Sender<LinkStatus>,
@@ -438,7 +443,7 @@ impl Driver {
             }
         };
         for row in rows {
-            if self.written.contains_key(&row.id) {
+            if self.written.contains_key(&row.id) || self.routes.leads(&row.peer) {
                 continue;
             }
             let sent = Envelope::parse(row.envelope.as_bytes())

@@ -37,6 +37,8 @@ pub enum LinkEvent {
         /// The transition.
         change: LinkChange,
     },
+    /// A peer was not reached without the relay, which may carry its messages now.
+    DirectAway(Fingerprint),
     /// The spool cannot take more, or again can.
     SpoolBlocked(bool),
 }

@@ -5,6 +5,7 @@
 
 mod approvals;
 mod inbound;
+mod invitations;
 mod ledger;
 mod limits;
 mod messages;
@@ -23,6 +24,7 @@ use sha2::{Digest, Sha256};
 
 pub use approvals::{ApprovalDraft, ApprovalQueueLimits, Decided};
 pub use inbound::{Accepted, HELD_BY_PAUSE, Inbound};
+pub use invitations::{IssuedInvitation, Join};
 pub use ledger::{LedgerRow, LedgerStatus, Reservation};
 pub use outbox::{DeliveryHealth, DeliveryRow, OutboundDraft, OutboxRow, Queued};
 pub use peers::KnownPeer;
@@ -32,7 +34,8 @@ pub use types::{
     Approval, ApprovalKind, ApprovalStatus, Auth, Direction, MessageState, Opener, StoredMessage, Thread,
 };
 
-const MIGRATIONS: &[Migration] = &[Migration { sql: include_str!("schema.sql") }];
+const MIGRATIONS: &[Migration] =
+    &[Migration { sql: include_str!("schema.sql") }, Migration { sql: include_str!("schema_2.sql") }];
 
 /// Why an operation on the store failed.
 #[derive(Debug, thiserror::Error)]

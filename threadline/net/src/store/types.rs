@@ -104,6 +104,10 @@ text_enum! {
         E2e = "e2e",
         /// Only the relay vouches for the sender.
         Transport = "transport",
+        /// A process of this account brought the message.
+        LocalToken = "local-token",
+        /// The sender's key signed the request that brought the message.
+        Signed = "signed",
         /// Written by this node.
         Own = "own",
     }

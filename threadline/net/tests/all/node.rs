@@ -13,7 +13,7 @@ use threadline::v1::envelope::{Content, Envelope, Header, clear};
 use threadline::v1::frames::{Metadata, Visibility};
 use threadline::{Fingerprint, ThreadKey, TrustLevel};
 use threadline_net::store::{Auth, OutboundDraft, Store, StoreError};
-use threadline_net::{LinkDeps, LinkEvent, LinkHandle, LinkStatus, run_link};
+use threadline_net::{LinkDeps, LinkEvent, LinkHandle, LinkStatus, Routes, run_link};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +53,13 @@ impl Node {
         let identity = Arc::new(identity);
         let (events_tx, events) = mpsc::channel(64);
         let stop = CancellationToken::new();
-        let deps = LinkDeps { identity: Arc::clone(&identity), store: store.clone(), events: events_tx, now };
+        let deps = LinkDeps {
+            identity: Arc::clone(&identity),
+            store: store.clone(),
+            routes: Routes::default(),
+            events: events_tx,
+            now,
+        };
         let (link, future) = run_link(deps, stop.clone());
         let task = tokio::spawn(future);
         link.start(config).await;

@@ -124,6 +124,10 @@ pub enum DeliveryEvent {
     },
     /// The relay gave it up.
     Expired,
+    /// The recipient's own node took it, without a relay.
+    TakenByPeer,
+    /// It waits in a file for a recipient of this host that is down.
+    Dropped,
 }
 
 /// What the driver has to do.
