@@ -114,7 +114,7 @@ impl Abuse {
         Self {
             enabled: config.enabled,
             spam_recipients: config.spam_recipients as usize,
-            attempts: window(5 * MINUTE_MS, flooding, 30_000),
+            attempts: window(5 * MINUTE_MS, flooding, 26_000),
             logins: window(HOUR_MS, config.churn_logins, 10_000),
             oversized: window(HOUR_MS, config.oversized_messages, 5_000),
             unknown: window(10 * MINUTE_MS, config.unknown_addresses, 5_000),

@@ -84,6 +84,21 @@ pub struct Admin {
     pub allow_public: bool,
 }
 
+/// The bridge for plain A2A clients (`relay.md` §13). It is only there when [`RelayConfig::public_url`] is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct A2a {
+    /// Whether there is a bridge.
+    pub enabled: bool,
+    /// Whether every connected agent can be called by anyone; else only those that ask for it.
+    pub v1_open: bool,
+    /// Messages per source and minute.
+    pub per_minute: u32,
+    /// Messages per source and hour.
+    pub per_hour: u32,
+    /// Messages per source and minute to agents that anyone may call.
+    pub open_per_minute: u32,
+}
+
 /// A value that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -184,6 +199,8 @@ pub struct RelayConfig {
     pub tls: Tls,
     /// URL under which others reach the relay; needed for agent cards.
     pub public_url: String,
+    /// The bridge for plain A2A clients.
+    pub a2a: A2a,
     /// Whether the domain of a homepage is asked if it names the agent.
     pub verify_homepages: bool,
     /// Name server for that; `None` asks those of the system.
@@ -235,6 +252,7 @@ impl Default for RelayConfig {
             metrics_listen: None,
             tls: Tls { cert: PathBuf::new(), key: PathBuf::new() },
             public_url: String::new(),
+            a2a: A2a { enabled: true, v1_open: false, per_minute: 20, per_hour: 200, open_per_minute: 5 },
             verify_homepages: true,
             resolver: None,
             data_dir: PathBuf::from("./data"),
@@ -438,6 +456,11 @@ impl RelayConfig {
     /// Port of the admin interface; 0 lets the system choose.
     pub fn admin_port(&self) -> u16 {
         self.admin.port.unwrap_or(if self.port == 0 { 0 } else { 9091 })
+    }
+
+    /// Whether plain A2A clients can call agents.
+    pub fn has_bridge(&self) -> bool {
+        self.a2a.enabled && !self.public_url.is_empty()
     }
 
     /// Whether the public listener speaks TLS itself.

@@ -5,6 +5,7 @@
 //! [`Event::Stored`] reports the commit.
 
 mod bans;
+mod bridge;
 mod conn;
 mod delivery;
 mod inspect;
@@ -103,6 +104,15 @@ pub enum Event {
         address: Fingerprint,
         /// When the ban ends, in Unix milliseconds.
         until_ms: i64,
+    },
+    /// The A2A bridge begins or ends to wait for an agent in a conversation.
+    BridgeAwaits {
+        /// The agent.
+        agent: Fingerprint,
+        /// Thread id.
+        thread: String,
+        /// Whether it waits.
+        waits: bool,
     },
     /// An agent asked the directory for an address that was never here.
     UnknownLookup {
@@ -350,6 +360,7 @@ pub struct Core {
     totals: QueueTotals,
     counters: Counters,
     figures: Figures,
+    bridge: Option<bridge::Bridge>,
 }
 
 impl Core {
@@ -379,6 +390,7 @@ impl Core {
             totals: start.totals,
             counters: Counters::default(),
             figures: Figures::default(),
+            bridge: None,
         }
     }
 
@@ -392,6 +404,7 @@ impl Core {
             Event::Custody { open } => self.custody_open = open,
             Event::Banned { address, until_ms } => self.end_banned(&address, until_ms, now_ms),
             Event::UnknownLookup { key } => self.looked_up_unknown(&key, now_ms),
+            Event::BridgeAwaits { agent, thread, waits } => self.bridge_awaits(agent, thread, waits),
             Event::Listed { key, listed } => self.listed(&key, listed),
             Event::Tick => {}
         }

@@ -41,7 +41,15 @@ struct KeyFile {
 
 /// Reads `<data>/relay-signing-key.json`, or makes it from `seed` when it is not there.
 pub fn load_signing_key(data: &Path, seed: Zeroizing<[u8; 32]>) -> Result<SigningKey, KeyError> {
-    let path = data.join("relay-signing-key.json");
+    load_key_pair(data.join("relay-signing-key.json"), seed)
+}
+
+/// Reads `<data>/bridge-key.json`, the identity of the A2A bridge, or makes it from `seed` when it is not there.
+pub fn load_bridge_key(data: &Path, seed: Zeroizing<[u8; 32]>) -> Result<SigningKey, KeyError> {
+    load_key_pair(data.join("bridge-key.json"), seed)
+}
+
+fn load_key_pair(path: PathBuf, seed: Zeroizing<[u8; 32]>) -> Result<SigningKey, KeyError> {
     let Some(text) = read_optional(&path)? else {
         let key = SigningKey::from_bytes(&seed);
         let file = KeyFile {

@@ -1,6 +1,7 @@
 //! The Threadline relay: agents connect outward to it, it keeps their messages until they are confirmed, knows who is
 //! there and lists who wants to be found.
 
+pub mod a2a;
 pub mod abuse;
 pub mod admin;
 pub mod config;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::Setting;
+use crate::server;
 use crate::{ConfigError, Heartbeat, Launch, RelayConfig};
 
 /// The Threadline relay. Exit codes: 0 stopped in order, 1 failed, 2 bad configuration, 3 already running,
@@ -34,6 +35,12 @@ enum Command {
     CheckConfig,
     /// Print the effective configuration.
     PrintConfig,
+    /// Bring over the directory of another relay, while neither runs.
+    Import {
+        /// Its data directory.
+        #[arg(long)]
+        from: PathBuf,
+    },
     /// Ask the running relay of this configuration for its health; exit with 1 if it does not answer.
     Health,
 }
@@ -103,6 +110,16 @@ pub fn main_from_args(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             print!("{}", config.print());
             0
         }
+        Some(Command::Import { from }) => match server::import(&config, &from) {
+            Ok(report) => {
+                println!("{report}");
+                0
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                error.exit_code()
+            }
+        },
         Some(Command::Health) => match probe::health(&config) {
             Ok(body) => {
                 println!("{body}");

@@ -2,6 +2,7 @@
 
 pub mod clean;
 pub mod cursor;
+pub mod import;
 pub mod query;
 pub mod score;
 pub mod search;

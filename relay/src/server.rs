@@ -1,5 +1,6 @@
 //! The relay as a process part: databases, core, listener, orderly stop.
 
+mod a2a;
 mod admin;
 mod backup;
 mod clock;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use instar_durable::{Database, DatabaseError, Durability, OpenOptions};
 use rand::Rng as _;
+use threadline::identity::Identity;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,6 +36,7 @@ use crate::config::{DurabilityMode, RelayConfig};
 use crate::core::{Core, Counters, Start};
 use crate::keys;
 use crate::lock::{DataDirError, DataDirLock};
+use crate::registry::import::Report;
 use crate::store::{BodyCipher, QueueRules, queue, registry};
 use clock::Clock;
 use driver::{Driver, DriverHandle};
@@ -74,6 +77,14 @@ pub enum RelayError {
         address: SocketAddr,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// The directory of another relay cannot be brought over.
+    #[error("cannot import {path}: {detail}")]
+    Import {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        detail: String,
     },
     /// Certificate and key cannot be used.
     #[error(transparent)]
@@ -146,7 +157,13 @@ pub async fn serve(
     let listener =
         tokio::net::TcpListener::from_std(listener).map_err(|source| listen_error(&config, source))?;
 
-    let core = prepared.core(Arc::clone(&config), &clock);
+    let mut core = prepared.core(Arc::clone(&config), &clock);
+    let bridge = prepared
+        .bridge
+        .map(|key| Arc::new(a2a::Bridge::new(Identity::from_seed(&key.to_bytes()), &config.a2a)));
+    if let Some(bridge) = &bridge {
+        core.set_bridge(bridge.address());
+    }
     let (queue_db, registry_db) = (prepared.queue.clone(), prepared.registry.clone());
     let grown = Arc::new(tokio::sync::Notify::new());
     let databases = (prepared.queue.clone(), prepared.registry.clone());
@@ -166,6 +183,7 @@ pub async fn serve(
         limits: rest::RestLimits::new(&config),
         health: health::Cache::default(),
         measured: health::Measured::default(),
+        bridge: bridge.clone(),
         homepage_changed: tokio::sync::Notify::new(),
         draining: AtomicBool::new(false),
         connections: TaskTracker::new(),
@@ -187,6 +205,9 @@ pub async fn serve(
     let stop_accepting = CancellationToken::new();
     let router = http::router(Arc::clone(&state));
     let connections = state.connections.clone();
+    if let Some(bridge) = bridge {
+        helpers.spawn(a2a::run(Arc::clone(&state), bridge, router.clone(), stop_accepting.clone()));
+    }
     let tls = doors.tls.clone();
     let accepting = tokio::spawn(http::accept(listener, router, tls, connections, stop_accepting.clone()));
     let side = TaskTracker::new();
@@ -238,6 +259,23 @@ pub async fn serve(
     Ok(counters)
 }
 
+/// Brings over the directory of another relay; neither may run.
+pub(crate) fn import(config: &RelayConfig, from: &Path) -> Result<Report, RelayError> {
+    let path = from.join("registry.db");
+    let source = rusqlite::Connection::open_with_flags(&path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .map_err(|e| RelayError::Import { path: path.clone(), detail: e.to_string() })?;
+    let lock = DataDirLock::try_take(&config.data_dir)?;
+    let prepared = Prepared::open(config, Clock::new().now_ms())?;
+    let (relay_id, now_ms) = (prepared.relay_id.clone(), Clock::new().now_ms());
+    let imported = prepared.registry.write_blocking(move |c| {
+        crate::registry::import::import(c, &source, &relay_id, now_ms).map_err(DatabaseError::from)
+    });
+    prepared.queue.close();
+    prepared.registry.close();
+    drop(lock);
+    imported.map_err(|e| RelayError::Import { path, detail: e.to_string() })
+}
+
 async fn drain(state: &Shared, hurry: &CancellationToken) {
     close_all(state, hurry).await;
     state.connections.close();
@@ -285,6 +323,7 @@ struct Shared {
     limits: rest::RestLimits,
     health: health::Cache,
     measured: health::Measured,
+    bridge: Option<Arc<a2a::Bridge>>,
     /// Rung when a homepage is new.
     homepage_changed: tokio::sync::Notify,
     draining: AtomicBool,
@@ -297,6 +336,7 @@ struct Prepared {
     registry: Database,
     store: driver::StoreContext,
     signer: ed25519_dalek::SigningKey,
+    bridge: Option<ed25519_dalek::SigningKey>,
     relay_id: String,
     source_key: Zeroizing<[u8; 32]>,
     cursor_secret: [u8; 32],
@@ -308,6 +348,7 @@ impl Prepared {
     fn open(config: &RelayConfig, now_ms: i64) -> Result<Self, RelayError> {
         let dir = &config.data_dir;
         let signer = keys::load_signing_key(dir, fresh())?;
+        let bridge = config.has_bridge().then(|| keys::load_bridge_key(dir, fresh())).transpose()?;
         let queue_key = keys::load_secret(&dir.join("queue.key"), fresh())?;
         let source_key = keys::load_secret(&dir.join("source.key"), fresh())?;
         let durability = match config.durability {
@@ -339,7 +380,18 @@ impl Prepared {
         let store = driver::StoreContext { rules, cipher: BodyCipher::new(&queue_key) };
         // Cursors live for minutes; a restart may end them.
         let cursor_secret = *fresh();
-        Ok(Self { queue, registry, store, signer, relay_id, source_key, cursor_secret, last_seq, totals })
+        Ok(Self {
+            queue,
+            registry,
+            store,
+            signer,
+            bridge,
+            relay_id,
+            source_key,
+            cursor_secret,
+            last_seq,
+            totals,
+        })
     }
 
     fn core(&self, config: Arc<RelayConfig>, clock: &Clock) -> Core {

@@ -1,9 +1,13 @@
 //! The relay as a process and as a library, driven from outside.
 
+#[path = "all/a2a.rs"]
+mod a2a;
 #[path = "all/client.rs"]
 mod client;
 #[path = "all/delivery.rs"]
 mod delivery;
+#[path = "all/domains.rs"]
+mod domains;
 #[path = "all/embedded.rs"]
 mod embedded;
 #[path = "all/http.rs"]

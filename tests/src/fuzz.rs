@@ -47,6 +47,8 @@ pub const BODIES: &[(&str, Body)] = &[
     ("transcript_line", transcript_line),
     ("relay_session", relay::relay_session),
     ("relay_request", relay::relay_request),
+    ("relay_search", relay::relay_search),
+    ("relay_a2a", relay::relay_a2a),
     ("v2_frame", v2::v2_frame),
     ("v2_envelope", v2::v2_envelope),
     ("v2_object", v2::v2_object),

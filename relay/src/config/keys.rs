@@ -208,6 +208,23 @@ pub(super) const KEYS: &[Key] = &[
     number!("limits.delete_per_minute", None, limits.delete_per_minute, 1..=MANY),
     number!("limits.entries_per_hour", None, limits.entries_per_hour, 1..=MANY),
     number!("limits.source_entries_per_hour", None, limits.source_entries_per_hour, 1..=MANY),
+    flag!("a2a.enabled", a2a.enabled),
+    Key {
+        name: "a2a.v1_default",
+        env: None,
+        set: |c, v| {
+            c.a2a.v1_open = match v {
+                "open" => true,
+                "closed" => false,
+                _ => return Err("open or closed".into()),
+            };
+            Ok(())
+        },
+        get: |c| quoted(if c.a2a.v1_open { "open" } else { "closed" }),
+    },
+    number!("a2a.per_minute", None, a2a.per_minute, 1..=MANY),
+    number!("a2a.per_hour", None, a2a.per_hour, 1..=MANY),
+    number!("a2a.open_per_minute", None, a2a.open_per_minute, 1..=MANY),
     flag!("abuse.enabled", abuse.enabled),
     number!("abuse.spam_recipients", None, abuse.spam_recipients, 1..=MANY),
     number!("abuse.flooding_messages", None, abuse.flooding_messages, 1..=MANY),

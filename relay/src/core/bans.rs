@@ -50,7 +50,7 @@ impl Core {
         reply: bool,
         now_ms: i64,
     ) {
-        if reply {
+        if reply || self.is_bridge(sender) {
             return;
         }
         match self.abuse.contacted(sender, recipient, now_ms) {

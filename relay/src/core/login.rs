@@ -83,7 +83,8 @@ impl Core {
             Ok(key) => key,
             Err(refusal) => return self.refuse(id, ErrorCode::AuthFailed, refusal.to_string(), now_ms),
         };
-        if self.config.mode == Mode::Private && !self.is_admitted(key.as_bytes()) {
+        let admitted = self.is_bridge(&key.fingerprint()) || self.is_admitted(key.as_bytes());
+        if self.config.mode == Mode::Private && !admitted {
             let text = "this relay is private and does not know the key";
             return self.refuse(id, ErrorCode::AuthFailed, text, now_ms);
         }
@@ -197,7 +198,9 @@ impl Core {
         self.came(id, now_ms);
         self.store_queue(Pending::Quiet, QueueOp::Arrived { recipient: address });
         self.read_backlog(id, now_ms);
-        self.churned(&address, now_ms);
+        if !self.is_bridge(&address) {
+            self.churned(&address, now_ms);
+        }
     }
 
     /// The socket went away while storage was asked: the directory must not show the agent as connected.

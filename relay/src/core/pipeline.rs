@@ -77,7 +77,10 @@ impl Core {
             };
             return self.send(conn, ServerFrame::Error(error));
         };
-        if session.banned || self.attempted(&sender, now_ms) {
+        let bridge = self.is_bridge(&sender);
+        if self.session(conn).is_some_and(|session| session.banned)
+            || !bridge && self.attempted(&sender, now_ms)
+        {
             return self.send_error(conn, ErrorCode::Banned, "Banned");
         }
         if header.from != sender {
@@ -92,6 +95,10 @@ impl Core {
         if submission.envelope.is_sealed() && !is_signed(&submission, &key) {
             return self.reject(sender, &header.message_id, "invalid_signature");
         }
+        if self.is_unasked(sender, &header.to, header.thread_id.as_ref()) {
+            let reason = "No pending A2A task for this thread";
+            return self.reject(sender, &header.message_id, reason);
+        }
         let submitted = Submitted {
             conn,
             sender,
@@ -104,7 +111,7 @@ impl Core {
             at_ms: now_ms,
             expires_ms: now_ms + i64::from(self.config.queue.ttl_s) * 1000,
         };
-        if self.over_limit(&submitted, false, now_ms).is_none() {
+        if bridge || self.over_limit(&submitted, false, now_ms).is_none() {
             return self.accept(submitted);
         }
         // A repeat of a message that was seen comes before the limits, so storage is asked first.

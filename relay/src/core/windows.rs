@@ -9,7 +9,7 @@ use crate::config::RelayConfig;
 use crate::limits::{Rule, Windows};
 
 /// Keys per window; [`CoreWindows::bound_bytes`] is what they cost at most.
-const AGENTS: usize = 30_000;
+const AGENTS: usize = 26_000;
 const SOURCES: usize = 8_000;
 const SESSIONS: usize = 18_000;
 const FEW: usize = 5_000;
@@ -148,10 +148,10 @@ mod tests {
     use crate::abuse::Abuse;
 
     #[test]
-    fn all_windows_and_detectors_stay_within_64_mib() {
+    fn all_windows_and_detectors_stay_within_60_mib() {
         let config = RelayConfig::default();
         let bytes =
             CoreWindows::new(&config).bound_bytes() + Abuse::new(&config.abuse, &config.limits).bound_bytes();
-        assert!(bytes <= 64 << 20, "{} MiB", bytes >> 20);
+        assert!(bytes <= 60 << 20, "{} MiB", bytes >> 20);
     }
 }

@@ -34,15 +34,15 @@ pub(super) async fn verify(shared: Arc<Shared>, stop: CancellationToken) {
         }
     };
     loop {
-        let more = sweep(&shared, &resolver).await;
+        let more = tokio::select! {
+            more = sweep(&shared, &resolver) => more,
+            () = stop.cancelled() => return,
+        };
         tokio::select! {
             () = std::future::ready(()), if more => {}
             () = tokio::time::sleep(LOOK) => {}
             () = shared.homepage_changed.notified() => {}
             () = stop.cancelled() => return,
-        }
-        if stop.is_cancelled() {
-            return;
         }
     }
 }

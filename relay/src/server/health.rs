@@ -109,6 +109,12 @@ pub(super) async fn metrics(shared: &Shared) -> Option<String> {
         "visibility",
         [("public", entries.0), ("unlisted", entries.1)],
     );
+    if let Some(bridge) = &shared.bridge {
+        let (asked, refused) =
+            (bridge.requests.load(Ordering::Relaxed), bridge.rejected.load(Ordering::Relaxed));
+        out.single("counter", "threadline_a2a_requests_total", "Requests over the A2A bridge.", asked);
+        out.single("counter", "threadline_a2a_requests_rejected_total", "Of these refused.", refused);
+    }
     let search = *shared.measured.search.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     out.histogram("threadline_registry_search_seconds", "Directory searches.", &search);
     out.single(

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
 use super::tls::Acceptor;
-use super::{Shared, connection, health, page, rest};
+use super::{Shared, a2a, connection, health, page, rest};
 use crate::core::Source;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,6 +67,20 @@ pub(super) async fn accept(
     }
 }
 
+/// Serves one connection that is no socket of the listener, as if it came from `peer`.
+pub(super) async fn serve_from<I>(
+    router: Router,
+    peer: SocketAddr,
+    stream: I,
+    ended: CancellationToken,
+) -> impl Future<Output = ()> + Send + use<I>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Ok(service) = router.into_make_service_with_connect_info::<SocketAddr>().call(peer).await;
+    serve(stream, TowerToHyperService::new(service), ended)
+}
+
 async fn serve<I, S>(stream: I, service: S, ended: CancellationToken)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -97,6 +111,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/health", only_get(get(health::health)))
         .route("/ready", only_get(get(health::ready)))
         .nest("/v1/registry", rest::routes())
+        .nest("/a2a", a2a::routes())
         .merge(page::routes())
         .fallback(any(not_found))
         .layer(DefaultBodyLimit::max(MAX_BODY))

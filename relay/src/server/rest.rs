@@ -61,7 +61,7 @@ enum Rate {
 
 impl RestLimits {
     pub(super) fn new(config: &RelayConfig) -> Self {
-        const KEYS: usize = 10_000;
+        const KEYS: usize = 2_000;
         let limits = &config.limits;
         let minute = |limit| Windows::new(Rule::per_minute(limit), KEYS);
         let hour = |limit| Windows::new(Rule::per_hour(limit), KEYS);
@@ -488,6 +488,9 @@ async fn put_inner(
                 online: false,
             };
             store::upsert(c, &upsert)?;
+            if change.a2a_tokens.is_some() || change.a2a_open.is_some() {
+                store::a2a::set_doors(c, &key, change.a2a_tokens.as_deref(), change.a2a_open)?;
+            }
             search::entry(c, &key)
         })
         .await?;

@@ -13,11 +13,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Looks for new bans every second, until `stop`. Only started when a URL is configured.
 pub(super) async fn tell(shared: Arc<Shared>, stop: CancellationToken) {
+    // What is banned while the client is set up counts already.
+    let mut told_ms = shared.clock.now_ms();
     let client = match reqwest::Client::builder().timeout(PATIENCE).build() {
         Ok(client) => client,
         Err(error) => return tracing::error!(%error, "abuse.webhook cannot be called"),
     };
-    let mut told_ms = shared.clock.now_ms();
     let mut told: Vec<[u8; 32]> = Vec::new();
     loop {
         tokio::select! {

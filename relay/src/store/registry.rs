@@ -1,5 +1,6 @@
 //! `registry.db`: who was ever here, who is banned, who wants to be found.
 
+pub mod a2a;
 pub mod operator;
 
 use instar_durable::Migration;
@@ -59,6 +60,7 @@ CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT 
 ",
     },
     Migration { sql: include_str!("registry/second.sql") },
+    Migration { sql: include_str!("registry/third.sql") },
 ];
 
 /// Milliseconds for which a deleted entry is not made again by a mere public login.
@@ -504,7 +506,8 @@ pub fn age_entries(c: &Connection, now_ms: i64) -> rusqlite::Result<()> {
     const DAY: i64 = 86_400_000;
     c.execute("DELETE FROM agents WHERE last_seen < ?1", [now_ms - 365 * DAY])?;
     c.execute(
-        "UPDATE agents SET stale = last_seen < ?1, hidden = last_seen < ?2 WHERE last_seen < ?1 AND online = 0",
+        "UPDATE agents SET stale = 1, hidden = last_seen < ?2
+         WHERE last_seen < ?1 AND online = 0 AND (stale = 0 OR hidden <> (last_seen < ?2))",
         [now_ms - 90 * DAY, now_ms - 180 * DAY],
     )?;
     c.execute("DELETE FROM suppress WHERE until <= ?1", [now_ms])?;

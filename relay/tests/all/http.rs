@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use threadline::v1::frames::Visibility;
 
 use super::client::{Client, address};
-use super::process::Relay;
+use super::process::{Relay, command};
 
 async fn call(
     relay: &Relay,
@@ -133,4 +133,37 @@ async fn pages_follow_each_other_and_cursors_fit_only_their_query() {
     let (status, body) =
         get(&relay, &format!("/v1/registry/search?q=agent&limit=3&cursor={cursor}"), None).await;
     assert_eq!((status, &body["code"]), (StatusCode::BAD_REQUEST, &json!("CURSOR_INVALID")));
+}
+
+async fn search_from(relay: &Relay, forwarded: &str) -> reqwest::Response {
+    let url = format!("http://{}/v1/registry/search?limit=1", relay.at);
+    Http::new().get(url).header("x-forwarded-for", forwarded).send().await.expect("answers")
+}
+
+#[tokio::test]
+async fn a_source_has_its_thirty_searches_a_minute_and_cannot_pretend_to_be_another() {
+    let dir = tempfile::tempdir().expect("dir");
+    let relay = Relay::spawn(command(dir.path()).args(["--set", "limits.per_source=true"]));
+    for n in 0..30 {
+        assert_eq!(search_from(&relay, &format!("192.0.2.{n}")).await.status(), 200, "{n}");
+    }
+    let refused = search_from(&relay, "192.0.2.99").await;
+    assert_eq!(refused.status(), 429);
+    let header = |name: &str| refused.headers()[name].to_str().expect("text").to_owned();
+    assert_eq!((header("x-ratelimit-limit"), header("x-ratelimit-remaining")), ("30".into(), "0".into()));
+    assert!((1..=60).contains(&header("retry-after").parse::<u32>().expect("seconds")));
+    assert!(header("x-ratelimit-reset").parse::<u64>().is_ok());
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_every_client_is_a_source_of_its_own() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut command = command(dir.path());
+    command.args(["--set", "limits.per_source=true", "--set", "trusted_proxies=127.0.0.0/8"]);
+    let relay = Relay::spawn(&mut command);
+    for _ in 0..30 {
+        assert_eq!(search_from(&relay, "198.51.100.1, 192.0.2.1").await.status(), 200);
+    }
+    assert_eq!(search_from(&relay, "203.0.113.5, 192.0.2.1").await.status(), 429, "the right-most hop counts");
+    assert_eq!(search_from(&relay, "192.0.2.2").await.status(), 200);
 }

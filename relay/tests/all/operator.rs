@@ -220,6 +220,11 @@ async fn tls_files_can_be_replaced_while_it_runs() {
     let answer = with_root(&first).get(&url).send().await.expect("answers over TLS");
     assert_eq!(answer.status(), 200);
     assert!(reqwest::get(format!("http://{}/health", relay.at)).await.is_err(), "nothing but TLS");
+    let mut probe = Command::new(env!("CARGO_BIN_EXE_threadline-relay"));
+    probe.args(["health", "--host", "127.0.0.1", "--port", &relay.at.port().to_string()]);
+    probe.args(["--set", &settings[0], "--set", &settings[1], "--data-dir"]).arg(dir.path());
+    let healthy = tokio::task::spawn_blocking(move || probe.status()).await.expect("ends").expect("runs");
+    assert!(healthy.success(), "the probe speaks TLS as well");
 
     let second = certificate(files.path(), "localhost");
     relay.signal(rustix::process::Signal::HUP);
@@ -245,4 +250,30 @@ async fn tls_files_can_be_replaced_while_it_runs() {
         .expect("runs");
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("key.pem"), "the file is named");
+}
+
+#[tokio::test]
+async fn a_webhook_hears_of_each_ban() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let at = listener.local_addr().expect("address");
+    let (told, mut heard) = tokio::sync::mpsc::channel(10);
+    let hook = axum::routing::post(async move |axum::Json(ban): axum::Json<Value>| {
+        told.send(ban).await.expect("the test listens");
+    });
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().route("/hook", hook)).await });
+    let dir = tempfile::tempdir().expect("dir");
+    let webhook = format!("abuse.webhook=http://{at}/hook");
+    let relay = Relay::spawn(command(dir.path()).args(["--set", &webhook]));
+    for n in 1..=2 {
+        let mut agent = Client::log_in(relay.at, n).await;
+        for _ in 0..21 {
+            agent.say("junk").await;
+        }
+        assert_eq!(agent.closed().await, 4003);
+    }
+    for n in 1..=2 {
+        let ban = tokio::time::timeout(super::client::PATIENCE, heard.recv()).await.expect("in time").expect("a ban");
+        assert_eq!((&ban["agentId"], &ban["pattern"]), (&json!(address(n)), &json!("junk")));
+        assert!(ban["expiresAt"].is_string() && ban.get("key").is_none());
+    }
 }

@@ -149,3 +149,19 @@ fn a_port_that_is_taken_is_named() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
 }
+
+#[test]
+fn the_directory_of_another_relay_comes_over() {
+    let (old, new) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+    let source = rusqlite::Connection::open(old.path().join("registry.db")).expect("open");
+    let sql = "CREATE TABLE agents(public_key TEXT, agent_id TEXT, name TEXT, registered_at TEXT);
+               INSERT INTO agents VALUES ('AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=', '01010101010101010101010101010101',
+                   'Old', '2025-01-01T00:00:00.000Z'), ('x', 'y', 'z', '')";
+    source.execute_batch(sql).expect("fill");
+    let (code, text) = run(command(new.path()).args(["import", "--from"]).arg(old.path()));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("1 entries imported") && text.contains("1 left out"), "{text}");
+    let (code, text) = run(command(new.path()).args(["import", "--from", "/nowhere"]));
+    assert_eq!(code, Some(1));
+    assert!(text.contains("/nowhere/registry.db"), "{text}");
+}

@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
+use rusqlite::Connection;
 use threadline::identity::{Identity, LoginNonce};
 use threadline::v1::frames::{Auth, ClientFrame, Metadata, ServerFrame, Visibility};
 use threadline_relay::RelayConfig;
+use threadline_relay::a2a;
 use threadline_relay::core::{Core, Effect, Event, Inbound, Outgoing, Source, Start};
+use threadline_relay::registry::clean;
 use threadline_relay::registry::cursor::Cursor;
 use threadline_relay::registry::query::sanitise;
+use threadline_relay::registry::search::{self, Search};
+use threadline_relay::store::Profile;
+use threadline_relay::store::registry::{MIGRATIONS, Upsert, upsert};
 use threadline_relay::store::{QueueRules, Store};
 use threadline_relay::token;
 
@@ -67,4 +73,49 @@ pub fn relay_request(data: &[u8]) {
     assert_eq!(Cursor::decode(text, &[4; 32], "", NOW), None);
     let query = sanitise(text);
     assert_eq!(query.matches('"').count() % 2, 0, "every word is quoted");
+}
+
+/// A search of the directory, its words and tags from outside: it is always answered, and no page is above its limit.
+pub fn relay_search(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let directory = Connection::open_in_memory().expect("memory");
+    for migration in MIGRATIONS {
+        directory.execute_batch(migration.sql).expect("schema");
+    }
+    let mut lines = text.lines();
+    let words = lines.next().unwrap_or_default();
+    let profile = Profile {
+        name: Some(clean::name(words)),
+        bio: Some(clean::bio(text)),
+        capabilities: Some(clean::tags(&text.split_whitespace().collect::<Vec<_>>())),
+        homepage: Some(clean::homepage(words)),
+        ..Profile::default()
+    };
+    let entry = Upsert {
+        key: &[7; 32],
+        profile: &profile,
+        visibility: "public",
+        consent: "api_call",
+        relay_id: "relay",
+        visible_at: NOW,
+        now_ms: NOW,
+        online: true,
+    };
+    upsert(&directory, &entry).expect("every cleaned entry can be stored");
+    let tags: Vec<String> = lines.filter_map(clean::tag).take(20).collect();
+    let framework = tags.first().cloned();
+    for (capabilities, framework) in [(Vec::new(), None), (tags.clone(), None), (tags, framework)] {
+        let search =
+            Search { text: words.to_owned(), capabilities, framework, limit: 1, ..Search::default() };
+        let page = search::search(&directory, &search, NOW).expect("every search is answered");
+        assert!(page.entries.len() <= 1 && page.total <= 1);
+    }
+}
+
+/// The body of a call over the A2A bridge: read, or refused with a code of JSON-RPC.
+pub fn relay_a2a(data: &[u8]) {
+    match a2a::read(data) {
+        Ok(send) => assert!(!send.text.trim().is_empty(), "there is something to say"),
+        Err((_, fault)) => assert!(fault.describe().0 < -32000),
+    }
 }

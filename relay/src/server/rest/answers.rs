@@ -85,6 +85,9 @@ pub(super) struct Change {
     pub(super) profile: Profile,
     pub(super) visible: Option<bool>,
     pub(super) listed: Option<bool>,
+    /// Hashes of the tokens that may call the agent over the A2A bridge.
+    pub(super) a2a_tokens: Option<Vec<String>>,
+    pub(super) a2a_open: Option<bool>,
 }
 
 /// Reads the body of a PUT; the error names the field. Members that are not known are ignored.
@@ -111,7 +114,14 @@ pub(super) fn read_change(body: &[u8]) -> Result<Change, String> {
         framework_visible: flag("frameworkVisible")?,
         homepage: text(&fields, "homepage")?.map(clean::homepage),
     };
-    Ok(Change { profile, visible, listed: flag("listed")? })
+    let a2a_open = match text(&fields, "a2aMode")? {
+        None => None,
+        Some("open") => Some(true),
+        Some("authenticated") => Some(false),
+        Some(_) => return Err("a2aMode must be open or authenticated".into()),
+    };
+    let a2a_tokens = a2a_tokens(&fields)?;
+    Ok(Change { profile, visible, listed: flag("listed")?, a2a_tokens, a2a_open })
 }
 
 fn text<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, String> {
@@ -120,6 +130,18 @@ fn text<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str
         Some(Value::String(value)) => Ok(Some(value)),
         Some(_) => Err(format!("{name} must be a text")),
     }
+}
+
+/// Tokens are stored as hashes only.
+fn a2a_tokens(fields: &Map<String, Value>) -> Result<Option<Vec<String>>, String> {
+    let wrong = || "a2aTokens must be a list of at most 16 texts of 16 to 256 characters".to_owned();
+    let Some(value) = fields.get("a2aTokens") else { return Ok(None) };
+    let items = value.as_array().filter(|items| items.len() <= 16).ok_or_else(wrong)?;
+    let hashes = items.iter().map(|item| {
+        let token = item.as_str().filter(|token| (16..=256).contains(&token.len())).ok_or_else(wrong)?;
+        Ok(crate::a2a::token_hash(token))
+    });
+    hashes.collect::<Result<_, _>>().map(Some)
 }
 
 fn tags(fields: &Map<String, Value>, name: &str) -> Result<Option<Vec<String>>, String> {

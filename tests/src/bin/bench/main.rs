@@ -1,6 +1,7 @@
 //! Figures beside their budgets. Run it through `tests/bench`, which builds the release binaries first.
 
 mod process;
+mod registry;
 mod relay;
 mod report;
 
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 const USAGE: &str =
-    "usage: bench BIN_DIR process|relay [--idle-seconds N] [--load-seconds N] [--connections N,N…]";
+    "usage: bench BIN_DIR process|relay|registry [--idle-seconds N] [--load-seconds N] [--connections N,N…]";
 
 struct Options {
     bin_dir: PathBuf,
@@ -51,6 +52,7 @@ fn main() -> Result<()> {
             process::mcp(&setup, 50)?;
             process::idle(&setup, options.idle_seconds)
         }
+        "registry" => registry::all(&options.bin_dir, 100_000, 300),
         "relay" => relay::all(&options.bin_dir, options.load_seconds, &options.connections),
         _ => anyhow::bail!(USAGE),
     }
