@@ -174,11 +174,11 @@ async fn serve(config: RelayConfig) -> Result<(), u8> {
     };
     let announce = async {
         if let Ok(address) = address.await {
-            println!("listening on {address}");
+            say(format_args!("listening on {address}"));
             service::ready(address);
         }
         if let Ok(address) = admin_address.await {
-            println!("admin on {address}");
+            say(format_args!("admin on {address}"));
         }
     };
     let stopping = tokio::spawn({
@@ -195,7 +195,7 @@ async fn serve(config: RelayConfig) -> Result<(), u8> {
     hangups.abort();
     match served {
         Ok(counters) => {
-            println!("{counters}");
+            say(format_args!("{counters}"));
             Ok(())
         }
         Err(error) => {
@@ -203,6 +203,12 @@ async fn serve(config: RelayConfig) -> Result<(), u8> {
             Err(error.exit_code())
         }
     }
+}
+
+/// Prints a line. Whoever started the relay may have stopped to listen, which is no reason to end.
+fn say(line: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// The first SIGTERM or SIGINT drains, the second closes at once.

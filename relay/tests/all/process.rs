@@ -103,6 +103,22 @@ fn run(command: &mut Command) -> (Option<i32>, String) {
 }
 
 #[test]
+fn nobody_has_to_read_what_it_prints() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut child = command(dir.path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+    drop(child.stdout.take());
+    let key = dir.path().join("admin-key");
+    let deadline = std::time::Instant::now() + super::client::PATIENCE;
+    while !key.exists() && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
+        .expect("signal");
+    let status = child.wait().expect("ends");
+    assert!(matches!(status.code(), Some(0) | None), "{status}: stopped by the signal or in order, no panic");
+}
+
+#[test]
 fn a_second_start_is_refused_with_3_and_names_the_first() {
     let dir = tempfile::tempdir().expect("dir");
     let first = Relay::start(dir.path());
