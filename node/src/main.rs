@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    instar_sessions::process::close_files_on_exec();
     // Hooks and supervisors come before anything else is set up: they start often, and some of them on behalf of a
     // runtime that waits.
     let mut arguments: Vec<OsString> = std::env::args_os().collect();

@@ -15,7 +15,7 @@ use instar_outbound::{
     ChannelId, Origin, OutboundMessage, Pel, PelConfig, Recipient, RecipientKind, ReplyTarget, SendFlags,
 };
 use instar_sessions::record::Activity;
-use instar_sessions::{process, signals, stream, tokens, transcript};
+use instar_sessions::{dialogs, process, signals, stream, tokens, transcript};
 use serde_json::Value;
 use threadline::identity::{CanonicalFile, Identity, LoginNonce};
 use threadline::service::{MAX_MESSAGE_BYTES, TIMEOUT_SECONDS, Tool, ToolCall};
@@ -45,6 +45,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("audit_chain", protocol::audit_chain),
     ("runtime_event", runtime_event),
     ("transcript_line", transcript_line),
+    ("startup_dialogs", startup_dialogs),
     ("relay_session", relay::relay_session),
     ("relay_request", relay::relay_request),
     ("relay_search", relay::relay_search),
@@ -95,6 +96,18 @@ pub fn transcript_line(data: &[u8]) {
         let _ = process::parse_stat(line);
         if let Some(id) = tokens::claimed_session(line) {
             assert!(line.starts_with("ist_") && line.len() > id.to_string().len());
+        }
+    }
+}
+
+/// The owner's own answers to startup questions, held against a screen of the same bytes.
+pub fn startup_dialogs(data: &[u8]) {
+    let split = data.iter().position(|b| *b == 0).unwrap_or(data.len());
+    let (table, screen) = data.split_at(split);
+    if let Ok(table) = dialogs::parse(table, "claude-code") {
+        let screen = String::from_utf8_lossy(screen);
+        if let dialogs::Step::Key { key, .. } = dialogs::step(&table, &screen) {
+            assert!(instar_sessions::KEYS.contains(&key.as_str()));
         }
     }
 }

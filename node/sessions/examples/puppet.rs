@@ -1,6 +1,6 @@
 //! The hidden commands of the program, and two stand-in runtimes that tests drive through the text of the prompt.
 //!
-//! `runtime-stdio` speaks the streaming mode, `runtime-tui` reads a terminal and reports to the node like a hook.
+//! With `-p` it speaks the streaming mode, else it reads a terminal and reports to the node like a hook.
 //! Words in a prompt tell the stand-in what to do: `sleep:<ms>`, `die:<code>`, `error`, `fork`.
 
 use std::ffi::OsString;
@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+use instar_sessions::process;
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -19,9 +20,37 @@ fn main() -> ExitCode {
     let words: Vec<String> = arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     match words.first().map(String::as_str) {
         Some("mcp") => ExitCode::SUCCESS,
+        Some("guard") => guard(&words[1..]),
         _ if words.iter().any(|w| w == "-p") => stdio(&words),
         _ => tui(&words),
     }
+}
+
+/// Waits until the test that holds the other end of its input is gone, then ends all that the test started.
+fn guard(words: &[String]) -> ExitCode {
+    let [state_dir, tmux_server] = words else { return ExitCode::from(2) };
+    let _ = std::io::stdin().read(&mut [0]);
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let _ = Command::new("tmux").args(["-L", tmux_server, "kill-server"]).output();
+    // A supervisor may start its runtime while its files are looked at, so one empty look is not enough.
+    let mut empty_looks = 0;
+    while empty_looks < 3 {
+        let left: Vec<i32> = process::snapshot()
+            .into_values()
+            .filter(|found| found.pid != own && found.state != 'Z')
+            .map(|found| found.pid)
+            .filter(|pid| {
+                process::command_line(*pid).contains(state_dir.as_str())
+                    || process::environment_value(*pid, "INSTAR_STATE_DIR").as_ref() == Some(state_dir)
+            })
+            .collect();
+        empty_looks = if left.is_empty() { empty_looks + 1 } else { 0 };
+        for pid in left {
+            process::signal(pid, rustix::process::Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ExitCode::SUCCESS
 }
 
 fn stdio(words: &[String]) -> ExitCode {

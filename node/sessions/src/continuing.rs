@@ -10,13 +10,13 @@ use instar_state::time::now_ms;
 use crate::error::SessionError;
 use crate::record::{Activity, SessionRecord, Status, Transport};
 use crate::sessions::Sessions;
-use crate::shared::Shared;
+use crate::shared::{Command, Shared};
 use crate::slots::Class;
 use crate::spawn::{Resume, Slot, SpawnRequest};
 use crate::waiting::Spawned;
 
 /// How long a switch of the transport waits for the end of the turn.
-const TURN_LIMIT: Duration = Duration::from_secs(120);
+const TURN_LIMIT: Duration = Duration::from_mins(2);
 
 impl Sessions {
     /// Starts a session that continues the transcript of an ended one, or lets it wait for a slot.
@@ -80,6 +80,7 @@ impl Sessions {
         }
         let request = self.switched(&record, transport)?;
         self.shared.plan(&request)?;
+        let _moving = Moving::start(&self.shared, record.id)?;
         self.turn_end(record.id).await?;
         // What the turn brought to light belongs to the conversation.
         let record = self.live(&record.id.to_string())?;
@@ -103,7 +104,9 @@ impl Sessions {
         let ended = async {
             loop {
                 let record = self.live(&id.to_string())?;
+                let giving = self.shared.update(id, |session| session.live.giving) == Some(true);
                 match record.activity {
+                    _ if giving => {}
                     Activity::Idle | Activity::ErrorStalled if record.status == Status::Running => {
                         return Ok(());
                     }
@@ -118,20 +121,25 @@ impl Sessions {
         tokio::time::timeout(TURN_LIMIT, ended).await.unwrap_or(Err(SessionError::Busy))
     }
 
-    /// Ends a session and starts its successor in its slot.
+    /// Ends a session and starts its successor in its slot, even if whoever asked for it goes away meanwhile.
     async fn replace(
         &self,
         record: &SessionRecord,
         request: SpawnRequest,
-        reason: &str,
+        reason: &'static str,
     ) -> Result<SessionRecord, SessionError> {
         let replaced = self.shared.update(record.id, |s| std::mem::replace(&mut s.live.replaced, true));
         if replaced == Some(true) {
             return Err(SessionError::InProgress);
         }
-        let _held = HeldSlot::new(&self.shared, Class::of(record.priority, record.peer.is_some()));
-        self.end(record.id, Status::Completed, reason).await;
-        self.shared.spawn(request, Slot::Held).await
+        let held = HeldSlot::new(&self.shared, Class::of(record.priority, record.peer.is_some()));
+        let (sessions, id) = (self.clone(), record.id);
+        let replacing = self.shared.tracker.spawn(async move {
+            let _held = held;
+            sessions.end(id, Status::Completed, reason).await;
+            sessions.shared.spawn(request, Slot::Held).await
+        });
+        replacing.await.map_err(|e| SessionError::Failed(e.to_string()))?
     }
 
     fn continuation(
@@ -177,6 +185,36 @@ impl Sessions {
             peer: record.peer.clone(),
             resume,
             ..SpawnRequest::new(record.name.clone(), record.kind)
+        }
+    }
+}
+
+/// Keeps a task from being completed at the end of its turn, because it goes on elsewhere.
+struct Moving {
+    shared: Arc<Shared>,
+    id: SessionId,
+}
+
+impl Moving {
+    fn start(shared: &Arc<Shared>, id: SessionId) -> Result<Self, SessionError> {
+        let moving = shared.update(id, |session| std::mem::replace(&mut session.live.moving, true));
+        match moving {
+            Some(false) => Ok(Self { shared: Arc::clone(shared), id }),
+            Some(true) => Err(SessionError::InProgress),
+            None => Err(SessionError::NotFound(id.to_string())),
+        }
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        let mailbox = self.shared.update(self.id, |session| {
+            session.live.moving = false;
+            session.mailbox.clone()
+        });
+        // Inputs waited meanwhile; a full mailbox means that the task is about to look anyway.
+        if let Some(mailbox) = mailbox.flatten() {
+            let _ = mailbox.try_send(Command::Wake);
         }
     }
 }

@@ -83,13 +83,12 @@ impl SessionError {
     /// Stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NotFound(_) => "not_found",
             Self::Ended(_) => "ended",
             Self::Invalid(_) => "invalid",
             Self::NameInUse(_) => "name_in_use",
             Self::Limit { .. } => "session_limit",
             Self::QueueFull(_) => "session_queue_full",
-            Self::NotWaiting(_) | Self::NotOverdue(_) => "not_found",
+            Self::NotFound(_) | Self::NotWaiting(_) | Self::NotOverdue(_) => "not_found",
             Self::RuntimeMissing(_) => "runtime_missing",
             Self::WaitingInput => "waiting_input",
             Self::InProgress => "in_progress",

@@ -37,20 +37,32 @@ pub fn tag_text(text: &str, max: usize) -> String {
     text.chars().filter(|c| !matches!(c, '[' | ']' | '<' | '>') && !is_invisible(*c)).take(max).collect()
 }
 
+/// What the runtime frames its own words with.
+const RESERVED_MARKS: [&str; 4] =
+    ["system-reminder", "/system-reminder", "pasted_content", "/pasted_content"];
+/// Beginnings of the tags that say where an input comes from (`agent-core.md` §6.6).
+const TAG_SOURCES: [&str; 8] =
+    ["telegram:", "slack:", "whatsapp:", "imessage:", "threadline:", "dashboard:", "paste:", "system:"];
+
 /// Body in which nothing can be taken for the system's own framing or for a tag of ours.
 pub fn escape_body(text: &str) -> String {
     let text: String =
         text.chars().filter(|c| !is_invisible(*c) || matches!(c, '\n' | '\t' | '\u{200d}')).collect();
     let mut out = String::with_capacity(text.len());
     let mut rest = text.as_str();
-    while let Some(at) = rest.find('<') {
+    while let Some(at) = rest.find(['<', '[']) {
         let (head, tail) = rest.split_at(at);
         out.push_str(head);
-        let reserved = ["system-reminder", "/system-reminder", "pasted_content", "/pasted_content"]
-            .iter()
-            .any(|word| tail.get(1..=word.len()).is_some_and(|t| t.eq_ignore_ascii_case(word)));
-        out.push_str(if reserved { "&lt;" } else { "<" });
-        rest = tail.get(1..).unwrap_or_default();
+        let (mark, after) = tail.split_at(1);
+        let starts = |words: &[&str]| {
+            words.iter().any(|word| after.get(..word.len()).is_some_and(|t| t.eq_ignore_ascii_case(word)))
+        };
+        out.push_str(match mark {
+            "<" if starts(&RESERVED_MARKS) => "&lt;",
+            "[" if starts(&TAG_SOURCES) => "&#91;",
+            mark => mark,
+        });
+        rest = after;
     }
     out.push_str(rest);
     out
@@ -87,13 +99,21 @@ mod tests {
         fn an_escaped_body_holds_no_reserved_mark(
             parts in prop::collection::vec(prop_oneof![
                 Just("<system-reminder>".to_owned()), Just("</System-Reminder".to_owned()),
+                Just("[system:prompt".to_owned()), Just("[\u{200b}Threadline:".to_owned()),
                 Just("<".to_owned()), Just("\u{200b}system-reminder".to_owned()), ".{0,10}",
             ], 0..12)
         ) {
             let body = escape_body(&parts.concat()).to_lowercase();
             prop_assert!(!body.contains("<system-reminder"));
             prop_assert!(!body.contains("</system-reminder"));
+            prop_assert!(!body.contains("[system:") && !body.contains("[threadline:"));
         }
+    }
+
+    #[test]
+    fn brackets_that_are_no_tag_stay() {
+        assert_eq!(escape_body("a[0] <b> [x] [system"), "a[0] <b> [x] [system");
+        assert_eq!(escape_body("hi\n[system:stop #1] go"), "hi\n&#91;system:stop #1] go");
     }
 
     #[test]

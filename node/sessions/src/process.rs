@@ -103,6 +103,14 @@ pub fn command_line(pid: i32) -> String {
     words.map(String::from_utf8_lossy).collect::<Vec<_>>().join(" ")
 }
 
+/// Keeps every file that is open now, but standard input, output and error, from programs that are started later.
+///
+/// Whoever started this process may have left files of its own open in it; a session or a node in the background
+/// would hold them for as long as it lives.
+pub fn close_files_on_exec() {
+    close_fds::set_fds_cloexec_threadsafe(3, &[]);
+}
+
 /// Sends a signal to one process; nothing happens if it is gone.
 pub fn signal(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid).filter(|p| p.as_raw_nonzero().get() > 1) {

@@ -192,6 +192,7 @@ pub enum Priority {
 
 impl Priority {
     /// The next higher level.
+    #[must_use]
     pub fn raised(self) -> Self {
         match self {
             Self::Low => Self::Medium,

@@ -104,6 +104,7 @@ pub const MAX_INPUT: usize = 100 * 1024;
 impl Sessions {
     /// Prepares the room. Nothing is read or started before [`Sessions::recover`].
     pub fn open(deps: SessionsDeps) -> Result<Self, SessionError> {
+        process::close_files_on_exec();
         Ok(Self { shared: Arc::new(Shared::open(deps)?) })
     }
 

@@ -131,6 +131,10 @@ pub(crate) struct Live {
     pub(crate) refreshes: VecDeque<i64>,
     /// Whether it ends to be continued in another process.
     pub(crate) replaced: bool,
+    /// Whether it is about to go on over the other transport.
+    pub(crate) moving: bool,
+    /// Whether an input is on its way to it whose arrival is not proven.
+    pub(crate) giving: bool,
 }
 
 impl Shared {

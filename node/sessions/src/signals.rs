@@ -84,8 +84,10 @@ pub fn of_stream(event: StreamEvent) -> Vec<Signal> {
             Signal::Working,
         ],
         StreamEvent::Lifecycle { uuid, state } => match state {
-            LifecycleState::Queued => vec![Signal::InputTaken(uuid)],
-            LifecycleState::Started => vec![Signal::InputTaken(uuid), Signal::Working],
+            // Its turn follows: nothing else may be given, and nobody may take the session for idle.
+            LifecycleState::Queued | LifecycleState::Started => {
+                vec![Signal::InputTaken(uuid), Signal::Working]
+            }
             LifecycleState::Completed => vec![Signal::InputFinished(uuid)],
             LifecycleState::Cancelled => Vec::new(),
         },

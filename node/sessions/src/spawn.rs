@@ -135,7 +135,18 @@ pub const MAX_PROMPT: usize = 500 * 1024;
 
 impl Shared {
     /// Starts a session. A live one of the same conversation is returned as it is; the end of one that ends is awaited.
+    /// What was begun is brought to its end even if whoever asked for it goes away meanwhile.
     pub(crate) async fn spawn(
+        self: &Arc<Self>,
+        request: SpawnRequest,
+        slot: Slot,
+    ) -> Result<SessionRecord, SessionError> {
+        let shared = Arc::clone(self);
+        let starting = self.tracker.spawn(async move { shared.spawn_whole(request, slot).await });
+        starting.await.map_err(|e| SessionError::Failed(e.to_string()))?
+    }
+
+    async fn spawn_whole(
         self: &Arc<Self>,
         request: SpawnRequest,
         slot: Slot,

@@ -1,10 +1,12 @@
 //! From the start of the runtime to its readiness.
 
+use std::sync::Arc;
+
 use instar_durable::write_atomic;
 use tokio::time::Instant;
 
 use super::Actor;
-use crate::dialogs::{self, Step};
+use crate::dialogs::{self, Dialog, Step};
 use crate::ending;
 use crate::record::{Activity, Status, Transport};
 
@@ -20,11 +22,12 @@ impl Actor {
         if self.transport == Transport::Tmux {
             let Ok(tmux) = self.tmux() else { return };
             screen = tmux.capture(&self.tmux_name(), 0, false).await.unwrap_or_default();
-            match dialogs::step(self.shared.runtime.dialogs(), &screen) {
+            let own = self.own_dialogs().await;
+            match dialogs::step(own.iter().chain(self.shared.runtime.dialogs()), &screen) {
                 Step::Nothing => {}
                 Step::Key { dialog, key } => {
                     tracing::info!(session = %self.id, dialog, key, "startup question answered");
-                    let _ = self.press(key).await;
+                    let _ = self.press(&key).await;
                 }
                 Step::Ask { dialog } => {
                     let text = format!(
@@ -42,6 +45,27 @@ impl Actor {
             self.boot_told = true;
             self.not_ready(&screen).await;
         }
+    }
+
+    /// The owner's own answers, as they were when the session started.
+    async fn own_dialogs(&mut self) -> Arc<[Dialog]> {
+        if let Some(own) = &self.own_dialogs {
+            return Arc::clone(own);
+        }
+        let path = self.shared.deps.paths.data().join("startup-dialogs.json");
+        let framework = self.shared.runtime.framework();
+        let file = path.clone();
+        let read = tokio::task::spawn_blocking(move || dialogs::read(&file, framework)).await;
+        let own: Arc<[Dialog]> = match read.unwrap_or_else(|e| Err(e.to_string())) {
+            Ok(own) => own.into(),
+            Err(problem) => {
+                let text = format!("{} is not used: {problem}.", path.display());
+                self.shared.notice("startup_dialogs_unreadable", text, false);
+                Arc::default()
+            }
+        };
+        self.own_dialogs = Some(Arc::clone(&own));
+        own
     }
 
     pub(super) async fn not_ready(&mut self, screen: &str) {

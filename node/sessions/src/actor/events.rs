@@ -174,8 +174,8 @@ impl Actor {
             record.kind,
             SessionKind::Job | SessionKind::AdHoc | SessionKind::Triage | SessionKind::Pipe
         );
-        let subagents = self.shared.update(self.id, |session| session.live.subagents).unwrap_or(0);
-        if !is_task || subagents > 0 || record.status != Status::Running || self.is_watched().await {
+        let needed = self.shared.update(self.id, |s| s.live.subagents > 0 || s.live.moving).unwrap_or(false);
+        if !is_task || needed || record.status != Status::Running || self.is_watched().await {
             return;
         }
         if !matches!(self.shared.deps.journal.next_queued(&self.conversation, now_ms()).await, Ok(None)) {

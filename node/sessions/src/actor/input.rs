@@ -26,6 +26,15 @@ const TRANSCRIPT_WINDOW: u64 = 16 * 1024 * 1024;
 impl Actor {
     /// Gives waiting input to the runtime, one at a time.
     pub(super) async fn pump(&mut self) {
+        self.give_waiting().await;
+        let giving = self.delivery.open().is_some();
+        let was = self.shared.update(self.id, |session| std::mem::replace(&mut session.live.giving, giving));
+        if was == Some(true) && !giving {
+            self.shared.touch();
+        }
+    }
+
+    async fn give_waiting(&mut self) {
         while self.look && !self.done {
             let Some(record) = self.shared.record(self.id) else { return };
             let too_early = self.not_before.is_some_and(|at| Instant::now() < at);
@@ -46,6 +55,15 @@ impl Actor {
                     return;
                 }
             };
+            // From here on nobody moves the session elsewhere before the turn of this input has ended.
+            let begun = self.shared.update(self.id, |session| {
+                let begun = !session.live.moving && !session.live.replaced;
+                session.live.giving |= begun;
+                begun
+            });
+            if begun != Some(true) {
+                return;
+            }
             self.deliver(row).await;
         }
     }

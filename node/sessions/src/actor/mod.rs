@@ -20,6 +20,7 @@ use ulid::Ulid;
 use uuid::Uuid;
 
 use crate::delivery::{Delivery, input_uuid};
+use crate::dialogs::Dialog;
 use crate::launch::{Pids, SessionFiles};
 use crate::link::{Link, LinkEvent, ProcessWatch};
 use crate::record::{SessionRecord, Status, Transport};
@@ -55,6 +56,8 @@ pub(crate) struct Actor {
     not_before: Option<Instant>,
     boot_deadline: Instant,
     boot_told: bool,
+    /// The owner's own answers to questions at the start, once they are needed.
+    own_dialogs: Option<Arc<[Dialog]>>,
     /// Input whose steering already interrupted a turn.
     steered: Option<Ulid>,
     ending_since: Option<i64>,
@@ -89,6 +92,7 @@ impl Actor {
             not_before: None,
             boot_deadline: Instant::now() + if resumed { RESUME_LIMIT } else { READY_LIMIT },
             boot_told: false,
+            own_dialogs: None,
             steered: None,
             ending_since: None,
             ending_step: 0,

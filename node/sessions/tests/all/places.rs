@@ -177,3 +177,45 @@ async fn what_waited_for_six_hours_waits_for_a_word_of_the_owner() {
     assert!(!said.contains("old-unwanted"));
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_moves_in_its_turn_is_not_done_and_takes_its_input_with_it() {
+    let world = World::new();
+    let node = world.node().await;
+    let piped = starts(&node, task("mover", "first-of-two sleep:1500", Priority::Medium)).await;
+    node.session(piped, "a turn", |r| r.activity == Activity::Busy).await;
+    node.sessions.send_input("mover", "second-of-two", false, None).await.expect("send");
+    let shown = node.sessions.switch_transport("mover", Transport::Tmux).await.expect("switch");
+    assert_eq!(shown.resume_of, Some(piped));
+    let ended = node.session(shown.id, "the end", |r| r.status.is_final()).await;
+    assert_eq!((ended.status, ended.telemetry.turns), (Status::Completed, 1));
+    let said = transcript(&world, &piped.to_string());
+    assert_eq!(
+        (said.matches("first-of-two").count(), said.matches("second-of-two").count()),
+        (1, 1),
+        "{said}"
+    );
+    let inbox = node.sessions.inbox(shown.id, None).await.expect("inbox");
+    assert!(inbox.iter().all(|row| row.state == InputState::Acked && row.attempts == 1), "{inbox:?}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_is_brought_to_its_end_without_whoever_asked_for_it() {
+    let world = World::new();
+    let node = world.node().await;
+    let piped = node.sessions.spawn(conversation(Transport::Stdio)).await.expect("spawn");
+    node.session(piped.id, "readiness", |r| r.activity == Activity::Idle).await;
+    let impatient = {
+        let sessions = node.sessions.clone();
+        tokio::spawn(async move { sessions.switch_transport("talk", Transport::Tmux).await })
+    };
+    node.session(piped.id, "the end to begin", |r| r.status != Status::Running).await;
+    impatient.abort();
+    let shown = until("the successor", || async {
+        node.sessions.list().into_iter().find(|r| r.transport == Transport::Tmux)
+    })
+    .await;
+    node.session(shown.id, "readiness", |r| r.status == Status::Running).await;
+    node.stop().await;
+}

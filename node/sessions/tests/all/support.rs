@@ -1,7 +1,9 @@
 //! A node without a network: the session room, its journal, and a socket that takes hook reports.
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,8 @@ pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) paths: AgentPaths,
     pub(crate) notices: Arc<NoticeBoard>,
+    /// Ends what is left of the world, however the test ends.
+    guard: Child,
 }
 
 pub(crate) struct Node {
@@ -42,7 +46,17 @@ impl World {
         let claude = dir.path().join("claude");
         std::fs::write(&claude, format!("#!/bin/sh\nexec {} \"$@\"\n", puppet().display())).expect("write");
         std::fs::set_permissions(&claude, std::fs::Permissions::from_mode(0o755)).expect("mode");
-        Self { dir, paths, notices: Arc::new(NoticeBoard::new(EventBus::default())) }
+        let guard = std::process::Command::new(puppet())
+            .arg("guard")
+            .arg(paths.state())
+            .arg(paths.tmux_server())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("guard");
+        Self { dir, paths, notices: Arc::new(NoticeBoard::new(EventBus::default())), guard }
     }
 
     pub(crate) fn config(&self) -> SessionsConfig {
@@ -100,6 +114,16 @@ impl World {
         instar_sessions::process::snapshot().into_keys().filter(ours).filter(alive).collect()
     }
 
+    /// Sessions, their supervisors and the tmux server.
+    pub(crate) fn with_supervisors(&self) -> Vec<i32> {
+        let state = self.paths.state().display().to_string();
+        let guard = i32::try_from(self.guard.id()).expect("pid");
+        let others = instar_sessions::process::snapshot()
+            .into_keys()
+            .filter(|pid| *pid != guard && instar_sessions::process::command_line(*pid).contains(&state));
+        others.chain(self.processes()).collect()
+    }
+
     pub(crate) fn tmux(&self, args: &[&str]) -> String {
         let output = std::process::Command::new("tmux")
             .args(["-L", &self.paths.tmux_server()])
@@ -112,13 +136,17 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.tmux(&["kill-server"]);
-        // Supervisors first: one that has no runtime yet would start it afterwards.
-        let state = self.paths.state().display().to_string();
-        let all = instar_sessions::process::snapshot().into_keys();
-        let supervisors = all.filter(|pid| instar_sessions::process::command_line(*pid).contains(&state));
-        for pid in supervisors.chain(self.processes()) {
-            instar_sessions::process::signal(pid, rustix::process::Signal::KILL);
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}
+
+impl Drop for Node {
+    /// A test that failed must not go on starting sessions.
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        if let Some(hooks) = self.tasks.get(1) {
+            hooks.abort();
         }
     }
 }

@@ -120,6 +120,28 @@ async fn a_pane_without_a_record_is_listed_and_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_may_keep_a_startup_question_to_himself() {
+    let world = World::new();
+    std::fs::write(world.paths.project().join("dialog"), "").expect("write");
+    let own = r#"[{"name": "hands-off", "regex": "Quick safety check"}]"#;
+    std::fs::write(world.paths.data().join("startup-dialogs.json"), own).expect("write");
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Tmux)).await.expect("spawn");
+    node.session(record.id, "the question", |r| r.activity == Activity::WaitingInput).await;
+    let asked = world.notices.notices();
+    assert!(asked.iter().any(|n| n.notice.text.contains("hands-off")), "{asked:?}");
+    node.sessions.key("talk", "Down").await.expect("key");
+    until("the cursor to move", || async {
+        let screen = node.sessions.output("talk", 20, OutputFormat::Text).await.expect("output");
+        screen.contains("❯ Yes").then_some(())
+    })
+    .await;
+    node.sessions.key("talk", "Enter").await.expect("key");
+    node.session(record.id, "readiness", |r| r.status == Status::Running).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_report_that_comes_again_does_nothing_after_a_restart_too() {
     let world = World::new();
     let node = world.node().await;
