@@ -136,7 +136,10 @@ impl Sessions {
         let (sessions, id) = (self.clone(), record.id);
         let replacing = self.shared.tracker.spawn(async move {
             let _held = held;
-            sessions.end(id, Status::Completed, reason).await;
+            let end = sessions.end(id, Status::Completed, reason);
+            if sessions.shared.cancel.run_until_cancelled(end).await.is_none() {
+                return Err(SessionError::Failed("the node stops".into()));
+            }
             sessions.shared.spawn(request, Slot::Held).await
         });
         replacing.await.map_err(|e| SessionError::Failed(e.to_string()))?

@@ -159,10 +159,12 @@ impl Shared {
                 Reservation::Live(record) if record.status != Status::Ending => return Ok(*record),
                 Reservation::Live(record) => {
                     let gone = || SessionError::Failed(format!("session {} does not end", record.id));
-                    tokio::time::timeout(ENDING_LIMIT, changed.changed())
-                        .await
-                        .map_err(|_| gone())?
-                        .map_err(|_| gone())?;
+                    let change = self.cancel.run_until_cancelled(changed.changed());
+                    match tokio::time::timeout(ENDING_LIMIT, change).await {
+                        Ok(Some(Ok(()))) => {}
+                        Ok(None) => return Err(SessionError::Failed("the node stops".into())),
+                        Ok(Some(Err(_))) | Err(_) => return Err(gone()),
+                    }
                 }
             }
         };
