@@ -37,11 +37,22 @@ pub struct Binding {
     pub autonomous_deny: Vec<String>,
 }
 
+/// What a call would touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target<'a> {
+    /// Absolute path with links resolved.
+    pub path: &'a str,
+    /// Whether a folder has a name below it that [`is_secret_name`]; `false` for a file.
+    pub holds_secrets: bool,
+}
+
 /// The decision about one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Let it run.
     Allow,
+    /// Stop it; the same tool may be used on less than was asked for, so this is no violation. The reason is for the model.
+    Narrow(String),
     /// Stop it; the reason is for the model.
     Deny(String),
 }
@@ -57,9 +68,8 @@ pub fn path_of<'a>(tool: &str, input: &'a Value) -> Option<&'a str> {
     input.get(member)?.as_str()
 }
 
-/// Decides about one call. `canonical` is the path of [`path_of`], absolute and with links resolved; `None` when it could
-/// not be resolved.
-pub fn decide(binding: &Binding, tool: &str, input: &Value, canonical: Option<&str>) -> Verdict {
+/// Decides about one call. `target` is the path of [`path_of`]; `None` when it could not be resolved.
+pub fn decide(binding: &Binding, tool: &str, input: &Value, target: Option<Target<'_>>) -> Verdict {
     let empty = Map::new();
     let input = input.as_object().unwrap_or(&empty);
     match tool {
@@ -68,7 +78,7 @@ pub fn decide(binding: &Binding, tool: &str, input: &Value, canonical: Option<&s
         FIND_TOOL => Verdict::Allow,
         _ if binding.autonomous_deny.iter().any(|t| t == tool) => deny("the owner excluded this tool"),
         _ if binding.level == TrustLevel::Autonomous && !is_threadline(tool) => Verdict::Allow,
-        "Read" | "Glob" | "Grep" => may_read(binding, tool, input, canonical),
+        "Read" | "Glob" | "Grep" => may_read(binding, tool, input, target),
         _ if binding.granted_tools.iter().any(|t| t == tool) => Verdict::Allow,
         _ => deny(&format!("{} is not available while answering another agent", crate::text::name(tool))),
     }
@@ -111,15 +121,22 @@ fn is_set(value: Option<&Value>) -> bool {
     value.is_some_and(|v| !v.is_null() && v != &Value::Bool(false))
 }
 
-fn may_read(binding: &Binding, tool: &str, input: &Map<String, Value>, canonical: Option<&str>) -> Verdict {
+fn may_read(
+    binding: &Binding,
+    tool: &str,
+    input: &Map<String, Value>,
+    target: Option<Target<'_>>,
+) -> Verdict {
     let roots = binding.roots.join(", ");
-    let Some(path) = canonical else {
+    let Some(target) = target else {
         return deny(&format!("name a path that exists below {roots}"));
     };
-    if !binding.roots.iter().any(|root| is_inside(path, root)) {
+    let mut below = binding.roots.iter().filter_map(|root| below(target.path, root)).peekable();
+    if below.peek().is_none() {
         return deny(&format!("only files below {roots} may be read here"));
     }
-    if path.split('/').any(is_secret) {
+    // The owner chose the root itself, whatever the folders above it are called.
+    if below.all(|rest| rest.split('/').any(is_secret_name)) {
         return deny("this file may hold secrets");
     }
     let patterns = match tool {
@@ -131,25 +148,33 @@ fn may_read(binding: &Binding, tool: &str, input: &Map<String, Value>, canonical
     if patterns.into_iter().flatten().any(escapes) {
         return deny("the pattern may not leave the directory or name hidden files");
     }
+    if tool == "Grep" && target.holds_secrets {
+        return Verdict::Narrow(
+            "the folder also has files that may hold secrets: search a single file, or a folder below it without such files"
+                .to_owned(),
+        );
+    }
     Verdict::Allow
 }
 
-/// Whether `path` is `root` or below it. Both are canonical, so no component is `..`.
-fn is_inside(path: &str, root: &str) -> bool {
+/// The part of `path` below `root`, empty for the root itself. Both are canonical, so no component is `..`.
+fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
     let root = root.trim_end_matches('/');
-    let Some(rest) = path.strip_prefix(root) else { return false };
-    !root.is_empty()
+    let rest = path.strip_prefix(root)?;
+    let is_inside = !root.is_empty()
         && (rest.is_empty() || rest.starts_with('/'))
-        && !path.split('/').any(|part| matches!(part, ".." | "."))
+        && !path.split('/').any(|part| matches!(part, ".." | "."));
+    is_inside.then_some(rest)
 }
 
-fn is_secret(part: &str) -> bool {
-    let part = part.to_ascii_lowercase();
-    SECRET_NAMES.contains(&part.as_str())
-        || SECRET_ENDINGS.iter().any(|ending| part.ends_with(ending))
-        || part.starts_with(".env")
-        || part.starts_with("id_rsa")
-        || part.starts_with("id_ed25519")
+/// Whether a file or folder of this name is never read, wherever it is.
+pub fn is_secret_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_NAMES.contains(&name.as_str())
+        || SECRET_ENDINGS.iter().any(|ending| name.ends_with(ending))
+        || name.starts_with(".env")
+        || name.starts_with("id_rsa")
+        || name.starts_with("id_ed25519")
 }
 
 /// Whether a glob could reach above or beside its directory, or hidden files, also through an alternative in braces or a
@@ -168,7 +193,7 @@ fn pattern_escapes(pattern: &str) -> bool {
         }
         start = matches!(c, '/' | '{' | ',' | '!' | '(' | '|');
     }
-    pattern.split(['/', '{', '}', ',']).any(is_secret)
+    pattern.split(['/', '{', '}', ',']).any(is_secret_name)
 }
 
 /// Counts denied calls of one session.
@@ -205,7 +230,8 @@ mod tests {
     }
 
     fn allowed(tool: &str, input: &Value, canonical: Option<&str>) -> bool {
-        decide(&binding(TrustLevel::Verified), tool, input, canonical) == Verdict::Allow
+        let target = canonical.map(|path| Target { path, holds_secrets: false });
+        decide(&binding(TrustLevel::Verified), tool, input, target) == Verdict::Allow
     }
 
     #[test]
@@ -268,6 +294,39 @@ mod tests {
             !allowed("Grep", &json!({"pattern": "x"}), None),
             "a search without path would read everything"
         );
+    }
+
+    #[test]
+    fn folders_above_a_root_may_have_any_name() {
+        let mut binding = binding(TrustLevel::Verified);
+        binding.roots = vec!["/home/ann/.claude/p".into(), "/home/ann/.claude/p/.instar/run/tmp/s1".into()];
+        let read = |path: &str| {
+            let target = Target { path, holds_secrets: false };
+            decide(&binding, "Read", &json!({"file_path": path}), Some(target)) == Verdict::Allow
+        };
+        assert!(read("/home/ann/.claude/p/a.rs"));
+        assert!(read("/home/ann/.claude/p/.instar/run/tmp/s1/01.txt"), "a long message lies there");
+        for bad in [
+            "/home/ann/.claude/p/.instar/config.json",
+            "/home/ann/.claude/p/.instar/run/tmp/s2/01.txt",
+            "/home/ann/.claude/p/.instar/run/tmp/s1/x.pem",
+        ] {
+            assert!(!read(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_search_is_narrowed_to_what_holds_no_secrets() {
+        let grep = |holds_secrets: bool| {
+            let target = Target { path: "/p/src", holds_secrets };
+            let input = json!({"pattern": "PRIVATE KEY", "path": "/p/src", "output_mode": "content"});
+            decide(&binding(TrustLevel::Verified), "Grep", &input, Some(target))
+        };
+        assert_eq!(grep(false), Verdict::Allow);
+        assert!(matches!(grep(true), Verdict::Narrow(_)));
+        let names = Target { path: "/p/src", holds_secrets: true };
+        let glob = json!({"pattern": "*", "path": "/p/src"});
+        assert_eq!(decide(&binding(TrustLevel::Verified), "Glob", &glob, Some(names)), Verdict::Allow);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 use threadline::audit::Action;
-use threadline::firewall::{Binding, Verdict, decide, path_of};
+use threadline::firewall::{Binding, Target, Verdict, decide, is_secret_name, path_of};
 use threadline::service::ServiceError;
 use threadline_net::store::LedgerRow;
 
@@ -14,6 +14,9 @@ use crate::core::{Core, conversation_of, internal};
 
 /// The hook waits 200 ms for an answer.
 const NOTED_WITHIN: Duration = Duration::from_millis(120);
+
+/// Entries of a folder that are looked at before a search in it is allowed.
+const MAX_ENTRIES: usize = 10_000;
 
 /// Answer to the hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -54,8 +57,14 @@ impl Core {
             Some(path) => self.canonical(path).await,
             None => None,
         };
-        match decide(&binding, tool, input, canonical.as_deref()) {
+        let holds_secrets = match &canonical {
+            Some(path) if tool == "Grep" => holds_secrets(path.into()).await,
+            _ => false,
+        };
+        let target = canonical.as_deref().map(|path| Target { path, holds_secrets });
+        match decide(&binding, tool, input, target) {
             Verdict::Allow => Ok(Authorization { decision: "allow", reason: String::new() }),
+            Verdict::Narrow(reason) => Ok(Authorization { decision: "deny", reason }),
             Verdict::Deny(reason) => {
                 self.violation(session, &row, tool).await;
                 Ok(Authorization { decision: "deny", reason })
@@ -127,4 +136,33 @@ impl Core {
     fn project(&self) -> &Path {
         self.state_dir.parent().unwrap_or(Path::new("/"))
     }
+}
+
+/// Whether a search at `path` could read a file that is never read; so too where that cannot be said.
+async fn holds_secrets(path: PathBuf) -> bool {
+    tokio::task::spawn_blocking(move || path.is_dir() && find_secret(path).unwrap_or(true))
+        .await
+        .unwrap_or(true)
+}
+
+/// Whether a name below the folder is secret. Links are not followed, as a search does not follow them. Fails with
+/// `None` for a folder that cannot be read or is too large to be looked through.
+fn find_secret(folder: PathBuf) -> Option<bool> {
+    let (mut folders, mut seen) = (vec![folder], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).ok()? {
+            let entry = entry.ok()?;
+            seen += 1;
+            if seen > MAX_ENTRIES {
+                return None;
+            }
+            if is_secret_name(&entry.file_name().to_string_lossy()) {
+                return Some(true);
+            }
+            if entry.file_type().ok()?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Some(false)
 }

@@ -87,7 +87,8 @@ pub fn peer_words(data: &[u8]) {
     };
     let input = serde_json::json!({"file_path": words, "path": words, "pattern": words, "glob": words});
     for tool in ["Read", "Glob", "Grep", words] {
-        if firewall::decide(&binding, tool, &input, Some(words)) == firewall::Verdict::Allow {
+        let target = firewall::Target { path: words, holds_secrets: false };
+        if firewall::decide(&binding, tool, &input, Some(target)) == firewall::Verdict::Allow {
             assert!(words.starts_with("/project/src"), "{tool} left its directory");
         }
     }

@@ -178,3 +178,37 @@ async fn the_firewall_denies_and_closes_after_three_tries() {
     assert_eq!(audit["count"], 3);
     assert_eq!(node.mesh.audit_verify().await.expect("verify")["valid"], true);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_messages_are_read_and_searches_pass_no_secret_file() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(8);
+    node.trust(&peer, "verified").await;
+    relay.send(&peer.says(node.us(), "t1", "m1", "What does the code do?")).await;
+    relay.taken("m1").await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    let Caller::Session(session) = node.session(&peer, "t1") else { unreachable!() };
+    let agent = node.dir.path().join("agent");
+    let inputs = agent.join(".instar/run/tmp").join(&session.id);
+    std::fs::create_dir_all(&inputs).expect("folder");
+    std::fs::write(inputs.join("01.txt"), "a long message").expect("file");
+    std::fs::create_dir_all(agent.join("src/net")).expect("folder");
+    std::fs::write(agent.join("src/net/a.rs"), "x").expect("file");
+    let ask = |tool: &'static str, input: serde_json::Value| {
+        let (mesh, id) = (node.mesh.clone(), session.id.clone());
+        async move { mesh.authorize(&id, tool, &input).await.expect("verdict").decision }
+    };
+    let search = |path: &str| json!({"pattern": "KEY", "path": path, "output_mode": "content"});
+    assert_eq!(ask("Read", json!({"file_path": inputs.join("01.txt")})).await, "allow");
+    assert_eq!(ask("Grep", search("src")).await, "allow");
+    for secret in ["server.pem", ".env", "deploy.token"] {
+        std::fs::write(agent.join("src").join(secret), "KEY=1").expect("file");
+        assert_eq!(ask("Grep", search("src")).await, "deny", "{secret} lies there");
+        assert_eq!(ask("Grep", search("src/net")).await, "allow");
+        assert_eq!(ask("Grep", search("src/net/a.rs")).await, "allow");
+        std::fs::remove_file(agent.join("src").join(secret)).expect("gone");
+    }
+    assert!(node.sessions.ended().is_empty(), "too wide a search is no violation");
+    assert_eq!(ask("Grep", search(".instar")).await, "deny");
+}
