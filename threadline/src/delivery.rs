@@ -73,6 +73,9 @@ pub enum Evidence {
     },
     /// The recipient's node holds it.
     PeerHolds,
+    /// It waits in a file of this host. A peer that drops repeated ids is asked again until it has it, so that nothing of
+    /// the thread overtakes the file.
+    Dropped,
     /// The relay knows the id: an earlier attempt went through.
     RelayReplay,
     /// The relay refused it, without saying for how long.
@@ -95,7 +98,7 @@ impl Evidence {
             DeliveryEvent::Written => Self::Written,
             DeliveryEvent::Queued { .. } => Self::RelayQueued { ours },
             DeliveryEvent::TakenByPeer => Self::PeerHolds,
-            DeliveryEvent::Dropped => Self::RelayQueued { ours: false },
+            DeliveryEvent::Dropped => Self::Dropped,
             DeliveryEvent::Delivered => Self::RelayDelivered { ours },
             DeliveryEvent::Replay => Self::RelayReplay,
             DeliveryEvent::Expired => Self::RelayExpired,
@@ -178,6 +181,12 @@ impl Delivery {
             Evidence::PeerHolds => {
                 self.confirmed(now_ms, true);
                 self.raise(DeliveryState::Accepted);
+            }
+            Evidence::Dropped => {
+                if !self.peer_dedups {
+                    self.confirmed(now_ms, false);
+                }
+                self.raise(DeliveryState::Sent);
             }
             Evidence::RelayReplay => {
                 self.confirmed(now_ms, false);
@@ -319,6 +328,8 @@ mod tests {
             (Evidence::RelayDelivered { ours: true }, true, Accepted, false),
             (Evidence::RelayDelivered { ours: false }, false, Sent, false),
             (Evidence::PeerHolds, true, Accepted, false),
+            (Evidence::Dropped, true, Sent, true),
+            (Evidence::Dropped, false, Sent, false),
             (Evidence::RelayReplay, false, Sent, false),
             (Evidence::RelayRejected, true, Pending, true),
             (Evidence::RelayRefusedForGood, true, Failed, false),

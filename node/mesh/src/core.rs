@@ -62,6 +62,8 @@ pub(crate) struct Core {
     /// Loopback port of the node.
     pub(crate) port: u16,
     pub(crate) files: SharedFiles,
+    /// Held while waiting files are taken in.
+    pub(crate) drops: tokio::sync::Mutex<()>,
     /// What other agents of this host show to write to this one.
     pub(crate) own_token: Option<String>,
     pub(crate) registry: RegistryClient,

@@ -75,6 +75,8 @@ impl Core {
         if from == self.us {
             return refuse(409, "the message comes from this agent");
         }
+        // What waits in a file was written before.
+        self.take_drops().await;
         if self.is_repeated(&message) {
             return WireAnswer { status: 200, body: json!({"ok": true, "deduped": true}) };
         }
@@ -82,7 +84,7 @@ impl Core {
         if !matches!(taken, Ok(Taken::New(_))) {
             self.lock_recent().forget(&message);
         }
-        self.routes.is_back(&from);
+        self.is_back(&from).await;
         match taken {
             Ok(Taken::New(thread)) => WireAnswer {
                 status: 200,
@@ -208,7 +210,17 @@ impl Core {
         });
         self.remember_agents(heard.collect()).await;
         for agent in found {
-            self.routes.is_back(&agent.key.fingerprint());
+            self.is_back(&agent.key.fingerprint()).await;
+        }
+    }
+
+    /// A peer shows a sign of life: what waited for it is tried at once.
+    pub(crate) async fn is_back(&self, peer: &Fingerprint) {
+        if !self.routes.is_back(peer) {
+            return;
+        }
+        if let Err(error) = self.store.outbox_retry_all(self.now()).await {
+            tracing::error!(%error, "the outbox was not made due");
         }
         self.direct.flush();
     }
@@ -258,21 +270,20 @@ impl Core {
         format!("http://localhost:{}", self.port)
     }
 
-    /// Takes in files that other agents left, at start and whenever the folder changes.
+    /// Takes in files that other agents left, whenever the folder changes.
     pub(crate) async fn run_drops(&self) {
         let Some(name) = self.name.clone() else { return };
         let mut seen: Option<SystemTime> = None;
         let mut last = tokio::time::Instant::now();
-        let mut first = true;
         loop {
             let dir = self.files.drops_of(&name);
             let modified = tokio::task::spawn_blocking(move || {
                 std::fs::metadata(dir).and_then(|meta| meta.modified()).ok()
             });
             let modified = modified.await.ok().flatten();
-            if first || modified != seen || (modified.is_some() && last.elapsed() >= RETRY_EVERY) {
-                (first, seen, last) = (false, modified, tokio::time::Instant::now());
-                self.take_drops(&name).await;
+            if modified != seen || (modified.is_some() && last.elapsed() >= RETRY_EVERY) {
+                (seen, last) = (modified, tokio::time::Instant::now());
+                self.take_drops().await;
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -281,7 +292,10 @@ impl Core {
         }
     }
 
-    async fn take_drops(&self, name: &AgentName) {
+    /// Takes in every file that waits. One at a time: a file that is being taken is not taken twice.
+    pub(crate) async fn take_drops(&self) {
+        let Some(name) = &self.name else { return };
+        let _one_at_a_time = self.drops.lock().await;
         let (files, target) = (self.files.clone(), name.clone());
         let waiting = tokio::task::spawn_blocking(move || files.waiting(&target)).await;
         let waiting = match waiting {

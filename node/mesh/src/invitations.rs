@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use threadline::audit::Action;
 use threadline::inbound::Incoming;
-use threadline::invitation::{Invitation, InvitationError, Redemption, Wish};
+use threadline::invitation::{Invitation, InvitationError, RedeemRefusal, Redemption, Wish};
 use threadline::service::{Caller, ServiceError};
 use threadline::time::iso_ms;
 use threadline::trust::TrustSource;
@@ -177,7 +177,8 @@ impl Core {
             }
             Err(refusal) => Err(refusal),
         };
-        let details = json!({"tokenId": short(&token_id), "refused": outcome.err().map(|e| e.as_str())});
+        let details =
+            json!({"tokenId": short(&token_id), "refused": outcome.err().map(RedeemRefusal::as_str)});
         self.audit.record(Action::InvitationRedeem, &peer.to_string(), &peer.to_string(), details).await;
         let name = AgentName::parse(&self.agent_name);
         let answer = Control::InvitationResult { token_id, outcome, name };

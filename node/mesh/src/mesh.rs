@@ -257,6 +257,7 @@ impl Mesh {
             name,
             port: deps.port,
             files,
+            drops: tokio::sync::Mutex::default(),
             own_token: opened.own_token,
             registry,
             config,

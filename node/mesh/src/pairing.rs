@@ -139,7 +139,7 @@ impl Core {
                 established_at: now,
                 their_identity_pub: hex::encode(identity.as_bytes()),
                 url: url.or_else(|| earlier.and_then(|e| e.url.clone())),
-                pairing_id: secret.pairing_id(),
+                id: secret.pairing_id(),
                 sas_fingerprint: secret.sas_fingerprint(),
                 words: secret.words().map(str::to_owned).to_vec(),
                 confirmed_at: earlier.and_then(|e| e.confirmed_at.clone()),
@@ -295,7 +295,7 @@ impl Core {
             let source = TrustSource::UserGranted;
             self.apply_level(peer, name, TrustLevel::Verified, source, "user", Some("pairing")).await?;
         }
-        let receipt = Receipt::new(&self.identity, peer, &pairing.pairing_id, &pairing.sas_fingerprint);
+        let receipt = Receipt::new(&self.identity, peer, &pairing.id, &pairing.sas_fingerprint);
         Ok(
             json!({"agent": name, "fingerprint": peer, "level": self.level(&peer), "receipt": receipt.to_json()}),
         )
@@ -330,7 +330,7 @@ impl Core {
             }
             match self.take(envelope, HTTP, "http").await.map_err(failed)? {
                 Taken::New(thread) => {
-                    self.routes.is_back(&peer);
+                    self.is_back(&peer).await;
                     Ok(json!({"accepted": true, "delivered": false, "async": true, "threadId": thread}))
                 }
                 Taken::Known => Ok(json!({"accepted": true, "delivered": false, "async": true,

@@ -144,8 +144,8 @@ pub(crate) struct Pairing {
     /// Where the peer listens, where this side began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) url: Option<String>,
-    #[serde(default)]
-    pub(crate) pairing_id: String,
+    #[serde(default, rename = "pairingId")]
+    pub(crate) id: String,
     #[serde(default)]
     pub(crate) sas_fingerprint: String,
     /// What the owners compare; never sent or logged.

@@ -81,6 +81,7 @@ impl Core {
         self.apply_decay().await;
         self.raise_redeemers().await;
         self.refresh_routes();
+        self.take_drops().await;
         if let Err(error) = self.store.presence_unknown().await {
             tracing::error!(%error, "presence was not reset");
         }

@@ -5,9 +5,14 @@ use std::sync::Arc;
 use threadline::audit::{self, Anchor};
 use threadline::firewall::{self, Binding};
 use threadline::identity::Identity;
+use threadline::invitation::{Invitation, Redemption};
 use threadline::resolve::{Candidate, resolve};
 use threadline::v1::client::{Client, ClientConfig, Effect};
 use threadline::v1::frames::{ClientFrame, Metadata, Visibility};
+use threadline::v1::http::handshake::{Confirm, Handshakes, Hello};
+use threadline::v1::http::pairing::Receipt;
+use threadline::v1::http::signed::SignedHeaders;
+use threadline::v1::local::{AgentName, LocalMessage};
 use threadline::warrant::{Facts, judge};
 use threadline::{Fingerprint, TrustLevel, framing, text};
 
@@ -101,4 +106,79 @@ pub fn audit_chain(data: &[u8]) {
     let report = audit::verify(data, &anchors, us().public());
     let lines = data.split(|b| *b == b'\n').count() as u64 - 1;
     assert!(report.head.count <= lines);
+}
+
+/// An invitation in its shared form or as JSON, and a redemption: what nobody signed verifies under no key.
+pub fn invitation(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for read in [Invitation::from_shared(&text), Invitation::from_shared(&format!("tl1_{text}"))] {
+        let Ok(read) = read else { continue };
+        assert_eq!(Invitation::from_shared(&read.to_shared()).as_ref(), Ok(&read), "writing is stable");
+        assert!(!read.verifies(us().public()), "a signature out of nothing");
+        let _ = read.check(&us().fingerprint(), NOW);
+    }
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(data) else { return };
+    let _ = Invitation::from_json(&value);
+    if let Some(Ok(redemption)) = value.as_object().map(Redemption::from_metadata) {
+        assert!(!redemption.proves(us().public()), "a proof out of nothing");
+        assert_eq!(Redemption::from_metadata(&redemption.to_metadata()), Ok(redemption));
+    }
+}
+
+/// A server that begins or confirms a handshake with anything: nobody is paired without a signature.
+pub fn handshake(data: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(data) else { return };
+    let mut responder = Handshakes::default();
+    if let Ok(hello) = Hello::parse(&value) {
+        assert_eq!(Hello::parse(&hello.to_json()).as_ref(), Ok(&hello), "writing is stable");
+        assert!(responder.confirm_by_hello(&hello, NOW).is_err(), "nothing was begun");
+        let _ = responder.hello(hello, (&us(), "us"), None, "127.0.0.1", NOW, &mut rand::rng());
+    }
+    if let Ok(confirm) = Confirm::parse(&value) {
+        assert!(responder.confirm(&confirm, NOW).is_err(), "a signature out of nothing");
+    }
+    if let Some(receipt) = Receipt::from_json(&value) {
+        assert!(!receipt.verifies(us().public()));
+    }
+}
+
+/// A request with any headers, one a line, and the rest as its body: none is admitted.
+pub fn signed_request(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut lines = text.split('\n');
+    let headers: Vec<&str> = lines.by_ref().take(4).collect();
+    let body = lines.collect::<Vec<_>>().join("\n");
+    let read = SignedHeaders::read(|name| match name {
+        "authorization" => {
+            Some("Threadline-Relay 0000000000000000000000000000000000000000000000000000000000000000")
+        }
+        "x-threadline-agent" => headers.first().copied(),
+        "x-threadline-nonce" => headers.get(1).copied(),
+        "x-threadline-timestamp" => headers.get(2).copied(),
+        _ => headers.get(3).copied(),
+    });
+    let Ok(read) = read else { return };
+    let pairing = ([0; 32], *us().public());
+    let request = ("POST", "/threadline/messages/receive", body.as_bytes());
+    assert!(read.verify(request, Some((&pairing.0, &pairing.1)), false, NOW).is_err());
+}
+
+/// What an agent of this host posts or leaves in a file: it becomes an envelope of exactly that sender, and no file is
+/// vouched for without the token.
+pub fn local_message(data: &[u8]) {
+    let Ok(message) = LocalMessage::parse(data) else { return };
+    let again =
+        LocalMessage::parse(message.to_json().to_string().as_bytes()).expect("a written message can be read");
+    assert_eq!(again.to_json(), message.to_json(), "writing is stable");
+    assert!(message.check_drop("0123456789abcdef").is_err());
+    let name = AgentName::parse("us").expect("a name");
+    let _ = message.check_loop(&name, "http://localhost:4040");
+    let (from, to) = (Fingerprint::from_bytes([1; 16]), Fingerprint::from_bytes([2; 16]));
+    let envelope = message.to_envelope(from, to);
+    if message.sealed().is_none()
+        && let Ok(header) = envelope.header()
+        && !message.to_json()["message"]["payload"]["envelope"].is_object()
+    {
+        assert_eq!((header.from, header.to), (from, to));
+    }
 }

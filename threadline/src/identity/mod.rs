@@ -4,11 +4,13 @@ mod file;
 mod pin;
 mod purpose;
 mod recovery;
+mod rotation;
 
 pub use file::{CanonicalFile, Found, IdentityError, Loaded, load, parse_legacy};
 pub use pin::{Pin, PinOutcome, check_pin};
 pub use purpose::{AnchorStatement, DiscoveryChallenge, LoginNonce, Purpose, TlsClientProof};
 pub use recovery::{Recovery, RecoveryError};
+pub use rotation::{RevocationRequest, RevocationStatement, RotationProof, RotationStatement};
 
 use std::fmt;
 

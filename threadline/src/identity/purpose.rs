@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::PublicIdentity;
+use super::rotation::{RevocationRequest, RevocationStatement, RotationStatement};
 use crate::invitation::{InvitationStatement, RedeemStatement};
 use crate::v1::envelope::CanonicalEnvelope;
 use crate::v1::http::handshake::HandshakeStatement;
@@ -48,6 +49,12 @@ pub enum Purpose<'a> {
     Lease(&'a Lease),
     /// The client's proof in a TLS 1.3 handshake.
     TlsClient(&'a TlsClientProof),
+    /// A rotation as existing installs sign it; both keys sign it.
+    Rotation(&'a RotationStatement),
+    /// A revocation as existing installs keep it; the recovery key signs it.
+    V1Revocation(&'a RevocationStatement),
+    /// The cancellation of such a revocation.
+    RevokeCancel(&'a RevocationRequest),
     /// A v1 handshake over HTTP: a digest whose preimage begins with 64 hex digits.
     V1Handshake(&'a HandshakeStatement),
     /// A request to a paired server: begins with a method and a line feed.
@@ -77,6 +84,9 @@ impl Purpose<'_> {
             Self::Revocation(revocation) => revocation.signed_bytes(),
             Self::Lease(object) => object_bytes(*object),
             Self::TlsClient(proof) => proof.0.clone(),
+            Self::Rotation(statement) => statement.as_bytes().to_vec(),
+            Self::V1Revocation(statement) => statement.as_bytes().to_vec(),
+            Self::RevokeCancel(request) => request.cancel_bytes(),
             Self::V1Handshake(statement) => statement.as_bytes().to_vec(),
             Self::SignedHttp(statement) => statement.as_bytes().to_vec(),
             Self::PairReceipt(statement) => statement.as_bytes().to_vec(),

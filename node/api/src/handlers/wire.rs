@@ -34,14 +34,14 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::new(
             Method::POST,
             "/threadline/handshake/hello",
-            own,
+            Access::PUBLIC,
             "Another server begins to pair",
             post(hello),
         ),
         Route::new(
             Method::POST,
             "/threadline/handshake/confirm",
-            own,
+            Access::PUBLIC,
             "Another server finishes to pair",
             post(confirm),
         ),

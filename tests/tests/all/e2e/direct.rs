@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use instar_tests::harness::{Account, Agent, Message, World, eventually, isolated};
+use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -45,6 +46,57 @@ fn a_message_waits_for_a_node_that_is_down() {
         let copies = both_have(&alpha, &beta, &thread, 2).await?;
         assert_eq!(copies[0].len(), 2, "nothing twice: {copies:#?}");
         assert_eq!(copies[1].len(), 2, "nothing twice: {copies:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn agents_of_one_host_need_no_relay() {
+    isolated(agents_of_one_host_need_no_relay, async {
+        let world = World::new()?;
+        let mut account = world.account("ann")?;
+        account.configure(json!({"threadline": {"localRelay": "off"}}));
+        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+        alpha.up().await?;
+        beta.up().await?;
+        see_each_other(&alpha, &beta).await?;
+        let sent = alpha.send("beta", "hello, which day is it?", None).await?;
+        ensure!(sent["deliveryPath"] == "local" && sent["encryption"] == "e2e", "{sent}");
+        let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
+        both_have(&alpha, &beta, &thread, 1).await?;
+        beta.send("alpha", "a Sunday", Some(&thread)).await?;
+        both_have(&alpha, &beta, &thread, 2).await?;
+
+        // What is written to a node that is down waits in a file, and what is written after it does not overtake it.
+        beta.kill().await?;
+        alpha.send("beta", "and the month?", Some(&thread)).await?;
+        let drops = account.home().join(".instar/messages/drop/beta");
+        eventually(LIMIT, "a file waits", async || {
+            let files = std::fs::read_dir(&drops).into_iter().flatten().flatten();
+            Ok(files
+                .filter(|f| f.path().extension().is_some_and(|e| e == "json"))
+                .count()
+                .eq(&1)
+                .then_some(()))
+        })
+        .await?;
+        alpha.send("beta", "and the year?", Some(&thread)).await?;
+        alpha.kill().await?;
+        beta.up().await?;
+        eventually(LIMIT, "beta took the file", async || {
+            Ok((beta.thread(&thread).await?.len() == 3).then_some(()))
+        })
+        .await?;
+        alpha.up().await?;
+        let copies = both_have(&alpha, &beta, &thread, 4).await?;
+        for copy in copies {
+            let bodies: Vec<_> = copy.iter().map(|m| m.body.clone()).collect();
+            ensure!(
+                copy.len() == 4 && bodies[2].contains("month") && bodies[3].contains("year"),
+                "{bodies:?}"
+            );
+        }
         Ok(())
     });
 }

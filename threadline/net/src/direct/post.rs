@@ -69,7 +69,7 @@ impl Client {
     ) -> Result<(), Unavailable> {
         let url = format!("http://127.0.0.1:{port}/messages/relay-agent");
         let request = self.0.post(url).bearer_auth(token).json(&message.to_json());
-        judge(request.send().await).await
+        judge(request.send().await)
     }
 
     /// Posts to a paired server. `name` is ours, as given in the handshake.
@@ -91,7 +91,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        judge(request.body(body).send().await).await
+        judge(request.body(body).send().await)
     }
 }
 
@@ -122,7 +122,7 @@ impl ServerClient {
 }
 
 /// Taken now or before counts as taken.
-async fn judge(answer: Result<reqwest::Response, reqwest::Error>) -> Result<(), Unavailable> {
+fn judge(answer: Result<reqwest::Response, reqwest::Error>) -> Result<(), Unavailable> {
     let answer = answer.map_err(|e| {
         let down = e.is_connect();
         let reason = e.without_url().to_string();

@@ -70,9 +70,9 @@ impl Routes {
         self.get(peer).is_some()
     }
 
-    /// The peer shows a sign of life.
-    pub fn is_back(&self, peer: &Fingerprint) {
-        self.lock().away.remove(peer);
+    /// The peer shows a sign of life. Whether it was thought to be away.
+    pub fn is_back(&self, peer: &Fingerprint) -> bool {
+        self.lock().away.remove(peer).is_some()
     }
 
     pub(super) fn is_away(&self, peer: &Fingerprint) {
@@ -103,8 +103,7 @@ mod tests {
         routes.set(at(2));
         assert!(routes.leads(&peer));
         routes.is_away(&peer);
-        routes.is_back(&peer);
-        assert!(routes.leads(&peer));
+        assert!(routes.is_back(&peer) && !routes.is_back(&peer) && routes.leads(&peer));
         assert!(!format!("{:?}", Route::Paired { base: "b".into(), token: [7; 32] }).contains('7'));
     }
 }
