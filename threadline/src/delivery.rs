@@ -198,7 +198,10 @@ impl Delivery {
             Evidence::RelayRefusedForGood => self.end(DeliveryState::Failed),
             Evidence::RelayRejected => {
                 self.rejections = self.rejections.saturating_add(1);
-                if self.rejections >= MAX_REJECTIONS && self.state == DeliveryState::Pending {
+                // An attempt without an answer may have gone through: then it is not called failed.
+                let all_refused = self.acked_at.is_none() && self.rejections >= self.attempts;
+                let unproven = matches!(self.state, DeliveryState::Pending | DeliveryState::Sent);
+                if self.rejections >= MAX_REJECTIONS && all_refused && unproven {
                     self.end(DeliveryState::Failed);
                 }
             }
@@ -349,12 +352,16 @@ mod tests {
         let mut row = Delivery::new(0, DEFAULT_TTL_MS, true);
         for n in 1..=MAX_REJECTIONS {
             row.attempted(0);
+            row.learn(Evidence::Written, 0);
             assert_eq!(row.learn(Evidence::RelayRejected, 0), n == MAX_REJECTIONS);
         }
         assert_eq!(row.state, DeliveryState::Failed);
         let mut sent = Delivery::new(0, DEFAULT_TTL_MS, true);
+        sent.attempted(0);
         sent.learn(Evidence::Written, 0);
         for _ in 0..20 {
+            sent.attempted(0);
+            sent.learn(Evidence::Written, 0);
             assert!(
                 !sent.learn(Evidence::RelayRejected, 0),
                 "what may have gone through is not called failed"

@@ -6,9 +6,7 @@ use threadline::audit::Action;
 use threadline::service::{Caller, ServiceError};
 use threadline::trust::TrustSource;
 use threadline::{ThreadKey, TrustLevel};
-use threadline_net::store::{
-    Approval, ApprovalKind, ApprovalStatus, Decided, Direction, MessageState, StoredMessage,
-};
+use threadline_net::store::{Approval, ApprovalKind, ApprovalStatus, Decided, Direction, MessageState};
 
 use crate::core::{Core, internal};
 use crate::trust::require_owner;
@@ -47,33 +45,44 @@ impl Core {
             Decision::Approve(_) => ApprovalStatus::Approved,
             Decision::Reject => ApprovalStatus::Rejected,
         };
-        let decided = self.store.decide(id, status, "owner", self.now()).await.map_err(|e| internal(&e))?;
+        let approval = self.store.approval(id).await.map_err(|e| internal(&e))?;
+        let approval = approval.ok_or_else(|| unknown(id))?;
+        if approval.status != ApprovalStatus::Pending {
+            return Err(already(id, approval.status));
+        }
+        if approval.expires_at <= self.now() {
+            return Err(already(id, ApprovalStatus::Expired));
+        }
+        // The effect comes first, or with the same commit: a question that is decided is carried out. All of them may
+        // be repeated.
+        let decided = match (approval.kind, decision) {
+            (ApprovalKind::Message | ApprovalKind::FirstContact, _) => {
+                self.decide_inbound(&approval, decision, status).await?
+            }
+            (_, Decision::Approve(_)) => {
+                self.carry_out(&approval).await?;
+                self.store.decide(id, status, "owner", self.now()).await.map_err(|e| internal(&e))?
+            }
+            (_, Decision::Reject) => {
+                self.drop_outbound(&approval).await?;
+                self.store.decide(id, status, "owner", self.now()).await.map_err(|e| internal(&e))?
+            }
+        };
         let approval = match decided {
             Decided::Now(approval) => approval,
-            Decided::Before(approval) => {
-                return Err(ServiceError::new(
-                    "already-decided",
-                    format!("approval {id} is {} already", approval.status),
-                ));
-            }
-            Decided::Unknown => {
-                return Err(ServiceError::new("approval-not-found", format!("there is no approval {id}")));
-            }
+            Decided::Before(approval) => return Err(already(id, approval.status)),
+            Decided::Unknown => return Err(unknown(id)),
         };
         let details = json!({"id": approval.id, "kind": approval.kind, "decision": status});
         self.audit.record(Action::ApprovalDecided, &approval.peer.to_string(), "user", details).await;
-        match decision {
-            Decision::Approve(option) => self.approved(&approval, option).await?,
-            Decision::Reject => self.rejected(&approval).await?,
-        }
         self.events.publish("approval-decided", json!({"id": approval.id, "status": approval.status}));
         self.dispatch_wake.notify_one();
         Ok(json!(approval))
     }
 
-    async fn approved(&self, approval: &Approval, option: ApproveOption) -> Result<(), ServiceError> {
+    async fn carry_out(&self, approval: &Approval) -> Result<(), ServiceError> {
         match approval.kind {
-            ApprovalKind::Message | ApprovalKind::FirstContact => self.let_in(approval, option).await,
+            ApprovalKind::Message | ApprovalKind::FirstContact => Ok(()),
             ApprovalKind::Outbound => self.release_outbound(approval).await,
             ApprovalKind::TrustElevation => {
                 let level = approval.details.get("level").and_then(Value::as_str);
@@ -91,53 +100,44 @@ impl Core {
         }
     }
 
-    /// The held message continues with the trust that is valid now.
-    async fn let_in(&self, approval: &Approval, option: ApproveOption) -> Result<(), ServiceError> {
-        let Some((key, message)) = self.held_message(approval).await? else { return Ok(()) };
-        match option {
-            ApproveOption::Message => {}
-            ApproveOption::Thread => {
-                self.store.approve_thread(key.clone()).await.map_err(|e| internal(&e))?;
-            }
-            ApproveOption::Agent => {
-                let name = self.name_of(&key.peer).await;
-                let level = self.level(&key.peer).max(TrustLevel::Verified);
-                self.apply_level(key.peer, &name, level, TrustSource::UserGranted, "user", None).await?;
-            }
-        }
-        let released = self.store.set_inbound_state(
-            key,
-            message.id,
-            MessageState::Stored,
-            Some("approved".into()),
-            Some(threadline::threads::ThreadEvent::Released),
-        );
-        released.await.map_err(|e| internal(&e))?;
-        Ok(())
-    }
-
-    async fn rejected(&self, approval: &Approval) -> Result<(), ServiceError> {
-        let Some(id) = approval.message_id.clone() else { return Ok(()) };
-        let Some(thread) = approval.thread_id.clone() else { return Ok(()) };
-        let key = ThreadKey { peer: approval.peer, thread };
-        let reason = Some("owner".to_owned());
-        if approval.kind == ApprovalKind::Outbound {
-            self.waiters.undeliverable(&key, &id, "the owner did not approve it");
-            self.store.fail_held_outbound(key.peer, id, "owner").await.map_err(|e| internal(&e))?;
-            return Ok(());
-        }
-        let state = MessageState::Rejected;
-        self.store.set_inbound_state(key, id, state, reason, None).await.map_err(|e| internal(&e))?;
-        Ok(())
-    }
-
-    async fn held_message(
+    /// The held message continues with the trust that is valid now, or ends.
+    async fn decide_inbound(
         &self,
         approval: &Approval,
-    ) -> Result<Option<(ThreadKey, StoredMessage)>, ServiceError> {
-        let Some(id) = approval.message_id.clone() else { return Ok(None) };
-        let message = self.store.message(approval.peer, id, Direction::In).await.map_err(|e| internal(&e))?;
-        Ok(message.filter(|m| m.state == MessageState::Held).map(|m| (m.key.clone(), m)))
+        decision: Decision,
+        status: ApprovalStatus,
+    ) -> Result<Decided, ServiceError> {
+        if decision == Decision::Approve(ApproveOption::Agent) {
+            let peer = approval.peer;
+            let name = self.name_of(&peer).await;
+            let level = self.level(&peer).max(TrustLevel::Verified);
+            self.apply_level(peer, &name, level, TrustSource::UserGranted, "user", None).await?;
+        }
+        let whole_thread = decision == Decision::Approve(ApproveOption::Thread);
+        let decided =
+            self.store.decide_inbound(&approval.id, status, whole_thread, "owner", self.now()).await;
+        decided.map_err(|e| internal(&e))
+    }
+
+    async fn drop_outbound(&self, approval: &Approval) -> Result<(), ServiceError> {
+        let (ApprovalKind::Outbound, Some(id), Some(thread)) =
+            (approval.kind, approval.message_id.clone(), approval.thread_id.clone())
+        else {
+            return Ok(());
+        };
+        let key = ThreadKey { peer: approval.peer, thread };
+        if self.store.fail_held_outbound(key.peer, id.clone(), "owner").await.map_err(|e| internal(&e))? {
+            self.waiters.undeliverable(&key, &id, "the owner did not approve it");
+            return Ok(());
+        }
+        let message = self.store.message(key.peer, id, Direction::Out).await.map_err(|e| internal(&e))?;
+        if message.is_none_or(|m| m.state == MessageState::Rejected) {
+            return Ok(());
+        }
+        // It was released before its approval was marked.
+        let approved = ApprovalStatus::Approved;
+        self.store.decide(&approval.id, approved, "owner", self.now()).await.map_err(|e| internal(&e))?;
+        Err(already(&approval.id, approved))
     }
 
     /// Expires what nobody decided in time.
@@ -154,4 +154,12 @@ impl Core {
             Err(error) => tracing::error!(%error, "approvals cannot be expired"),
         }
     }
+}
+
+fn unknown(id: &str) -> ServiceError {
+    ServiceError::new("approval-not-found", format!("there is no approval {id}"))
+}
+
+fn already(id: &str, status: ApprovalStatus) -> ServiceError {
+    ServiceError::new("already-decided", format!("approval {id} is {status} already"))
 }

@@ -12,7 +12,6 @@ use instar_state::ports::{
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use threadline::ThreadKey;
 use threadline::firewall::{FIND_TOOL, HISTORY_TOOL, SEND_TOOL};
 use threadline::framing::{Frame, frame};
 use threadline::spawn::{
@@ -22,8 +21,9 @@ use threadline::threads::{MAX_SPAWN_FAILURES, ThreadEvent};
 use threadline::trust::TrustSource;
 use threadline::v1::envelope::Authentication;
 use threadline::warrant::{Facts, Warrant, judge};
+use threadline::{ThreadKey, TrustLevel};
 use threadline_net::store::{
-    Auth, LedgerRow, LedgerStatus, MessageState, Reservation, StoreError, StoredMessage,
+    APPROVED, Auth, Direction, LedgerRow, LedgerStatus, MessageState, Reservation, StoreError, StoredMessage,
 };
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -42,6 +42,10 @@ const IDLE_TICK: Duration = Duration::from_secs(30);
 const HEARTBEAT_FIRST_MS: i64 = 30_000;
 /// Age at which a heartbeat is stale.
 const HEARTBEAT_STALE_MS: i64 = 20_000;
+/// Pause before a start that this host could not carry out is tried again, ms; it grows from the fourth on.
+const START_RETRY_MS: i64 = 5_000;
+/// Longest such pause, ms.
+const START_RETRY_MAX_MS: i64 = 900_000;
 /// A session that stays idle this long after a message was injected has nothing to say to it.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
@@ -53,6 +57,10 @@ pub(crate) struct Dispatcher {
     idle_since: HashMap<ThreadKey, Instant>,
     failures: HashMap<ThreadKey, u32>,
     not_before: HashMap<ThreadKey, i64>,
+    /// Starts in a row that this host could not carry out.
+    refused: HashMap<ThreadKey, u32>,
+    /// Row after which the next look at waiting messages begins.
+    after: i64,
 }
 
 struct Started {
@@ -70,6 +78,8 @@ impl Dispatcher {
             idle_since: HashMap::new(),
             failures: HashMap::new(),
             not_before: HashMap::new(),
+            refused: HashMap::new(),
+            after: 0,
         }
     }
 
@@ -101,15 +111,21 @@ impl Dispatcher {
     /// One look at everything. Whether there is something that only time will change.
     async fn pass(&mut self, core: &Core) -> Result<bool, StoreError> {
         self.spawns.set_config(core.config().spawn);
+        let mut skipped: HashSet<ThreadKey> = HashSet::new();
         for message in core.store.unrouted(BATCH).await? {
-            route(core, &message).await?;
+            // A message that found no place keeps its place before the later ones of its thread.
+            if !skipped.contains(&message.key) && !route(core, &message).await? {
+                skipped.insert(message.key);
+            }
         }
-        let queued = core.store.queued_inbound(BATCH).await?;
-        let open_messages = !queued.is_empty();
+        let queued = core.store.queued_inbound(self.after, BATCH).await?;
+        let open_messages = !queued.is_empty() || self.after > 0;
+        // Page by page, so that no number of waiting messages hides the later ones.
+        self.after = queued.get(BATCH as usize - 1).map_or(0, |last| last.row);
         let waiting = self.settle_queued(core, queued).await?;
         let open_spawns = self.watch_spawns(core).await?;
         self.start_sessions(core, waiting).await?;
-        Ok(open_messages || open_spawns || !self.starts.is_empty())
+        Ok(open_messages || !skipped.is_empty() || open_spawns || !self.starts.is_empty())
     }
 
     /// Looks after rows in the session inbox. Returns the conversations that need a session, with their first message.
@@ -124,7 +140,14 @@ impl Dispatcher {
             let key = message.key.clone();
             let inbox = inbox_key(&key.peer, message.id.as_str());
             let live = core.sessions.live(&conversation_of(&key));
-            match core.sessions.input_state(&inbox).await {
+            let state = match core.sessions.input_state(&inbox).await {
+                Ok(state) => state,
+                Err(error) => {
+                    tracing::error!(error, "the session inbox cannot be read; a message stays as it is");
+                    continue;
+                }
+            };
+            match state {
                 Some(InputState::Acked) => self.done(core, &message, None).await?,
                 Some(InputState::Injected) => {
                     core.store.thread_event(key.clone(), ThreadEvent::HandedToSession).await?;
@@ -144,7 +167,8 @@ impl Dispatcher {
                 }
                 // Stored as queued, lost by the session room: hand it over again; the key makes it one row.
                 None => {
-                    core.store.set_inbound_state(key, message.id, MessageState::Stored, None, None).await?;
+                    let state = MessageState::Stored;
+                    core.store.set_inbound_state(key, message.id, state, message.reason, None).await?;
                 }
             }
         }
@@ -182,6 +206,7 @@ impl Dispatcher {
     ) -> Result<(), StoreError> {
         self.failures.remove(&message.key);
         self.not_before.remove(&message.key);
+        core.sessions.withdraw(&inbox_key(&message.key.peer, message.id.as_str())).await;
         core.store
             .set_inbound_state(
                 message.key.clone(),
@@ -216,7 +241,12 @@ impl Dispatcher {
             .iter()
             .map(|m| WaitingPeer {
                 peer: m.key.peer,
-                attempts: self.failures.get(&m.key).copied().unwrap_or_default(),
+                attempts: self
+                    .failures
+                    .get(&m.key)
+                    .max(self.refused.get(&m.key))
+                    .copied()
+                    .unwrap_or_default(),
             })
             .collect();
         for peer in self.spawns.tick(&peers, now) {
@@ -231,8 +261,13 @@ impl Dispatcher {
         let now = core.now();
         let key = message.key.clone();
         let config = core.config();
-        let level = core.level(&key.peer);
-        let spawn_window = config.limits.spawn(&key.peer, level);
+        if core.controls.get().is_blocked(&key.peer) {
+            return self.give_up(core, message, "its sender is blocked").await;
+        }
+        let spawn_window = config.limits.spawn(&key.peer, core.spawn_level(message).await?);
+        if spawn_window.max == 0 {
+            return self.give_up(core, message, "its sender may not start a session").await;
+        }
         let usage = core.store.usage(vec![spawn_window.clone()], now).await?;
         if let Err(limited) = threadline::limits::check(usage.iter().map(|(w, u)| (w, *u)), now) {
             let wait = i64::try_from(limited.retry_after_s).unwrap_or(60).min(60);
@@ -327,6 +362,7 @@ impl Dispatcher {
         let noted = match result {
             Ok(session) => {
                 tracing::info!(session = %session, thread = %key.thread, "session started for a peer");
+                self.refused.remove(&key);
                 Ok(())
             }
             Err(refused) => {
@@ -337,13 +373,17 @@ impl Dispatcher {
                         core.notices.degrade("threadline-sessions", reason);
                         (FailureCause::Ambiguous, 60_000)
                     }
-                    SpawnRefused::Failed(_) => (FailureCause::Ambiguous, 5_000),
+                    SpawnRefused::Failed(reason) => {
+                        let refused = self.refused.entry(key.clone()).or_default();
+                        *refused = refused.saturating_add(1);
+                        if *refused >= MAX_SPAWN_FAILURES {
+                            core.notices.degrade("threadline-sessions", reason);
+                        }
+                        (FailureCause::Ambiguous, start_pause(*refused))
+                    }
                 };
                 self.spawns.failed(key.peer, cause, now);
                 self.not_before.insert(key.clone(), now + wait);
-                if matches!(refused, SpawnRefused::Failed(_)) {
-                    *self.failures.entry(key.clone()).or_default() += 1;
-                }
                 let reason = refused.to_string();
                 let failed = LedgerStatus::Failed;
                 core.store.set_spawn(&event_id, failed, Some(&reason), None, now).await.map(drop)
@@ -352,15 +392,12 @@ impl Dispatcher {
         if let Err(error) = noted {
             tracing::error!(%error, "a spawn was not noted");
         }
-        if self.failures.get(&key).is_some_and(|n| *n >= MAX_SPAWN_FAILURES) {
-            self.fail_thread(core, &key).await;
-        }
     }
 
-    /// Three sessions could not be started: the thread's waiting messages are reported.
+    /// Three sessions did not prove themselves, or one proved to be another: the thread's waiting messages are reported.
     async fn fail_thread(&mut self, core: &Core, key: &ThreadKey) {
-        let Ok(queued) = core.store.queued_inbound(BATCH).await else { return };
-        for message in queued.into_iter().filter(|m| m.key == *key) {
+        let Ok(queued) = core.store.queued_of(key.clone()).await else { return };
+        for message in queued {
             if let Err(error) = self.give_up(core, &message, "no session could be started").await {
                 tracing::error!(%error, "a message was not marked");
             }
@@ -436,8 +473,14 @@ impl Dispatcher {
     }
 }
 
-/// Gives one stored message to whoever waits for it, or makes it durable in the session inbox.
-async fn route(core: &Core, message: &StoredMessage) -> Result<(), StoreError> {
+/// Pause after the n-th start in a row that this host could not carry out, ms.
+fn start_pause(refused: u32) -> i64 {
+    (START_RETRY_MS << refused.saturating_sub(MAX_SPAWN_FAILURES).min(8)).min(START_RETRY_MAX_MS)
+}
+
+/// Gives one stored message to whoever waits for it, or makes it durable in the session inbox. False when the inbox
+/// does not take it now.
+async fn route(core: &Core, message: &StoredMessage) -> Result<bool, StoreError> {
     let key = message.key.clone();
     let body = message.body.clone().unwrap_or_default();
     let thread = core.store.thread(key.clone()).await?;
@@ -453,36 +496,39 @@ async fn route(core: &Core, message: &StoredMessage) -> Result<(), StoreError> {
         let reason = reason.map(str::to_owned);
         core.store.set_inbound_state(key.clone(), message.id.clone(), state, reason, None)
     };
-    if core.waiters.has(&key) && warrant != Warrant::NoAnswer {
+    if core.waiters.has(&key) && warrant != Warrant::NoAnswer && !core.answers_another(message).await? {
         let reply = Reply::Text { id: message.id.clone(), body: body.clone() };
         if core.waiters.answer(&key, message.in_reply_to.as_deref(), reply) {
             set(MessageState::Delivered, Some("waiter")).await?;
             core.thread_event("message-processed", &key, message.id.as_str());
-            return Ok(());
+            return Ok(true);
         }
     }
-    match warrant {
+    let similar_turns = match warrant {
         Warrant::NoAnswer => {
             set(MessageState::Noted, Some("no-answer-needed")).await?;
-            return Ok(());
+            return Ok(true);
         }
         Warrant::Loop => {
             set(MessageState::Noted, Some("loop")).await?;
             let text = format!("Thread {} went idle: both agents repeat themselves", key.thread);
             core.notify(format!("loop:{}:{}", key.peer, key.thread), text, false);
-            return Ok(());
+            return Ok(true);
         }
-        Warrant::Answer { similar_turns } => core.store.set_similar_turns(key.clone(), similar_turns).await?,
-    }
+        Warrant::Answer { similar_turns } => similar_turns,
+    };
     let input = session_input(core, message, &body).await;
     match core.sessions.enqueue(input).await {
         Ok(ulid) => {
             tracing::info!(%ulid, thread = %key.thread, "message handed to the session inbox");
-            set(MessageState::Queued, None).await?;
+            core.store.set_queued(key, message.id.clone(), similar_turns).await?;
+            Ok(true)
         }
-        Err(error) => tracing::error!(error, "the session inbox refused a message; it is tried again"),
+        Err(error) => {
+            tracing::error!(error, "the session inbox refused a message; it is tried again");
+            Ok(false)
+        }
     }
-    Ok(())
 }
 
 async fn session_input(core: &Core, message: &StoredMessage, body: &str) -> SessionInput {
@@ -595,6 +641,23 @@ struct Beat {
 }
 
 impl Core {
+    /// Level whose limits hold for a session that answers this message: what the owner let in counts as verified.
+    async fn spawn_level(&self, message: &StoredMessage) -> Result<TrustLevel, StoreError> {
+        let level = self.level(&message.key.peer);
+        let let_in = message.reason.as_deref() == Some(APPROVED)
+            || self.store.thread(message.key.clone()).await?.is_some_and(|thread| thread.approved);
+        Ok(if let_in { level.max(TrustLevel::Verified) } else { level })
+    }
+
+    /// Whether the message names one of ours that no call waits for: a late answer, of which the waiting calls know
+    /// nothing.
+    async fn answers_another(&self, message: &StoredMessage) -> Result<bool, StoreError> {
+        let Some(named) = &message.in_reply_to else { return Ok(false) };
+        let Ok(id) = named.parse() else { return Ok(false) };
+        Ok(!self.waiters.waits_for(&message.key, named)
+            && self.store.message(message.key.peer, id, Direction::Out).await?.is_some())
+    }
+
     /// Reads the supervisor's heartbeat; a good one makes the spawn verified.
     pub(crate) async fn check_heartbeat(&self, row: &LedgerRow) -> Result<Pulse, StoreError> {
         let pulse = match tokio::fs::read(heartbeat_file(self, &row.key)).await {
@@ -665,6 +728,12 @@ mod tests {
         mac.update(format!("evt:{event}:pid:5:tid:{thread}:ts:{ts}").as_bytes());
         let hmac = hex::encode(mac.finalize().into_bytes());
         Beat { event_id: event.into(), session_pid: 5, thread_id: thread.into(), ts, hmac }
+    }
+
+    #[test]
+    fn a_start_that_fails_is_tried_again_and_again_but_less_often() {
+        assert_eq!([1, 3, 4, 5].map(start_pause), [5_000, 5_000, 10_000, 20_000]);
+        assert_eq!([11, u32::MAX].map(start_pause), [900_000, 900_000]);
     }
 
     #[test]

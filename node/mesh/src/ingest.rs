@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use threadline::autonomy::Notice;
+use threadline::delivery::DEFAULT_TTL_MS;
 use threadline::identity::PublicIdentity;
 use threadline::inbound::{
     Class, Disposition, Incoming, Refusal, SAME_BODY_WINDOW_MS, SenderFacts, Standing, Verdict, admit,
@@ -17,7 +18,7 @@ use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 use threadline_net::Control;
 use threadline_net::store::{
     Accepted, ApprovalDraft, ApprovalKind, Auth, HELD_BY_PAUSE, Inbound, KnownPeer, MessageState, SpoolRow,
-    StoreError,
+    StoreError, UNKNOWN_SENDER,
 };
 
 use crate::core::Core;
@@ -35,6 +36,8 @@ const TICK: Duration = Duration::from_secs(5);
 const RETRY_MS: i64 = 10_000;
 /// Tries before such a row is given up.
 const MAX_ATTEMPTS: u32 = 3;
+/// Longest pause before the key of a sender is looked for again, ms.
+const KEY_RETRY_MAX_MS: i64 = 900_000;
 /// Least life of a held message, ms.
 const HELD_MS: i64 = 86_400_000;
 
@@ -54,20 +57,42 @@ impl From<StoreError> for Unready {
     }
 }
 
+/// What one look at the spool left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// There may be more that is due.
+    More,
+    /// Everything that is due was looked at.
+    Done,
+    /// The store takes nothing: what is due stays due.
+    Stuck,
+}
+
+/// What became of one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Row {
+    Finished,
+    Later,
+    /// Left as it is, because nothing can be written.
+    Stuck,
+}
+
 impl Core {
     /// Ingests the spool until the room is stopped.
     pub(crate) async fn run_ingest(&self) {
         loop {
-            let more = self.ingest_due().await;
-            if more {
-                continue;
-            }
-            let now = self.now();
-            let next = self.store.spool_next_due().await.ok().flatten();
-            let wait = next.map_or(TICK, |at| {
-                Duration::from_millis(u64::try_from(at - now).unwrap_or(0))
-                    .clamp(Duration::from_millis(50), TICK)
-            });
+            let wait = match self.ingest_due().await {
+                Round::More => continue,
+                Round::Stuck => Duration::from_millis(RETRY_MS.unsigned_abs()),
+                Round::Done => {
+                    let now = self.now();
+                    let next = self.store.spool_next_due().await.ok().flatten();
+                    next.map_or(TICK, |at| {
+                        Duration::from_millis(u64::try_from(at - now).unwrap_or(0))
+                            .clamp(Duration::from_millis(50), TICK)
+                    })
+                }
+            };
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = self.ingest_wake.notified() => {}
@@ -76,35 +101,48 @@ impl Core {
         }
     }
 
-    /// Ingests what is due. Whether there may be more.
-    pub(crate) async fn ingest_due(&self) -> bool {
+    /// Ingests what is due.
+    async fn ingest_due(&self) -> Round {
         let rows = match self.store.spool_due(self.now(), BATCH).await {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::error!(%error, "the spool cannot be read");
-                return false;
+                return Round::Stuck;
             }
         };
         let full = rows.len() == BATCH as usize;
         let mut held_back: Vec<Fingerprint> = Vec::new();
+        let mut finished = false;
+        let mut round = if full { Round::More } else { Round::Done };
         for row in rows {
             // A row left for later holds back what its sender wrote after it.
             if held_back.contains(&row.from) {
                 continue;
             }
-            if !self.ingest(&row).await {
-                held_back.push(row.from);
+            match self.ingest(&row).await {
+                Row::Finished => finished = true,
+                Row::Later => {
+                    held_back.push(row.from);
+                    round = Round::Done;
+                }
+                Row::Stuck => {
+                    round = Round::Stuck;
+                    break;
+                }
             }
         }
-        self.dispatch_wake.notify_one();
-        full && held_back.is_empty()
+        if finished {
+            self.dispatch_wake.notify_one();
+        }
+        round
     }
 
-    /// Carries one row through the pipeline. False when it stays for later.
-    async fn ingest(&self, row: &SpoolRow) -> bool {
+    /// Carries one row through the pipeline.
+    async fn ingest(&self, row: &SpoolRow) -> Row {
         let reason = match self.evaluate(row).await {
-            Ok(done) => return done,
-            Err(Unready::NoKey) => "unknown-sender".to_owned(),
+            Ok(true) => return Row::Finished,
+            Ok(false) => return Row::Later,
+            Err(Unready::NoKey) => return self.wait_for_key(row).await,
             Err(Unready::Service(error)) => {
                 tracing::error!(%error, seq = row.seq, "a spooled message could not be carried out");
                 "internal".to_owned()
@@ -112,7 +150,7 @@ impl Core {
             Err(Unready::Store(error)) => {
                 tracing::error!(%error, seq = row.seq, "a spooled message could not be evaluated");
                 if error.is_storage_full() {
-                    return false;
+                    return Row::Stuck;
                 }
                 "internal".to_owned()
             }
@@ -128,15 +166,35 @@ impl Core {
                 self.notify(format!("inbound-given-up:{}", row.from), text, false);
                 if let Err(error) = self.store.spool_refuse(row.seq, &reason).await {
                     tracing::error!(%error, "a spool row was not marked");
+                    return Row::Stuck;
                 }
-                true
+                Row::Finished
             }
-            Ok(_) => false,
+            Ok(_) => Row::Later,
             Err(error) => {
                 tracing::error!(%error, "a spool row was not postponed");
-                false
+                Row::Stuck
             }
         }
+    }
+
+    /// The relay was told that the message is here, so it waits for its sender's key as long as a message lives. It is
+    /// looked for less often the longer it is missing; a key that is pinned meanwhile makes the row due.
+    async fn wait_for_key(&self, row: &SpoolRow) -> Row {
+        let now = self.now();
+        let marked = if let Some(pause) = key_pause(now - row.received_at) {
+            self.store.spool_postpone(row.seq, now + pause, UNKNOWN_SENDER).await.map(|()| Row::Later)
+        } else {
+            self.log_refusal(row, UNKNOWN_SENDER);
+            let text =
+                format!("A sealed message from {} was given up: its key was never found", row.from.short());
+            self.notify(format!("inbound-given-up:{}", row.from), text, false);
+            self.store.spool_refuse(row.seq, UNKNOWN_SENDER).await.map(|()| Row::Finished)
+        };
+        marked.unwrap_or_else(|error| {
+            tracing::error!(%error, "a spool row was not postponed");
+            Row::Stuck
+        })
     }
 
     async fn evaluate(&self, row: &SpoolRow) -> Result<bool, Unready> {
@@ -529,6 +587,11 @@ impl Core {
     }
 }
 
+/// Pause before the key of a sender is looked for again, ms; `None` when the message waited long enough.
+fn key_pause(waited_ms: i64) -> Option<i64> {
+    (waited_ms < DEFAULT_TTL_MS).then(|| waited_ms.clamp(RETRY_MS, KEY_RETRY_MAX_MS))
+}
+
 /// What the carrier of a clear message proves about its sender.
 fn vouched_for(mut incoming: Incoming, transport: &str) -> Incoming {
     incoming.authentication = match (incoming.authentication, transport) {
@@ -550,5 +613,19 @@ fn approval_for(kind: ApprovalKind, incoming: &Incoming, key: &ThreadKey, now: i
         preview: incoming.content.text.clone(),
         details: serde_json::json!({"authentication": incoming.authentication}),
         expires_at: now + HELD_MS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_message_waits_for_its_key_as_long_as_a_message_lives() {
+        assert_eq!(key_pause(0), Some(10_000));
+        assert_eq!(key_pause(-5_000), Some(10_000), "the clock was set back");
+        assert_eq!(key_pause(30_000), Some(30_000), "longer than three tries");
+        assert_eq!(key_pause(DEFAULT_TTL_MS - 1), Some(KEY_RETRY_MAX_MS));
+        assert_eq!(key_pause(DEFAULT_TTL_MS), None);
     }
 }

@@ -20,8 +20,8 @@ use threadline::v1::frames::DiscoverFilter;
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, framing, text};
 use threadline_net::Control;
 use threadline_net::store::{
-    Approval, ApprovalDraft, ApprovalKind, Auth, Direction, LedgerStatus, OutboundDraft, Queued, StoreError,
-    StoredMessage,
+    Approval, ApprovalDraft, ApprovalKind, Auth, Direction, LedgerStatus, MessageState, OutboundDraft,
+    Queued, StoreError, StoredMessage,
 };
 
 use crate::core::{Core, conversation_of, inbox_key, internal};
@@ -31,8 +31,6 @@ use crate::trust::{actor_of, approval_error};
 use crate::waiters::{Reply, Waiter};
 
 const DAY_MS: i64 = 86_400_000;
-/// Messages in the session inbox that are looked through for the one that is answered.
-const QUEUED: u32 = 1_000;
 /// Longest wait for a session's proof of life before its text is held.
 const PROOF_WAIT: Duration = Duration::from_secs(6);
 
@@ -61,11 +59,16 @@ impl Core {
     pub(crate) async fn send(
         &self,
         caller: &Caller,
-        request: SendRequest,
+        mut request: SendRequest,
     ) -> Result<SendResult, ServiceError> {
+        request.idempotency_key = request.idempotency_key.map(|key| scoped_key(caller, &key));
         if let Some(key) = &request.idempotency_key
             && let Some(earlier) = self.store.by_idempotency_key(key).await.map_err(|e| internal(&e))?
         {
+            if self.resolve_target(&request.agent_id).await?.fingerprint != earlier.key.peer {
+                let text = "this idempotencyKey was used for a message to another agent; use a new one";
+                return Err(ServiceError::new("idempotency-key-reused", text));
+            }
             return self.result_of(&earlier).await;
         }
         let timeout = timeout_of(&request)?;
@@ -356,10 +359,9 @@ impl Core {
     }
 
     async fn oldest_injected(&self, bound: &ThreadKey) -> Option<String> {
-        let queued = self.store.queued_inbound(QUEUED).await.ok()?;
-        for message in queued.iter().filter(|m| m.key == *bound) {
+        for message in self.store.queued_of(bound.clone()).await.ok()? {
             let key = inbox_key(&bound.peer, message.id.as_str());
-            if self.sessions.input_state(&key).await == Some(InputState::Injected) {
+            if self.sessions.input_state(&key).await == Ok(Some(InputState::Injected)) {
                 return Some(key);
             }
         }
@@ -527,6 +529,10 @@ impl Core {
         let id = approval.message_id.clone().ok_or_else(gone)?;
         let held = self.store.message(approval.peer, id, Direction::Out).await.map_err(|e| internal(&e))?;
         let held = held.ok_or_else(gone)?;
+        if held.state != MessageState::Held {
+            // It was released before its approval was marked.
+            return Ok(());
+        }
         let text = held.body.clone().ok_or_else(gone)?;
         let request = SendRequest {
             agent_id: held.key.peer.to_string(),
@@ -681,6 +687,18 @@ impl Core {
             }
         }
         Ok(candidates)
+    }
+}
+
+/// The key as it is stored: callers cannot meet each other's.
+fn scoped_key(caller: &Caller, key: &str) -> String {
+    match caller {
+        Caller::Session(SessionCaller { bound: Some(bound), .. }) => {
+            format!("thread:{}:{}:{key}", bound.peer, bound.thread)
+        }
+        Caller::Session(session) => format!("session:{}:{key}", session.id),
+        Caller::Network(network) => format!("token:{}:{key}", network.token_id),
+        Caller::Owner | Caller::Local => key.to_owned(),
     }
 }
 

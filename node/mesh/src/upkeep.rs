@@ -309,7 +309,7 @@ impl Core {
         let approvals: u32 = pending.iter().map(|(_, n)| n).sum();
         let spool = self.store.spool_depth().await.map_err(failed)?;
         let unrouted = self.store.unrouted(10_000).await.map_err(failed)?.len();
-        let queued = self.store.queued_inbound(10_000).await.map_err(failed)?.len();
+        let queued = self.store.queued_inbound(0, 10_000).await.map_err(failed)?.len();
         let outbox = self.store.open_deliveries(10_000).await.map_err(failed)?.len();
         Ok(json!({
             "state": "running",

@@ -66,6 +66,11 @@ impl Waiters {
         self.lock().waiting.contains_key(key)
     }
 
+    /// Whether the call of this very message waits.
+    pub(crate) fn waits_for(&self, key: &ThreadKey, sent: &str) -> bool {
+        self.lock().waiting.get(key).is_some_and(|w| w.iter().any(|w| w.sent.as_str() == sent))
+    }
+
     /// Hands a reply to the call whose message it names, else to the oldest. False when nobody took it.
     pub(crate) fn answer(&self, key: &ThreadKey, in_reply_to: Option<&str>, reply: Reply) -> bool {
         let taken = {
@@ -83,8 +88,7 @@ impl Waiters {
 
     /// Ends the call whose message will not arrive.
     pub(crate) fn undeliverable(&self, key: &ThreadKey, sent: &MessageId, reason: &str) {
-        let waits = self.lock().waiting.get(key).is_some_and(|w| w.iter().any(|w| w.sent == *sent));
-        if waits {
+        if self.waits_for(key, sent.as_str()) {
             self.answer(key, Some(sent.as_str()), Reply::Undeliverable(reason.to_owned()));
         }
     }

@@ -67,11 +67,33 @@ impl PeerSessions for Sessions {
         })
     }
 
-    fn input_state(&self, inbox_key: &str) -> BoxFuture<'_, Option<InputState>> {
+    fn input_state(&self, inbox_key: &str) -> BoxFuture<'_, Result<Option<InputState>, String>> {
         let key = inbox_key.to_owned();
-        Box::pin(
-            async move { self.shared.deps.journal.by_key(&key).await.ok().flatten().map(|row| row.state) },
-        )
+        Box::pin(async move {
+            let row = self.shared.deps.journal.by_key(&key).await.map_err(|e| e.to_string())?;
+            Ok(row.map(|row| row.state))
+        })
+    }
+
+    fn withdraw(&self, inbox_key: &str) -> BoxFuture<'_, ()> {
+        let key = inbox_key.to_owned();
+        Box::pin(async move {
+            let journal = &self.shared.deps.journal;
+            let row = match journal.by_key(&key).await {
+                Ok(Some(row)) => row,
+                Ok(None) => return,
+                Err(error) => return tracing::error!(key, %error, "an input that was given up stays queued"),
+            };
+            match journal.expire_one(row.ulid, now_ms()).await {
+                Ok(true) => {
+                    let ulids = [row.ulid.to_string()];
+                    let state = InputState::Expired;
+                    self.shared.announce("input-state", json!({"ulids": ulids, "state": state}));
+                }
+                Ok(false) => {}
+                Err(error) => tracing::error!(key, %error, "an input that was given up stays queued"),
+            }
+        })
     }
 
     fn end(&self, id: &SessionId, reason: &str) -> BoxFuture<'_, ()> {

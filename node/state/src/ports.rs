@@ -127,8 +127,11 @@ pub trait PeerSessions: Send + Sync {
     /// A reply to this conversation went out: closes its open rows up to `inbox_key`, or all of them.
     fn replied(&self, conversation: &ConversationKey, inbox_key: Option<&str>) -> BoxFuture<'_, ()>;
 
-    /// State of a row by inbox key.
-    fn input_state(&self, inbox_key: &str) -> BoxFuture<'_, Option<InputState>>;
+    /// State of a row by inbox key; an error when it cannot be read, which says nothing about the row.
+    fn input_state(&self, inbox_key: &str) -> BoxFuture<'_, Result<Option<InputState>, String>>;
+
+    /// Gives up a row that waits: no session gets it any more.
+    fn withdraw(&self, inbox_key: &str) -> BoxFuture<'_, ()>;
 
     /// Ends a session: graceful, then by force.
     fn end(&self, id: &SessionId, reason: &str) -> BoxFuture<'_, ()>;

@@ -232,6 +232,16 @@ impl Peer {
     }
 
     pub fn says(&self, to: Fingerprint, thread: &str, id: &str, text: &str) -> ServerFrame {
+        self.writes(to, thread, id, Content { text: text.into(), ..Content::default() })
+    }
+
+    /// As [`Self::says`], naming the message that it answers.
+    pub fn answers(&self, to: Fingerprint, thread: &str, id: &str, text: &str, asked: &str) -> ServerFrame {
+        let metadata = json!({"inReplyTo": asked}).as_object().cloned();
+        self.writes(to, thread, id, Content { text: text.into(), metadata, ..Content::default() })
+    }
+
+    fn writes(&self, to: Fingerprint, thread: &str, id: &str, content: Content) -> ServerFrame {
         let header = Header {
             from: self.fingerprint(),
             to,
@@ -239,7 +249,7 @@ impl Peer {
             message_id: id.parse().expect("id"),
             timestamp: instar_state::time::now_ms(),
         };
-        ServerFrame::Message(clear(&header, &Content { text: text.into(), ..Content::default() }))
+        ServerFrame::Message(clear(&header, &content))
     }
 }
 

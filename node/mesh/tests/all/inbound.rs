@@ -103,7 +103,7 @@ async fn a_session_that_died_or_has_nothing_to_say_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_failed_starts_are_reported() {
+async fn three_failed_starts_are_reported_and_the_message_waits_on() {
     let node = Node::start().await;
     let mut relay = node.relay().await;
     let peer = Peer::new(5);
@@ -111,9 +111,122 @@ async fn three_failed_starts_are_reported() {
     node.sessions.refuse.store(3, Ordering::SeqCst);
     relay.send(&peer.says(node.us(), "t1", "m1", "Are you there?")).await;
     relay.taken("m1").await;
-    node.until_state("m1", "failed no session could be started").await;
+    until("a degradation", || async {
+        let open = node.notices.degradations();
+        open.iter().any(|d| d.code == "threadline-sessions").then_some(()).ok_or(format!("{open:?}"))
+    })
+    .await;
+    assert_eq!(
+        node.state_of("m1").await.as_deref(),
+        Some("queued"),
+        "this host's trouble is not the message's"
+    );
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    until("the end of the degradation", || async {
+        let open = node.notices.degradations();
+        open.iter().all(|d| d.code != "threadline-sessions").then_some(()).ok_or(format!("{open:?}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_owner_lets_in_gets_a_session_whatever_the_level_of_its_sender() {
+    for option in [ApproveOption::Message, ApproveOption::Thread] {
+        let node = Node::start().await;
+        let mut relay = node.relay().await;
+        let peer = Peer::new(2);
+        relay.send(&peer.says(node.us(), "t1", "m1", "May I ask something?")).await;
+        relay.taken("m1").await;
+        node.until_state("m1", "held first-contact").await;
+        let approvals = node.mesh.approvals(None, None).await.expect("approvals");
+        let id = approvals["approvals"][0]["id"].as_str().expect("id");
+        node.mesh.decide(&Caller::Owner, id, Decision::Approve(option)).await.expect("approve");
+        until("a session", || async { node.sessions.starts().pop().ok_or(format!("{option:?}")) }).await;
+        let agent = node.mesh.agent(&peer.fingerprint().to_string()).await.expect("agent");
+        assert_eq!(agent["trustLevel"], "untrusted");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_may_never_get_a_session_is_given_up_for_good() {
+    let node = Node::with(|config| config.limits.verified.spawns_per_hour = 0).await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(3);
+    node.trust(&peer, "verified").await;
+    relay.send(&peer.says(node.us(), "t1", "m1", "Are you there?")).await;
+    relay.taken("m1").await;
+    node.until_state("m1", "failed its sender may not start a session").await;
     let causes: Vec<String> = node.notices.notices().into_iter().map(|n| n.notice.cause).collect();
     assert!(causes.iter().any(|c| c.starts_with("unanswered:")), "{causes:?}");
+    assert_eq!(node.sessions.rows()[0].1, InputState::Expired, "no later session gets it either");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_waiting_messages_of_one_peer_hide_nobody_elses() {
+    let node = Node::with(|config| {
+        let verified = &mut config.limits.verified;
+        verified.spawns_per_hour = 1;
+        (verified.messages_per_hour, verified.messages_per_day) = (10_000, 10_000);
+        (verified.per_thread_per_hour, verified.burst_per_minute) = (10_000, 10_000);
+        (config.limits.global_per_hour, config.limits.machine_per_hour) = (10_000, 10_000);
+    })
+    .await;
+    let mut relay = node.relay().await;
+    let (busy, other) = (Peer::new(4), Peer::new(5));
+    node.trust(&busy, "verified").await;
+    node.trust(&other, "verified").await;
+    for n in 0..260 {
+        relay
+            .send(&busy.says(node.us(), &format!("t{n}"), &format!("q{n}"), &format!("Question {n}?")))
+            .await;
+    }
+    relay.taken("q0").await;
+    until("all of them wait", || async {
+        let rows = node.sessions.rows().len();
+        (rows == 260).then_some(()).ok_or(rows.to_string())
+    })
+    .await;
+    relay.send(&other.says(node.us(), "mine", "m1", "And I?")).await;
+    until("a session for the other", || async {
+        let peers: Vec<String> = node.sessions.starts().into_iter().map(|s| s.binding.peer).collect();
+        peers.contains(&other.fingerprint().to_string()).then_some(()).ok_or(format!("{}", peers.len()))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_inbox_changes_no_order_and_an_unreadable_one_changes_nothing() {
+    let node = Node::with(|config| config.spawn.drain_enabled = false).await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(6);
+    node.trust(&peer, "verified").await;
+    node.sessions.full.store(u32::MAX, Ordering::SeqCst);
+    for id in ["m1", "m2"] {
+        relay.send(&peer.says(node.us(), "t1", id, &format!("Question {id}?"))).await;
+        relay.taken(id).await;
+        node.until_state(id, "stored").await;
+    }
+    node.sessions.full.store(1, Ordering::SeqCst);
+    node.until_state("m2", "queued").await;
+    let keys = ["m1", "m2"].map(|id| format!("threadline:{}:{id}", peer.fingerprint()));
+    assert_eq!(node.sessions.order(), keys);
+
+    node.sessions.full.store(u32::MAX, Ordering::SeqCst);
+    node.sessions.unreadable.store(2, Ordering::SeqCst);
+    until("the inbox was looked at", || async {
+        let left = node.sessions.unreadable.load(Ordering::SeqCst);
+        (left == 0).then_some(()).ok_or(left.to_string())
+    })
+    .await;
+    let refused = node.sessions.full.load(Ordering::SeqCst);
+    relay.send(&peer.says(node.us(), "t2", "m3", "Question m3?")).await;
+    relay.taken("m3").await;
+    until("another pass", || async {
+        let now = node.sessions.full.load(Ordering::SeqCst);
+        (now != refused).then_some(()).ok_or(now.to_string())
+    })
+    .await;
+    assert_eq!(node.state_of("m1").await.as_deref(), Some("queued"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

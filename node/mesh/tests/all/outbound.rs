@@ -155,3 +155,71 @@ async fn a_cautious_node_asks_about_each_message() {
     until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
     assert_eq!(node.mesh.outbox(1).await.expect("outbox")["messages"][0]["state"], "rejected");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_approved_text_that_may_not_leave_now_is_still_asked_about() {
+    let node = Node::with(|config| config.policy.autonomy = Autonomy::Cautious).await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(9);
+    node.trust(&peer, "verified").await;
+    let held = node.call(Caller::Local, Tool::ThreadlineSend, send_to(&peer, "hello")).await.expect("held");
+    let approvals = node.mesh.approvals(None, None).await.expect("approvals");
+    let id = approvals["approvals"][0]["id"].as_str().expect("id");
+    let fp = peer.fingerprint().to_string();
+    node.mesh.block(&Caller::Owner, &fp, None).await.expect("block");
+    let approve = Decision::Approve(ApproveOption::Message);
+    let refused = node.mesh.decide(&Caller::Owner, id, approve).await.expect_err("not to a blocked agent");
+    assert_ne!(refused.code, "already-decided");
+    let pending = node.mesh.approvals(None, None).await.expect("approvals");
+    assert_eq!(pending["approvals"][0]["status"], "pending", "{pending}");
+    node.mesh.unblock(&Caller::Owner, &fp).await.expect("unblock");
+    node.mesh.decide(&Caller::Owner, id, approve).await.expect("send it");
+    assert_eq!(relay.message().await.text("messageId"), held["messageId"].as_str());
+    let again = node.mesh.decide(&Caller::Owner, id, Decision::Reject).await.expect_err("decided");
+    assert_eq!(again.code, "already-decided");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_answer_is_not_given_to_the_call_that_asked_something_else() {
+    let node = Arc::new(Node::start().await);
+    let mut relay = node.relay().await;
+    let peer = Peer::new(10);
+    node.trust(&peer, "verified").await;
+    let first =
+        node.call(Caller::Local, Tool::ThreadlineSend, send_to(&peer, "Which day?")).await.expect("sent");
+    let thread = first["threadId"].as_str().expect("thread").to_owned();
+    let first = relay.message().await.text("messageId").expect("id").to_owned();
+    let asker = Arc::clone(&node);
+    let arguments = json!({"agentId": peer.fingerprint(), "message": "Which hour?", "threadId": thread});
+    let call = tokio::spawn(async move { asker.call(Caller::Local, Tool::ThreadlineSend, arguments).await });
+    let second = relay.message().await.text("messageId").expect("id").to_owned();
+    relay.send(&peer.answers(node.us(), &thread, "r1", "Monday, I think.", &first)).await;
+    relay.taken("r1").await;
+    node.until_state("r1", "queued").await;
+    relay.send(&peer.answers(node.us(), &thread, "r2", "Noon, I think.", &second)).await;
+    let result = call.await.expect("no panic").expect("result");
+    assert_eq!(result["replyMessageId"], "r2", "{result}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idempotency_key_is_its_callers_own_and_names_one_message() {
+    let node = Node::start().await;
+    let (peer, other) = (Peer::new(11), Peer::new(12));
+    let session = || {
+        let id = instar_state::ids::SessionId::random();
+        Caller::Session(SessionCaller { id: id.to_string(), bound: None, tainted: false })
+    };
+    let (one, two) = (session(), session());
+    let mut arguments = send_to(&peer, "first");
+    arguments["idempotencyKey"] = json!("k1");
+    let sent = node.call(one.clone(), Tool::ThreadlineSend, arguments.clone()).await.expect("sent");
+    let again = node.call(one.clone(), Tool::ThreadlineSend, arguments).await.expect("the same");
+    assert_eq!(again["messageId"], sent["messageId"]);
+    let mut elsewhere = send_to(&other, "second");
+    elsewhere["idempotencyKey"] = json!("k1");
+    let reused = node.call(one, Tool::ThreadlineSend, elsewhere.clone()).await.expect_err("another agent");
+    assert_eq!(reused.code, "idempotency-key-reused");
+    let mine = node.call(two, Tool::ThreadlineSend, elsewhere).await.expect("another caller's key");
+    assert_ne!(mine["messageId"], sent["messageId"]);
+    assert_eq!(mine["note"], Value::Null);
+}

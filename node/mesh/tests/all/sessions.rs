@@ -20,6 +20,10 @@ pub struct Sessions {
     changed: Notify,
     /// Starts that are refused before one succeeds.
     pub refuse: AtomicU32,
+    /// Reads of the inbox that fail before one succeeds.
+    pub unreadable: AtomicU32,
+    /// Inputs that the inbox refuses before it takes one.
+    pub full: AtomicU32,
     /// Supervisors write no proof of life.
     pub silent: AtomicBool,
 }
@@ -28,6 +32,7 @@ pub struct Sessions {
 struct State {
     rows: BTreeMap<String, (SessionInput, Ulid, InputState)>,
     live: HashMap<ConversationKey, LiveSession>,
+    order: Vec<String>,
     starts: Vec<PeerSessionSpec>,
     ended: Vec<(SessionId, String)>,
     tainted: Vec<SessionId>,
@@ -40,6 +45,11 @@ impl Sessions {
 
     pub fn rows(&self) -> Vec<(SessionInput, InputState)> {
         self.state().rows.values().map(|(input, _, state)| (input.clone(), *state)).collect()
+    }
+
+    /// Inbox keys in the order in which the inbox took them.
+    pub fn order(&self) -> Vec<String> {
+        self.state().order.clone()
     }
 
     pub fn starts(&self) -> Vec<PeerSessionSpec> {
@@ -79,9 +89,15 @@ impl Sessions {
 impl PeerSessions for Sessions {
     fn enqueue(&self, input: SessionInput) -> BoxFuture<'_, Result<Ulid, String>> {
         Box::pin(async move {
+            if take_one(&self.full) {
+                return Err("disk full".into());
+            }
             let mut state = self.state();
             let injected = state.live.contains_key(&input.conversation);
             let first = if injected { InputState::Injected } else { InputState::Queued };
+            if !state.rows.contains_key(&input.inbox_key) {
+                state.order.push(input.inbox_key.clone());
+            }
             let row = state.rows.entry(input.inbox_key.clone());
             Ok(row.or_insert_with(|| (input, Ulid::generate(), first)).1)
         })
@@ -131,9 +147,21 @@ impl PeerSessions for Sessions {
         })
     }
 
-    fn input_state(&self, inbox_key: &str) -> BoxFuture<'_, Option<InputState>> {
+    fn input_state(&self, inbox_key: &str) -> BoxFuture<'_, Result<Option<InputState>, String>> {
+        if take_one(&self.unreadable) {
+            return Box::pin(async { Err("disk I/O error".into()) });
+        }
         let state = self.state().rows.get(inbox_key).map(|(_, _, state)| *state);
-        Box::pin(async move { state })
+        Box::pin(async move { Ok(state) })
+    }
+
+    fn withdraw(&self, inbox_key: &str) -> BoxFuture<'_, ()> {
+        if let Some((_, _, state)) = self.state().rows.get_mut(inbox_key)
+            && *state == InputState::Queued
+        {
+            *state = InputState::Expired;
+        }
+        Box::pin(async {})
     }
 
     fn end(&self, id: &SessionId, reason: &str) -> BoxFuture<'_, ()> {
@@ -151,6 +179,10 @@ impl PeerSessions for Sessions {
     fn changed(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.changed.notified())
     }
+}
+
+fn take_one(count: &AtomicU32) -> bool {
+    count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
 }
 
 /// What the supervisor writes.

@@ -295,7 +295,7 @@ async fn a_session_for_a_peer_is_bound_and_settles_when_answered() {
     let changed = peers.changed();
     peers.replied(&key, Some("threadline:a:1")).await;
     changed.await;
-    assert_eq!(peers.input_state("threadline:a:1").await, Some(InputState::Acked));
+    assert_eq!(peers.input_state("threadline:a:1").await, Ok(Some(InputState::Acked)));
     peers.end(&id, "test").await;
     assert!(peers.live(&key).is_none());
     node.stop().await;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -64,7 +65,7 @@ pub fn run_link(deps: LinkDeps, stop: CancellationToken) -> (LinkHandle, LinkFut
         watch::channel(LinkStatus { state: LinkState::Stopped.name(), ..LinkStatus::default() });
     let (agents_tx, agents) = watch::channel(Arc::new(Vec::new()));
     let (registry_tx, registry) = watch::channel(None);
-    let clock = Clock::start((deps.now)());
+    let clock = Clock::start(deps.now);
     let seed = rand::random();
     let driver = Driver {
         client: Client::new(nowhere(), Arc::clone(&deps.identity), seed),
@@ -102,24 +103,35 @@ fn nowhere() -> ClientConfig {
     }
 }
 
-/// Unix time that never runs backwards while the process lives.
-#[derive(Debug, Clone, Copy)]
+/// Unix time that never runs backwards while the process lives, and follows the system when that was set forward or
+/// the machine slept.
+#[derive(Debug)]
 struct Clock {
-    unix: i64,
-    instant: Instant,
+    system: fn() -> i64,
+    started: Instant,
+    /// Unix ms at `started`.
+    base: AtomicI64,
 }
 
 impl Clock {
-    fn start(unix: i64) -> Self {
-        Self { unix, instant: Instant::now() }
+    fn start(system: fn() -> i64) -> Self {
+        Self { system, started: Instant::now(), base: AtomicI64::new(system()) }
     }
 
     fn now(&self) -> i64 {
-        self.unix + i64::try_from(self.instant.elapsed().as_millis()).unwrap_or(i64::MAX - self.unix)
+        let elapsed = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let base = self.system().saturating_sub(elapsed);
+        self.base.fetch_max(base, Ordering::Relaxed).max(base).saturating_add(elapsed)
+    }
+
+    /// What everything outside the link calls now.
+    fn system(&self) -> i64 {
+        (self.system)()
     }
 
     fn instant_of(&self, unix: i64) -> Instant {
-        self.instant + Duration::from_millis(u64::try_from(unix - self.unix).unwrap_or(0))
+        let wait = unix.saturating_sub(self.now());
+        Instant::now() + Duration::from_millis(u64::try_from(wait).unwrap_or(0))
     }
 }
 
@@ -297,7 +309,7 @@ impl Driver {
             }
         }
         let count = entries.len();
-        let outcomes = match self.store.spool_put(entries, self.clock.now()).await {
+        let outcomes = match self.store.spool_put(entries, self.clock.system()).await {
             Ok(outcomes) => outcomes,
             Err(error) => {
                 tracing::error!(%error, "the spool takes nothing; the relay keeps the rest");

@@ -1,10 +1,12 @@
 //! What waits for the owner.
 
 use rusqlite::{Connection, OptionalExtension, params};
-use threadline::{Fingerprint, MessageId, ThreadId};
+use threadline::threads::ThreadEvent;
+use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey};
 
-use super::types::{Approval, ApprovalKind, ApprovalStatus};
-use super::{Store, StoreError};
+use super::inbound::APPROVED;
+use super::types::{Approval, ApprovalKind, ApprovalStatus, Direction, MessageState};
+use super::{Store, StoreError, messages};
 
 /// A question to the owner.
 #[derive(Debug, Clone)]
@@ -128,18 +130,48 @@ impl Store {
         now: i64,
     ) -> Result<Decided, StoreError> {
         let (id, by) = (id.to_owned(), by.to_owned());
+        self.db.write(move |c| decide(c, &id, status, &by, now)).await
+    }
+
+    /// Decides a pending question about a message of a peer once, and lets the message go on or ends it with the same
+    /// commit. `whole_thread`: its thread needs no further approval.
+    pub async fn decide_inbound(
+        &self,
+        id: &str,
+        status: ApprovalStatus,
+        whole_thread: bool,
+        by: &str,
+        now: i64,
+    ) -> Result<Decided, StoreError> {
+        let (id, by) = (id.to_owned(), by.to_owned());
         self.db
             .write(move |c| {
-                let changed = c.execute(
-                    "UPDATE approvals SET status = ?2, decided_by = ?3, decided_at = ?4
-                     WHERE id = ?1 AND status = 'pending' AND expires_at > ?4",
-                    params![id, status, by, now],
-                )?;
-                Ok(match find(c, &id)? {
-                    None => Decided::Unknown,
-                    Some(approval) if changed > 0 => Decided::Now(Box::new(approval)),
-                    Some(approval) => Decided::Before(Box::new(approval)),
-                })
+                let decided = decide(c, &id, status, &by, now)?;
+                let Decided::Now(approval) = &decided else { return Ok(decided) };
+                let (Some(message), Some(thread)) = (&approval.message_id, &approval.thread_id) else {
+                    return Ok(decided);
+                };
+                let key = ThreadKey { peer: approval.peer, thread: thread.clone() };
+                let held = messages::is_in_state(c, &key.peer, message, Direction::In, MessageState::Held)?;
+                if status != ApprovalStatus::Approved {
+                    if held {
+                        let (state, reason) = (MessageState::Rejected, Some("owner"));
+                        messages::set_state(c, &key.peer, message, Direction::In, state, reason)?;
+                    }
+                    return Ok(decided);
+                }
+                if held {
+                    let (state, reason) = (MessageState::Stored, Some(APPROVED));
+                    messages::set_state(c, &key.peer, message, Direction::In, state, reason)?;
+                }
+                if whole_thread {
+                    c.execute(
+                        "UPDATE conversations SET approved = 1 WHERE peer_fp = ?1 AND thread_id = ?2",
+                        params![key.peer.to_string(), key.thread.as_str()],
+                    )?;
+                }
+                messages::thread_event(c, &key, ThreadEvent::Released)?;
+                Ok(decided)
             })
             .await
     }
@@ -179,6 +211,25 @@ impl Store {
             })
             .await
     }
+}
+
+fn decide(
+    c: &Connection,
+    id: &str,
+    status: ApprovalStatus,
+    by: &str,
+    now: i64,
+) -> Result<Decided, StoreError> {
+    let changed = c.execute(
+        "UPDATE approvals SET status = ?2, decided_by = ?3, decided_at = ?4
+         WHERE id = ?1 AND status = 'pending' AND expires_at > ?4",
+        params![id, status, by, now],
+    )?;
+    Ok(match find(c, id)? {
+        None => Decided::Unknown,
+        Some(approval) if changed > 0 => Decided::Now(Box::new(approval)),
+        Some(approval) => Decided::Before(Box::new(approval)),
+    })
 }
 
 fn find(c: &Connection, id: &str) -> Result<Option<Approval>, StoreError> {

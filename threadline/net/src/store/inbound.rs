@@ -11,6 +11,8 @@ use super::messages::{self, NewMessage};
 use super::types::{Auth, Direction, MessageState, StoredMessage, Thread, parsed};
 use super::{Store, StoreError, approvals, limits, outbox, sha256, spool};
 
+/// Reason of messages that the owner let in, until they are answered.
+pub const APPROVED: &str = "approved";
 /// Reason of messages that only a pause holds.
 pub const HELD_BY_PAUSE: &str = "paused";
 
@@ -99,26 +101,67 @@ impl Store {
 
     /// Inbound messages that are to be routed, in order of storing.
     pub async fn unrouted(&self, limit: u32) -> Result<Vec<StoredMessage>, StoreError> {
-        self.inbound_in_state(MessageState::Stored, limit).await
+        self.inbound_in_state(MessageState::Stored, 0, limit).await
     }
 
-    /// Inbound messages that wait in the session inbox.
-    pub async fn queued_inbound(&self, limit: u32) -> Result<Vec<StoredMessage>, StoreError> {
-        self.inbound_in_state(MessageState::Queued, limit).await
+    /// Inbound messages that wait in the session inbox, those behind row `after` only.
+    pub async fn queued_inbound(&self, after: i64, limit: u32) -> Result<Vec<StoredMessage>, StoreError> {
+        self.inbound_in_state(MessageState::Queued, after, limit).await
     }
 
     async fn inbound_in_state(
         &self,
         state: MessageState,
+        after: i64,
         limit: u32,
     ) -> Result<Vec<StoredMessage>, StoreError> {
         self.db
             .read(move |c| {
                 let mut statement = c.prepare_cached(
-                    "SELECT * FROM messages WHERE direction = 'in' AND state = ?1 ORDER BY id LIMIT ?2",
+                    "SELECT * FROM messages WHERE direction = 'in' AND state = ?1 AND id > ?2
+                     ORDER BY id LIMIT ?3",
                 )?;
-                let rows = statement.query_map(params![state, limit], StoredMessage::from_row)?;
+                let rows = statement.query_map(params![state, after, limit], StoredMessage::from_row)?;
                 Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    /// Inbound messages of one thread that wait in the session inbox.
+    pub async fn queued_of(&self, key: ThreadKey) -> Result<Vec<StoredMessage>, StoreError> {
+        self.db
+            .read(move |c| {
+                let mut statement = c.prepare_cached(
+                    "SELECT * FROM messages WHERE direction = 'in' AND state = 'queued'
+                     AND peer_fp = ?1 AND thread_id = ?2 ORDER BY id",
+                )?;
+                let of_thread = params![key.peer.to_string(), key.thread.as_str()];
+                let rows = statement.query_map(of_thread, StoredMessage::from_row)?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    /// Marks a message that the session inbox holds, together with the repetitions counted with it.
+    pub async fn set_queued(
+        &self,
+        key: ThreadKey,
+        id: MessageId,
+        similar_turns: u32,
+    ) -> Result<(), StoreError> {
+        self.db
+            .write(move |c| {
+                let (peer, thread) = (key.peer.to_string(), key.thread.as_str());
+                c.prepare_cached(
+                    "UPDATE messages SET state = 'queued'
+                     WHERE peer_fp = ?1 AND message_id = ?2 AND direction = 'in'",
+                )?
+                .execute(params![peer, id.as_str()])?;
+                c.prepare_cached(
+                    "UPDATE conversations SET similar_turns = ?3 WHERE peer_fp = ?1 AND thread_id = ?2",
+                )?
+                .execute(params![peer, thread, similar_turns])?;
+                Ok(())
             })
             .await
     }

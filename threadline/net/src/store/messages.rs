@@ -107,6 +107,21 @@ pub(super) fn exists(
         .is_some())
 }
 
+/// Whether a message stands in this state.
+pub(super) fn is_in_state(
+    c: &Connection,
+    peer: &Fingerprint,
+    id: &MessageId,
+    direction: Direction,
+    state: MessageState,
+) -> rusqlite::Result<bool> {
+    c.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM messages
+         WHERE peer_fp = ?1 AND message_id = ?2 AND direction = ?3 AND state = ?4)",
+    )?
+    .query_row(params![peer.to_string(), id.as_str(), direction, state], |r| r.get(0))
+}
+
 /// Sets state and reason; neither is part of the chain.
 pub(super) fn set_state(
     c: &Connection,

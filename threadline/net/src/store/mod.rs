@@ -23,12 +23,12 @@ use instar_durable::{Database, DatabaseError, Durability, Migration, OpenOptions
 use sha2::{Digest, Sha256};
 
 pub use approvals::{ApprovalDraft, ApprovalQueueLimits, Decided};
-pub use inbound::{Accepted, HELD_BY_PAUSE, Inbound};
+pub use inbound::{APPROVED, Accepted, HELD_BY_PAUSE, Inbound};
 pub use invitations::{IssuedInvitation, Join};
 pub use ledger::{LedgerRow, LedgerStatus, Reservation};
 pub use outbox::{DeliveryHealth, DeliveryRow, OutboundDraft, OutboxRow, Queued};
 pub use peers::KnownPeer;
-pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled};
+pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled, UNKNOWN_SENDER};
 pub use threads::{ChainCheck, SearchHit, ThreadFilter};
 pub use types::{
     Approval, ApprovalKind, ApprovalStatus, Auth, Direction, MessageState, Opener, StoredMessage, Thread,

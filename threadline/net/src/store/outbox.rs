@@ -170,7 +170,7 @@ impl Store {
             .await
     }
 
-    /// A held message of ours will not be sent.
+    /// A held message of ours will not be sent. False when it is not held any more.
     pub async fn fail_held_outbound(
         &self,
         peer: Fingerprint,
@@ -180,6 +180,9 @@ impl Store {
         let reason = reason.to_owned();
         self.db
             .write(move |c| {
+                if !messages::is_in_state(c, &peer, &id, Direction::Out, MessageState::Held)? {
+                    return Ok(false);
+                }
                 let state = MessageState::Rejected;
                 messages::set_state(c, &peer, &id, Direction::Out, state, Some(&reason))
             })

@@ -5,6 +5,7 @@ use serde::Serialize;
 use threadline::Fingerprint;
 use threadline::identity::{Pin, PinOutcome, PublicIdentity, check_pin};
 
+use super::spool::UNKNOWN_SENDER;
 use super::types::parsed;
 use super::{Store, StoreError};
 
@@ -37,7 +38,8 @@ pub struct KnownPeer {
 }
 
 impl Store {
-    /// Pins a key learnt for `claimed`. The first key of an address stays.
+    /// Pins a key learnt for `claimed`. The first key of an address stays. What waited in the spool for this key is
+    /// due at once.
     pub async fn pin_key(
         &self,
         claimed: Fingerprint,
@@ -52,6 +54,11 @@ impl Store {
                     c.execute(
                         "INSERT INTO peer_keys(public_key, fingerprint, pinned_at, source) VALUES (?1, ?2, ?3, ?4)",
                         params![key.as_bytes(), claimed.to_string(), now, source],
+                    )?;
+                    c.execute(
+                        "UPDATE spool SET not_before = ?2 WHERE from_fp = ?1 AND state = 'new' AND reason = ?3
+                         AND not_before > ?2",
+                        params![claimed.to_string(), now, UNKNOWN_SENDER],
                     )?;
                 }
                 Ok(outcome)

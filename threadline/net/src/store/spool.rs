@@ -33,7 +33,7 @@ pub struct SpoolEntry {
 pub enum Spooled {
     /// Stored under this number.
     New(i64),
-    /// These very bytes were stored before.
+    /// These very bytes were stored before; nothing would be different now.
     Known,
     /// No room: must not be acknowledged.
     Full,
@@ -71,6 +71,9 @@ pub struct SpoolRow {
     pub attempts: u32,
 }
 
+/// Reason of rows that wait for the key of their sender.
+pub const UNKNOWN_SENDER: &str = "unknown-sender";
+
 /// How much waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct SpoolDepth {
@@ -102,11 +105,16 @@ impl Store {
             .await
     }
 
-    /// Earliest time at which a postponed row becomes due.
+    /// Earliest time at which [`Self::spool_due`] has a row: of each sender, only the first row counts.
     pub async fn spool_next_due(&self) -> Result<Option<i64>, StoreError> {
         self.db
             .read(|c| {
-                Ok(c.query_row("SELECT min(not_before) FROM spool WHERE state = 'new'", [], |r| r.get(0))?)
+                Ok(c.query_row(
+                    "SELECT min(not_before) FROM spool s WHERE state = 'new' AND NOT EXISTS (
+                        SELECT 1 FROM spool e WHERE e.state = 'new' AND e.from_fp = s.from_fp AND e.seq < s.seq)",
+                    [],
+                    |r| r.get(0),
+                )?)
             })
             .await
     }
@@ -214,16 +222,30 @@ pub(super) fn mark_ingested(c: &Connection, seq: i64) -> rusqlite::Result<usize>
 
 fn put(c: &Connection, entry: &SpoolEntry, now: i64) -> Result<Spooled, StoreError> {
     let hash = sha256(&entry.envelope);
-    let known = c
-        .prepare_cached("SELECT 1 FROM spool WHERE from_fp = ?1 AND message_id = ?2 AND env_hash = ?3")?
-        .query_row(params![entry.from.to_string(), entry.message_id.as_str(), hash], |_| Ok(()))
+    let known: Option<(i64, bool)> = c
+        .prepare_cached(
+            "SELECT seq, state = 'refused' AND reason IN ('unknown-sender', 'internal', 'clock-skew')
+             FROM spool WHERE from_fp = ?1 AND message_id = ?2 AND env_hash = ?3",
+        )?
+        .query_row(params![entry.from.to_string(), entry.message_id.as_str(), hash], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })
         .optional()?;
-    if known.is_some() {
+    if matches!(known, Some((_, false))) {
         return Ok(Spooled::Known);
     }
     let (rows, bytes) = depth(c)?;
     if rows >= MAX_ROWS || bytes >= MAX_BYTES {
         return Ok(Spooled::Full);
+    }
+    if let Some((refused, _)) = known {
+        // Its sender tries again, and what was wrong with our knowledge or clock may be right now.
+        c.prepare_cached(
+            "UPDATE spool SET state = 'new', reason = NULL, attempts = 0, not_before = 0, received_at = ?2
+             WHERE seq = ?1",
+        )?
+        .execute(params![refused, now])?;
+        return Ok(Spooled::New(refused));
     }
     c.prepare_cached(
         "INSERT INTO spool(relay, message_id, from_fp, thread_id, transport, envelope, env_hash, received_at)

@@ -306,3 +306,85 @@ async fn a_spawn_is_reserved_once() {
     assert!(bench.store.set_spawn("e1", LedgerStatus::Failed, Some("dead"), None, NOW).await.expect("fail"));
     assert!(!bench.store.set_spawn("e1", LedgerStatus::Verified, None, None, NOW).await.expect("terminal"));
 }
+
+#[tokio::test]
+async fn the_next_look_at_the_spool_is_when_it_has_a_row() {
+    let bench = Bench::new();
+    assert_eq!(bench.store.spool_next_due().await.expect("next"), None);
+    for message in ["a", "b"] {
+        bench.store.spool_put(vec![entry(1, message)], NOW).await.expect("put");
+    }
+    let due = bench.store.spool_due(NOW, 10).await.expect("due");
+    bench.store.spool_postpone(due[0].seq, NOW + 10_000, UNKNOWN_SENDER).await.expect("postpone");
+    assert!(bench.store.spool_due(NOW, 10).await.expect("due").is_empty());
+    assert_eq!(bench.store.spool_next_due().await.expect("next"), Some(NOW + 10_000), "b waits behind a");
+}
+
+#[tokio::test]
+async fn a_pinned_key_makes_due_what_waited_for_it() {
+    let bench = Bench::new();
+    let sender = threadline::identity::Identity::from_seed(&[3; 32]);
+    let sealed = SpoolEntry { from: sender.fingerprint(), ..entry(1, "a") };
+    bench.store.spool_put(vec![sealed, entry(2, "b")], NOW).await.expect("put");
+    for row in bench.store.spool_due(NOW, 10).await.expect("due") {
+        bench.store.spool_postpone(row.seq, NOW + 900_000, UNKNOWN_SENDER).await.expect("postpone");
+    }
+    let pinned = bench.store.pin_key(sender.fingerprint(), *sender.public(), "registry", NOW + 1).await;
+    assert_eq!(pinned.expect("pin"), threadline::identity::PinOutcome::New);
+    let due = bench.store.spool_due(NOW + 1, 10).await.expect("due");
+    assert_eq!(due.iter().map(|row| row.message_id.as_str()).collect::<Vec<_>>(), ["a"]);
+}
+
+#[tokio::test]
+async fn the_resend_of_a_refused_message_is_looked_at_again() {
+    let bench = Bench::new();
+    bench.store.spool_put(vec![entry(1, "a")], NOW).await.expect("put");
+    let seq = bench.store.spool_due(NOW, 10).await.expect("due")[0].seq;
+    bench.store.spool_failed(seq, NOW, "internal").await.expect("failed");
+    bench.store.spool_refuse(seq, "clock-skew").await.expect("refuse");
+    let again = bench.store.spool_put(vec![entry(1, "a")], NOW + 5_000).await.expect("again");
+    assert_eq!(again, [Spooled::New(seq)]);
+    let due = bench.store.spool_due(NOW + 5_000, 10).await.expect("due");
+    assert_eq!((due[0].received_at, due[0].attempts), (NOW + 5_000, 0));
+    assert_eq!(bench.store.spool_put(vec![entry(1, "a")], NOW).await.expect("waiting"), [Spooled::Known]);
+    bench.store.spool_refuse(seq, "bad-signature").await.expect("refuse");
+    assert_eq!(bench.store.spool_put(vec![entry(1, "a")], NOW).await.expect("for good"), [Spooled::Known]);
+}
+
+#[tokio::test]
+async fn a_decision_about_a_held_message_and_its_effect_are_one() {
+    let bench = Bench::new();
+    for (message, status, left) in [
+        ("m1", ApprovalStatus::Approved, (MessageState::Stored, Some(APPROVED))),
+        ("m2", ApprovalStatus::Rejected, (MessageState::Rejected, Some("owner"))),
+    ] {
+        let mut held = inbound(1, message, message);
+        held.state = MessageState::Held;
+        held.approval = Some(ApprovalDraft {
+            id: format!("a-{message}"),
+            kind: ApprovalKind::Message,
+            peer: peer(1),
+            message_id: Some(id(message)),
+            thread_id: "t1".parse().ok(),
+            subject: String::new(),
+            preview: message.into(),
+            details: serde_json::json!({}),
+            expires_at: NOW + 1_000,
+        });
+        bench.store.accept(held, ApprovalQueueLimits::default(), NOW).await.expect("accept");
+        let decided = bench
+            .store
+            .decide_inbound(&format!("a-{message}"), status, false, "owner", NOW)
+            .await
+            .expect("decide");
+        assert!(matches!(decided, Decided::Now(_)), "{decided:?}");
+        let after = bench.killed();
+        let kept =
+            after.store.message(peer(1), id(message), Direction::In).await.expect("read").expect("row");
+        assert_eq!((kept.state, kept.reason.as_deref()), left);
+    }
+    bench.store.set_queued(key(1, "t1"), id("m1"), 2).await.expect("queued");
+    let queued = bench.store.queued_of(key(1, "t1")).await.expect("queued");
+    assert_eq!(queued[0].reason.as_deref(), Some(APPROVED), "until it is answered");
+    assert_eq!(bench.store.thread(key(1, "t1")).await.expect("read").expect("row").similar_turns, 2);
+}

@@ -250,20 +250,6 @@ impl Store {
             .await
     }
 
-    /// Notes how many turns in a row repeated the one before.
-    pub async fn set_similar_turns(&self, key: ThreadKey, turns: u32) -> Result<(), StoreError> {
-        self.db
-            .write(move |c| {
-                c.execute(
-                    "UPDATE conversations SET similar_turns = ?3
-                     WHERE peer_fp = ?1 AND thread_id = ?2 AND similar_turns <> ?3",
-                    params![key.peer.to_string(), key.thread.as_str(), turns],
-                )?;
-                Ok(())
-            })
-            .await
-    }
-
     /// The text of the peer's message before this one in the thread.
     pub async fn previous_inbound(&self, key: ThreadKey, seq: i64) -> Result<Option<String>, StoreError> {
         self.db
@@ -295,19 +281,6 @@ impl Store {
                     params![key.peer.to_string(), key.thread.as_str(), pinned, max],
                 )?;
                 Ok(changed > 0)
-            })
-            .await
-    }
-
-    /// Lets a thread pass whatever the level of its peer.
-    pub async fn approve_thread(&self, key: ThreadKey) -> Result<(), StoreError> {
-        self.db
-            .write(move |c| {
-                c.execute(
-                    "UPDATE conversations SET approved = 1 WHERE peer_fp = ?1 AND thread_id = ?2",
-                    params![key.peer.to_string(), key.thread.as_str()],
-                )?;
-                thread_event(c, &key, ThreadEvent::Released)
             })
             .await
     }

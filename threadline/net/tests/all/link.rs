@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use threadline::MessageId;
 use threadline::delivery::Evidence;
 use threadline::v1::client::DeliveryEvent;
@@ -33,6 +35,29 @@ async fn an_envelope_is_committed_before_it_is_acknowledged() {
     }
     assert!(matches!(session.next_of_interest().await, ClientFrame::Pong(_)));
     assert_eq!(node.store.spool_depth().await.expect("depth").rows, 2);
+}
+
+static SLEPT: AtomicI64 = AtomicI64::new(0);
+
+/// The wall clock of a machine that slept: it is ahead of what the monotonic clock counted.
+fn after_sleep() -> i64 {
+    now() + SLEPT.load(Ordering::SeqCst)
+}
+
+#[tokio::test]
+async fn the_link_follows_the_wall_clock_of_a_machine_that_slept() {
+    const HOURS: i64 = 3 * 3_600_000;
+    let relay = Relay::bind().await;
+    let node = Node::with_clock(&relay.url, after_sleep).await;
+    let mut session = relay.accept().await;
+    SLEPT.store(HOURS, Ordering::SeqCst);
+    let before = after_sleep();
+    session.send(&ServerFrame::Message(envelope(peer(), node.identity.fingerprint(), "m1", "hello"))).await;
+    let ClientFrame::Ack(_) = session.next_of_interest().await else { panic!("no ack") };
+    let rows = node.store.spool_due(after_sleep(), 10).await.expect("spool");
+    assert!(rows[0].received_at >= before, "{} ms behind", before - rows[0].received_at);
+    node.enqueue("o1", "one").await;
+    assert_eq!(text_of(&session.next_of_interest().await), "o1", "due by the wall clock");
 }
 
 #[tokio::test]

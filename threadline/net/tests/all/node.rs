@@ -32,11 +32,16 @@ pub struct Node {
     pub events: mpsc::Receiver<LinkEvent>,
     pub stop: CancellationToken,
     pub task: JoinHandle<()>,
+    clock: fn() -> i64,
     _dir: tempfile::TempDir,
 }
 
 impl Node {
     pub async fn start(url: &str) -> Self {
+        Self::with_clock(url, now).await
+    }
+
+    pub async fn with_clock(url: &str, clock: fn() -> i64) -> Self {
         let config = ClientConfig {
             url: url.to_owned(),
             metadata: Metadata { name: "a".into(), ..Metadata::default() },
@@ -44,10 +49,14 @@ impl Node {
             registry: None,
             watch_presence: false,
         };
-        Self::with(Identity::from_seed(&[1; 32]), config).await
+        Self::made_of(Identity::from_seed(&[1; 32]), config, clock).await
     }
 
     pub async fn with(identity: Identity, config: ClientConfig) -> Self {
+        Self::made_of(identity, config, now).await
+    }
+
+    async fn made_of(identity: Identity, config: ClientConfig, clock: fn() -> i64) -> Self {
         let dir = tempfile::tempdir().expect("dir");
         let store = Store::open(&dir.path().join("threadline.sqlite")).expect("store");
         let identity = Arc::new(identity);
@@ -58,12 +67,12 @@ impl Node {
             store: store.clone(),
             routes: Routes::default(),
             events: events_tx,
-            now,
+            now: clock,
         };
         let (link, future) = run_link(deps, stop.clone());
         let task = tokio::spawn(future);
         link.start(config).await;
-        Self { identity, store, link, events, stop, task, _dir: dir }
+        Self { identity, store, link, events, stop, task, clock, _dir: dir }
     }
 
     pub async fn event(&mut self, wanted: impl Fn(&LinkEvent) -> bool) -> LinkEvent {
@@ -106,11 +115,11 @@ impl Node {
             origin_topic_id: None,
             idempotency_key: None,
             windows: Vec::new(),
-            delivery: Delivery::new(now(), DEFAULT_TTL_MS, true),
+            delivery: Delivery::new((self.clock)(), DEFAULT_TTL_MS, true),
         };
         let finished = String::from_utf8(envelope.to_bytes()).expect("JSON is UTF-8");
         let made = move |_: &OutboundMessage| -> Result<String, StoreError> { Ok(finished) };
-        self.store.enqueue(cleared(text), draft, made, now()).await.expect("enqueue");
+        self.store.enqueue(cleared(text), draft, made, (self.clock)()).await.expect("enqueue");
         self.link.flush();
     }
 }
