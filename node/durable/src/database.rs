@@ -97,7 +97,7 @@ pub enum DatabaseError {
     },
     /// The group commit failed; none of its operations took place.
     #[error("commit failed, nothing was stored: {0}")]
-    Commit(String),
+    Commit(GroupFailure),
     /// The database was closed.
     #[error("the database is closed")]
     Closed,
@@ -108,9 +108,33 @@ impl DatabaseError {
     pub fn is_storage_full(&self) -> bool {
         match self {
             Self::Sqlite(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
-            Self::Commit(text) => text.contains("full"),
+            Self::Commit(failure) => failure.code == Some(rusqlite::ErrorCode::DiskFull),
             _ => false,
         }
+    }
+}
+
+/// Why the transaction that several operations shared did not take place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupFailure {
+    reason: String,
+    code: Option<rusqlite::ErrorCode>,
+}
+
+impl GroupFailure {
+    /// The SQLite error in `error` or below it, and the words of `error`.
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let code = std::iter::successors(Some(error), |e| e.source()).find_map(|e| {
+            let sqlite = e.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+            sqlite.or_else(|| e.downcast_ref::<rusqlite::ffi::Error>().map(|e| e.code))
+        });
+        Self { reason: error.to_string(), code }
+    }
+}
+
+impl std::fmt::Display for GroupFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.reason)
     }
 }
 
@@ -135,10 +159,16 @@ struct Shared {
 }
 
 type Read = Box<dyn FnOnce(&Connection) + Send>;
-/// Runs one operation, or refuses it where no transaction could be begun.
-type Apply = Box<dyn FnOnce(Result<&Connection, String>) -> Answer + Send>;
+/// Runs one operation, or refuses it where there is no transaction.
+type Apply = Box<dyn FnOnce(Result<&Connection, GroupFailure>) -> Applied + Send>;
 /// Releases the caller once the transaction it ran in has ended.
-type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+type Answer = Box<dyn FnOnce(Result<(), GroupFailure>) + Send>;
+
+/// An operation that was run or refused.
+struct Applied {
+    answer: Answer,
+    failure: Option<GroupFailure>,
+}
 
 enum Write {
     Apply(Apply),
@@ -195,11 +225,12 @@ impl Database {
     /// Runs `operation` on the writer thread and returns after its transaction is committed.
     ///
     /// Operations that wait together are committed together (at most 256). An operation that fails is rolled
-    /// back alone. When the queue is full the caller waits.
+    /// back alone, unless SQLite itself gave up the whole transaction, as it may on a full disk: then none of them
+    /// took place. When the queue is full the caller waits.
     pub async fn write<T, E, F>(&self, operation: F) -> Result<T, E>
     where
         T: Send + 'static,
-        E: From<DatabaseError> + Send + 'static,
+        E: From<DatabaseError> + std::error::Error + Send + 'static,
         F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
     {
         let sender = self.writer().ok_or(DatabaseError::Closed)?;
@@ -296,22 +327,24 @@ impl Drop for Shared {
 fn package<T, E, F>(operation: F) -> (Apply, oneshot::Receiver<Result<T, E>>)
 where
     T: Send + 'static,
-    E: From<DatabaseError> + Send + 'static,
+    E: From<DatabaseError> + std::error::Error + Send + 'static,
     F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
 {
     let (tx, rx) = oneshot::channel();
     let apply: Apply = Box::new(move |connection| {
         let result = match connection {
             Ok(connection) => in_savepoint(connection, operation),
-            Err(reason) => Err(DatabaseError::Commit(reason).into()),
+            Err(failure) => Err(DatabaseError::Commit(failure).into()),
         };
-        Box::new(move |ended: Result<(), String>| {
+        let failure = result.as_ref().err().map(|error| GroupFailure::of(error));
+        let answer: Answer = Box::new(move |ended: Result<(), GroupFailure>| {
             let result = match ended {
                 Ok(()) => result,
-                Err(reason) => result.and(Err(DatabaseError::Commit(reason).into())),
+                Err(failure) => result.and(Err(DatabaseError::Commit(failure).into())),
             };
             drop(tx.send(result));
-        })
+        });
+        Applied { answer, failure }
     });
     (apply, rx)
 }
@@ -323,12 +356,25 @@ where
 {
     let sql = |result: rusqlite::Result<()>| result.map_err(|e| E::from(DatabaseError::from(e)));
     sql(connection.execute_batch("SAVEPOINT op"))?;
-    match operation(connection) {
-        Ok(value) => sql(connection.execute_batch("RELEASE op")).map(|()| value),
-        Err(error) => {
-            sql(connection.execute_batch("ROLLBACK TO op; RELEASE op"))?;
-            Err(error)
-        }
+    let result = operation(connection).and_then(|value| {
+        sql(connection.execute_batch("RELEASE op"))?;
+        Ok(value)
+    });
+    if result.is_err() {
+        undo(connection);
+    }
+    result
+}
+
+/// Undoes the operation that failed, or the whole transaction where it alone cannot be undone. Does nothing where SQLite
+/// has given up the transaction already.
+fn undo(connection: &Connection) {
+    if connection.is_autocommit() {
+        return;
+    }
+    if let Err(error) = connection.execute_batch("ROLLBACK TO op; RELEASE op") {
+        tracing::error!(%error, "an operation could not be undone alone");
+        let _ = connection.execute_batch("ROLLBACK");
     }
 }
 
@@ -361,27 +407,48 @@ fn commit_group(connection: &mut Connection, operations: Vec<Apply>) {
     let transaction = match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
         Ok(transaction) => transaction,
         Err(error) => {
-            let reason = error.to_string();
-            tracing::error!(reason, "no write transaction could be begun");
+            let failure = GroupFailure::of(&error);
+            tracing::error!(reason = %failure, "no write transaction could be begun");
             for apply in operations {
-                apply(Err(reason.clone()))(Ok(()));
+                (apply(Err(failure.clone())).answer)(Ok(()));
             }
             return;
         }
     };
-    let answers: Vec<Answer> =
-        operations.into_iter().filter_map(|apply| run_guarded(&transaction, apply)).collect();
-    let ended = transaction.commit().map_err(|error| error.to_string());
+    let mut answers: Vec<Answer> = Vec::with_capacity(operations.len());
+    let mut lost = None;
+    for apply in operations {
+        let place = lost.clone().map_or(Ok(&*transaction), Err);
+        let applied = run_guarded(&transaction, place, apply);
+        // What would run now would be committed by itself, while its caller hears that the group failed.
+        if lost.is_none() && transaction.is_autocommit() {
+            let failure = applied.as_ref().and_then(|a| a.failure.clone()).unwrap_or_else(|| GroupFailure {
+                reason: "the transaction was given up".to_owned(),
+                code: None,
+            });
+            tracing::error!(reason = %failure, "SQLite gave up a transaction");
+            lost = Some(failure);
+        }
+        answers.extend(applied.map(|a| a.answer));
+    }
+    let ended = match lost {
+        None => transaction.commit().map_err(|error| GroupFailure::of(&error)),
+        Some(failure) => Err(failure),
+    };
     for answer in answers {
         answer(ended.clone());
     }
 }
 
 /// Runs one operation; a panic in it undoes that operation alone and its caller hears `Closed`.
-fn run_guarded(connection: &Connection, apply: Apply) -> Option<Answer> {
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply(Ok(connection))));
+fn run_guarded(
+    connection: &Connection,
+    place: Result<&Connection, GroupFailure>,
+    apply: Apply,
+) -> Option<Applied> {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply(place)));
     if outcome.is_err() {
-        let _ = connection.execute_batch("ROLLBACK TO op; RELEASE op");
+        undo(connection);
     }
     outcome.ok()
 }
@@ -558,6 +625,52 @@ mod tests {
         std::fs::write(&path, vec![0x55; 8192]).expect("write");
         assert!(matches!(open(&path, MIGRATIONS), Err(DatabaseError::Corrupt { .. })));
         assert_eq!(std::fs::metadata(&path).expect("kept").len(), 8192);
+    }
+
+    #[tokio::test]
+    async fn operations_of_a_transaction_that_sqlite_gave_up_are_all_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let db = open(&dir.path().join("a.sqlite"), MIGRATIONS).expect("open");
+        let insert = |x: i64, bytes: usize| {
+            let y = "y".repeat(bytes);
+            db.write(move |c| {
+                c.execute("INSERT INTO t(x, y) VALUES (?1, ?2)", (x, y)).map_err(DatabaseError::from)
+            })
+        };
+        let limit = |pages: i64| {
+            db.write(move |c| c.pragma_update(None, "max_page_count", pages).map_err(DatabaseError::from))
+        };
+        limit(8).await.expect("a small disk");
+        let (begun, has_begun) = oneshot::channel();
+        let (go_on, goes_on) = std_mpsc::channel::<()>();
+        let writer = db.clone();
+        let busy = tokio::spawn(async move {
+            let wait = move |_: &Connection| {
+                let _ = begun.send(());
+                let _ = goes_on.recv();
+                Ok::<_, DatabaseError>(())
+            };
+            writer.write(wait).await
+        });
+        has_begun.await.expect("the writer is busy");
+        let group = async { tokio::join!(insert(1, 1), insert(2, 1 << 20), insert(3, 1)) };
+        let release = async { go_on.send(()).expect("waiting") };
+        let ((before, full, after), ()) = tokio::join!(group, release);
+        busy.await.expect("task").expect("the first");
+        let full = full.expect_err("no room");
+        assert!(matches!(full, DatabaseError::Sqlite(_)) && full.is_storage_full(), "its own error: {full}");
+        for error in [before.expect_err("given up"), after.expect_err("given up")] {
+            assert!(matches!(error, DatabaseError::Commit(_)) && error.is_storage_full(), "{error}");
+        }
+        let kept = || async {
+            let query = "SELECT coalesce(sum(x), 0) FROM t";
+            db.read(move |c| c.query_row(query, [], |r| r.get::<_, i64>(0)).map_err(DatabaseError::from))
+                .await
+        };
+        assert_eq!(kept().await.expect("rows"), 0, "what was reported as failed is not there");
+        limit(1_000).await.expect("a larger disk");
+        insert(4, 1 << 20).await.expect("room");
+        assert_eq!(kept().await.expect("rows"), 4);
     }
 
     #[tokio::test]

@@ -18,7 +18,9 @@ mod file;
 mod jsonl;
 mod lock;
 
-pub use database::{Database, DatabaseError, Durability, Migration, OpenOptions, UncleanStop, quick_check};
+pub use database::{
+    Database, DatabaseError, Durability, GroupFailure, Migration, OpenOptions, UncleanStop, quick_check,
+};
 pub use file::{AtomicWriteError, create_dir_private, set_aside, sync_dir, write_atomic};
 pub use jsonl::{JsonlError, JsonlFile};
 pub use lock::{FileLock, LockError};
