@@ -161,7 +161,7 @@ struct Task {
 /// All tasks of the bridge.
 #[derive(Debug, Default)]
 pub struct Tasks {
-    tasks: HashMap<String, Task>,
+    known: HashMap<String, Task>,
     /// Task that waits in each conversation.
     waiting: HashMap<(Fingerprint, String), String>,
     /// Conversations in which nobody waits any more.
@@ -173,12 +173,12 @@ impl Tasks {
     pub fn begin(&mut self, task: &str, agent: Fingerprint, thread: &str, now_ms: i64) -> Result<(), Fault> {
         let busy = self.waiting.keys().filter(|(of, _)| *of == agent).count() >= PER_AGENT;
         let place = (agent, thread.to_owned());
-        if busy || self.waiting.contains_key(&place) || self.tasks.len() >= TASKS {
+        if busy || self.waiting.contains_key(&place) || self.known.len() >= TASKS {
             return Err(Fault::Busy);
         }
         self.waiting.insert(place, task.to_owned());
         let state = State::Running;
-        self.tasks
+        self.known
             .insert(task.to_owned(), Task { agent, thread: thread.to_owned(), begun_ms: now_ms, state });
         Ok(())
     }
@@ -202,7 +202,7 @@ impl Tasks {
 
     /// Ends a running task. Whether it was running.
     pub fn end(&mut self, task: &str, end: End, now_ms: i64) -> bool {
-        let Some(found) = self.tasks.get_mut(task).filter(|found| found.state == State::Running) else {
+        let Some(found) = self.known.get_mut(task).filter(|found| found.state == State::Running) else {
             return false;
         };
         found.state = State::Ended { end, at_ms: now_ms };
@@ -220,7 +220,7 @@ impl Tasks {
 
     /// The end of a task, once it has one.
     pub fn end_of(&self, task: &str) -> Option<&End> {
-        match &self.tasks.get(task)?.state {
+        match &self.known.get(task)?.state {
             State::Running => None,
             State::Ended { end, .. } => Some(end),
         }
@@ -228,7 +228,7 @@ impl Tasks {
 
     /// The answer to a question for a task of that agent; `None` when there is none.
     pub fn describe(&self, task: &str, agent: &Fingerprint) -> Option<Value> {
-        let found = self.tasks.get(task).filter(|found| found.agent == *agent)?;
+        let found = self.known.get(task).filter(|found| found.agent == *agent)?;
         Some(match &found.state {
             State::Running => json!({"id": task, "status": "working"}),
             State::Ended { end, .. } => result(task, end),
@@ -238,7 +238,7 @@ impl Tasks {
     /// Ends tasks that waited too long, forgets old ends; returns the former.
     pub fn tidy(&mut self, now_ms: i64) -> Vec<String> {
         let late: Vec<String> = self
-            .tasks
+            .known
             .iter()
             .filter(|(_, task)| task.state == State::Running && now_ms - task.begun_ms >= PATIENCE_MS)
             .map(|(id, _)| id.clone())
@@ -246,7 +246,7 @@ impl Tasks {
         for task in &late {
             self.end(task, End::TimedOut, now_ms);
         }
-        self.tasks.retain(|_, task| match task.state {
+        self.known.retain(|_, task| match task.state {
             State::Running => true,
             State::Ended { at_ms, .. } => now_ms - at_ms < KEPT_MS,
         });

@@ -203,7 +203,7 @@ mod tests {
 
     /// The first number that has enough work.
     fn solve(challenge: &Challenge, client: &[u8; 32], bits: u32) -> [u8; 8] {
-        (0_u64..)
+        (0..u64::from(u32::MAX))
             .map(u64::to_be_bytes)
             .find(|found| {
                 let solution = Solution { epoch: &challenge.epoch, nonce: challenge.nonce, found: *found };

@@ -113,7 +113,7 @@ pub(super) const KEYS: &[Key] = &[
         name: "public_url",
         env: Some("RELAY_PUBLIC_URL"),
         set: |c, v| {
-            c.public_url = url(v)?.trim_end_matches('/').to_owned();
+            url(v)?.trim_end_matches('/').clone_into(&mut c.public_url);
             Ok(())
         },
         get: |c| quoted(&c.public_url),

@@ -41,7 +41,8 @@ fn get_tls(address: SocketAddr) -> Result<String, String> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     let answer = runtime.block_on(async {
-        let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).timeout(LIMIT).build()?;
+        let client =
+            reqwest::Client::builder().tls_danger_accept_invalid_certs(true).timeout(LIMIT).build()?;
         let answer = client.get(format!("https://{address}/health")).send().await?;
         answer.error_for_status()?.text().await
     });

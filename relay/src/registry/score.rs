@@ -1,6 +1,7 @@
 //! How well an entry fits the words of a query.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 
 use unicode_normalization::UnicodeNormalization as _;
 use unicode_normalization::char::is_combining_mark;
@@ -33,14 +34,24 @@ impl Words {
     /// Counts the words in the columns of an entry, each with its weight.
     pub fn fit(&self, columns: &[(&str, f64)]) -> Fit {
         let mut fit = Fit { occurrences: vec![0.0; self.phrases.len()], length: 0.0 };
-        let mut seen: Vec<Cow<'_, str>> = Vec::new();
+        // The last tokens of the column, as many as the longest phrase has.
+        let longest = self.phrases.iter().map(Vec::len).max().unwrap_or(1);
+        let mut recent: VecDeque<Cow<'_, str>> = VecDeque::with_capacity(longest);
         for (text, weight) in columns {
-            seen.clear();
-            seen.extend(tokens(text));
-            fit.length += seen.len() as f64;
-            for (phrase, sum) in self.phrases.iter().zip(&mut fit.occurrences) {
-                let hits = seen.windows(phrase.len()).filter(|window| *window == phrase.as_slice()).count();
-                *sum += hits as f64 * weight;
+            recent.clear();
+            for token in tokens(text) {
+                fit.length += 1.0;
+                if recent.len() == longest {
+                    recent.pop_front();
+                }
+                recent.push_back(token);
+                for (phrase, sum) in self.phrases.iter().zip(&mut fit.occurrences) {
+                    if phrase.len() <= recent.len()
+                        && phrase.iter().rev().zip(recent.iter().rev()).all(|(wanted, token)| wanted == token)
+                    {
+                        *sum += weight;
+                    }
+                }
             }
         }
         fit
@@ -61,17 +72,19 @@ pub fn average<'a>(fits: impl ExactSizeIterator<Item = &'a Fit>) -> f64 {
 
 /// Words as the tokenizer `unicode61 remove_diacritics 2` sees them.
 fn tokens(text: &str) -> impl Iterator<Item = Cow<'_, str>> {
-    text.split(|c: char| !c.is_alphanumeric() && !is_combining_mark(c)).filter(|word| !word.is_empty()).map(
-        |word| {
-            if word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) {
-                return Cow::Borrowed(word);
-            }
-            if word.is_ascii() {
-                return Cow::Owned(word.to_ascii_lowercase());
-            }
-            Cow::Owned(word.to_lowercase().nfd().filter(|c| !is_combining_mark(*c)).collect())
-        },
-    )
+    let ascii = text.is_ascii();
+    let is_part = move |c: char| {
+        if ascii { c.is_ascii_alphanumeric() } else { c.is_alphanumeric() || is_combining_mark(c) }
+    };
+    text.split(move |c| !is_part(c)).filter(|word| !word.is_empty()).map(move |word| {
+        if word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) {
+            return Cow::Borrowed(word);
+        }
+        if ascii {
+            return Cow::Owned(word.to_ascii_lowercase());
+        }
+        Cow::Owned(word.to_lowercase().nfd().filter(|c| !is_combining_mark(*c)).collect())
+    })
 }
 
 #[cfg(test)]
@@ -93,7 +106,7 @@ mod tests {
         let words = Words::new("ÜNÏ don't");
         let fit = words.fit(&[("üni, Don't; DONT", 1.0)]);
         assert_eq!(fit.occurrences, [1.0, 1.0]);
-        assert_eq!(fit.length, 4.0);
+        assert!((fit.length - 4.0).abs() < 1e-9);
     }
 
     proptest! {

@@ -59,7 +59,7 @@ impl Sort {
         }
     }
 
-    fn cursor(self, last: &Entry, now_ms: i64) -> Cursor {
+    fn cursor(self, last: &Head, now_ms: i64) -> Cursor {
         let value = match self {
             Self::LastSeen => last.last_seen_ms.to_string(),
             Self::RegisteredAt => last.registered_ms.to_string(),
@@ -68,7 +68,7 @@ impl Sort {
         Cursor { value, key: last.key, issued_ms: now_ms }
     }
 
-    fn compare(self, one: &Entry, other: &Entry) -> Ordering {
+    fn compare(self, one: &Head, other: &Head) -> Ordering {
         match self {
             Self::LastSeen => (other.last_seen_ms, other.key).cmp(&(one.last_seen_ms, one.key)),
             Self::RegisteredAt => (other.registered_ms, other.key).cmp(&(one.registered_ms, one.key)),
@@ -76,7 +76,7 @@ impl Sort {
         }
     }
 
-    fn is_behind(self, entry: &Entry, after: &Cursor) -> bool {
+    fn is_behind(self, entry: &Head, after: &Cursor) -> bool {
         let time = || after.value.parse().unwrap_or(i64::MAX);
         match self {
             Self::LastSeen => (entry.last_seen_ms, entry.key) < (time(), after.key),
@@ -196,7 +196,7 @@ impl Search {
                 tags.iter().map(|tag| format!("\"{}\"", clean::facet(kind, tag))).collect();
             (!words.is_empty()).then(|| format!("{{facets}} : ({})", words.join(" OR ")))
         };
-        let framework = self.framework.as_ref().map(std::slice::from_ref).unwrap_or_default();
+        let framework = self.framework.as_slice();
         [
             any(clean::CAPABILITY, &self.capabilities),
             any(clean::INTEREST, &self.interests),
@@ -216,29 +216,52 @@ impl Search {
         (!parts.is_empty()).then(|| parts.join(" AND "))
     }
 
-    fn admits(&self, entry: &Entry, now_ms: i64) -> bool {
-        let any = |wanted: &[String], has: &[String]| {
-            wanted.is_empty() || wanted.iter().any(|tag| has.contains(tag))
+    /// What no index decides.
+    fn admits(&self, head: &Head, now_ms: i64) -> bool {
+        head.shown_ms <= now_ms && self.online.is_none_or(|online| head.online == online)
+    }
+
+    /// Whether the facets of an entry have the tags; the index has decided it where it was asked.
+    fn has_tags(&self, facets: &str) -> bool {
+        let has = |kind: &str, tag: &str| {
+            let wanted = clean::facet(kind, tag);
+            facets.split(' ').any(|facet| facet == wanted)
         };
-        entry.is_visible(now_ms)
-            && self.online.is_none_or(|online| entry.online == online)
-            && any(&self.capabilities, &entry.capabilities)
-            && any(&self.interests, &entry.interests)
-            && self.framework.as_ref().is_none_or(|f| entry.framework_visible && entry.framework == *f)
+        let any = |kind: &str, tags: &[String]| tags.is_empty() || tags.iter().any(|tag| has(kind, tag));
+        any(clean::CAPABILITY, &self.capabilities)
+            && any(clean::INTEREST, &self.interests)
+            && self.framework.as_ref().is_none_or(|framework| has(clean::FRAMEWORK, framework))
+    }
+}
+
+/// What sorts and shows an entry, without what people read.
+struct Head {
+    id: i64,
+    key: [u8; 32],
+    name: String,
+    last_seen_ms: i64,
+    registered_ms: i64,
+    online: bool,
+    shown_ms: i64,
+}
+
+const HEAD: &str = "a.id, a.public_key, a.name, a.last_seen, a.registered_at, a.online, a.shown_at";
+
+impl Head {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            key: row.get(1)?,
+            name: row.get(2)?,
+            last_seen_ms: row.get(3)?,
+            registered_ms: row.get(4)?,
+            online: row.get(5)?,
+            shown_ms: row.get(6)?,
+        })
     }
 }
 
 impl Entry {
-    fn fit(&self, words: &Words) -> Fit {
-        let (interests, capabilities) = (self.interests.join(" "), self.capabilities.join(" "));
-        let columns = [self.name.as_str(), &self.bio, &interests, &capabilities];
-        let mut weighted = [("", 0.0); 4];
-        for ((column, text), weight) in weighted.iter_mut().zip(columns).zip(WEIGHTS) {
-            *column = (text, weight);
-        }
-        words.fit(&weighted)
-    }
-
     /// Whether everybody may see the entry.
     pub fn is_visible(&self, now_ms: i64) -> bool {
         self.visibility == "public" && !self.hidden && self.shown_ms <= now_ms
@@ -271,24 +294,41 @@ fn hits(c: &Connection, query: &str, most: u32) -> rusqlite::Result<Vec<i64>> {
         .collect()
 }
 
-fn rows(c: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<Entry>> {
+fn entries<'a>(c: &Connection, heads: impl Iterator<Item = &'a Head>) -> rusqlite::Result<Vec<Entry>> {
     let mut read = c.prepare_cached(&format!("SELECT {COLUMNS} FROM agents a WHERE id = ?1"))?;
-    ids.iter().filter_map(|id| read.query_row([id], read_entry).optional().transpose()).collect()
+    heads.filter_map(|head| read.query_row([head.id], read_entry).optional().transpose()).collect()
+}
+
+/// Entries whose numbers are in a JSON list: one statement, where one for each would cost more than its row.
+const OF_LIST: &str = "FROM json_each(?1) j CROSS JOIN agents a ON a.id = j.value";
+
+fn list(ids: &[i64]) -> String {
+    let numbers: Vec<String> = ids.iter().map(i64::to_string).collect();
+    format!("[{}]", numbers.join(","))
+}
+
+fn heads(c: &Connection, search: &Search, ids: &[i64], now_ms: i64) -> rusqlite::Result<Vec<Head>> {
+    let mut read = c.prepare_cached(&format!("SELECT {HEAD} {OF_LIST}"))?;
+    let mut rows = read.query([list(ids)])?;
+    let mut heads = Vec::with_capacity(ids.len());
+    while let Some(row) = rows.next()? {
+        heads.extend(Some(Head::read(row)?).filter(|head| search.admits(head, now_ms)));
+    }
+    Ok(heads)
 }
 
 /// A listing of few entries: all are read and sorted.
 fn gathered(c: &Connection, search: &Search, ids: &[i64], now_ms: i64) -> rusqlite::Result<Page> {
-    let mut entries = rows(c, ids)?;
-    entries.retain(|entry| search.admits(entry, now_ms));
-    entries.sort_by(|one, other| search.sort.compare(one, other));
-    let total = entries.len() as u32;
+    let mut heads = heads(c, search, ids, now_ms)?;
+    heads.sort_unstable_by(|one, other| search.sort.compare(one, other));
+    let total = heads.len() as u32;
     if let Some(after) = &search.after {
-        entries.retain(|entry| search.sort.is_behind(entry, after));
+        heads.retain(|head| search.sort.is_behind(head, after));
     }
-    let has_more = entries.len() > search.limit as usize;
-    entries.truncate(search.limit as usize);
-    let next = entries.last().filter(|_| has_more).map(|last| search.sort.cursor(last, now_ms));
-    Ok(Page { entries, total, has_more, next, ranked: None })
+    let has_more = heads.len() > search.limit as usize;
+    heads.truncate(search.limit as usize);
+    let next = heads.last().filter(|_| has_more).map(|last| search.sort.cursor(last, now_ms));
+    Ok(Page { entries: entries(c, heads.iter())?, total, has_more, next, ranked: None })
 }
 
 /// A listing of many entries: the index of the order is walked from the cursor on.
@@ -304,7 +344,7 @@ fn walk(c: &Connection, search: &Search, total: u32, now_ms: i64) -> rusqlite::R
     let column = search.sort.column();
     let (order, compare) = if search.sort == Sort::Name { ("ASC", ">") } else { ("DESC", "<") };
     if let Some(after) = &search.after {
-        conditions.push_str(&format!(" AND (a.{column}, a.public_key) {compare} (?, ?)"));
+        conditions = format!("{conditions} AND (a.{column}, a.public_key) {compare} (?, ?)");
         values.push(match search.sort {
             Sort::Name => Value::from(after.value.clone()),
             Sort::LastSeen | Sort::RegisteredAt => after.value.parse::<i64>().unwrap_or(i64::MAX).into(),
@@ -313,39 +353,59 @@ fn walk(c: &Connection, search: &Search, total: u32, now_ms: i64) -> rusqlite::R
     }
     values.push(i64::from(SCANNED + 1).into());
     let sql = format!(
-        "SELECT {COLUMNS} FROM agents a INDEXED BY {index} WHERE {conditions}
+        "SELECT {HEAD}, a.facets FROM agents a INDEXED BY {index} WHERE {conditions}
          ORDER BY a.{column} {order}, a.public_key {order} LIMIT ?"
     );
     let mut statement = c.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
-    let (mut entries, mut scanned, mut last, mut has_more) = (Vec::new(), 0, None, false);
+    let (mut found, mut scanned, mut has_more) = (Vec::new(), 0, false);
+    let mut next = None;
     while let Some(row) = rows.next()? {
-        if entries.len() == search.limit as usize || scanned == SCANNED {
+        if found.len() == search.limit as usize || scanned == SCANNED {
             has_more = true;
             break;
         }
         scanned += 1;
-        let entry = read_entry(row)?;
-        last = Some(search.sort.cursor(&entry, now_ms));
-        if search.admits(&entry, now_ms) {
-            entries.push(entry);
+        let head = Head::read(row)?;
+        next = Some(search.sort.cursor(&head, now_ms));
+        if search.admits(&head, now_ms) && search.has_tags(row.get_ref(7)?.as_str()?) {
+            found.push(head);
         }
     }
-    Ok(Page { entries, total, has_more, next: last.filter(|_| has_more), ranked: None })
+    Ok(Page {
+        entries: entries(c, found.iter())?,
+        total,
+        has_more,
+        next: next.filter(|_| has_more),
+        ranked: None,
+    })
 }
 
 /// The 2,000 last seen hits, by how well they fit; ties online first, last seen first, by key.
 fn ranked(c: &Connection, search: &Search, ids: &[i64], now_ms: i64) -> rusqlite::Result<Page> {
     let many = ids.len() > RANKED as usize;
-    let mut entries = rows(c, ids.get(..RANKED as usize).unwrap_or(ids))?;
-    entries.retain(|entry| search.admits(entry, now_ms));
-    let total = if many { ids.len() } else { entries.len() } as u32;
     let words = Words::new(&search.text.replace(SEPARATORS, " "));
-    let fits: Vec<Fit> = entries.iter().map(|entry| entry.fit(&words)).collect();
-    let average = score::average(fits.iter());
-    let mut order: Vec<(f64, &Entry)> =
-        fits.iter().map(|fit| score::score(fit, average)).zip(&entries).collect();
-    order.sort_by(|(one, a), (other, b)| {
+    let mut read =
+        c.prepare_cached(&format!("SELECT {HEAD}, a.bio, a.interests, a.capabilities {OF_LIST}"))?;
+    let mut rows = read.query([list(ids.get(..RANKED as usize).unwrap_or(ids))])?;
+    let mut fits: Vec<(Fit, Head)> = Vec::with_capacity(ids.len().min(RANKED as usize));
+    while let Some(row) = rows.next()? {
+        let head = Head::read(row)?;
+        if !search.admits(&head, now_ms) {
+            continue;
+        }
+        let text = |index| row.get_ref(index).ok().and_then(|value| value.as_str().ok()).unwrap_or_default();
+        let [name, bio, interests, capabilities] = WEIGHTS;
+        let columns =
+            [(head.name.as_str(), name), (text(7), bio), (text(8), interests), (text(9), capabilities)];
+        let fit = words.fit(&columns);
+        fits.push((fit, head));
+    }
+    let total = if many { ids.len() } else { fits.len() } as u32;
+    let average = score::average(fits.iter().map(|(fit, _)| fit));
+    let mut order: Vec<(f64, &Head)> =
+        fits.iter().map(|(fit, head)| (score::score(fit, average), head)).collect();
+    order.sort_unstable_by(|(one, a), (other, b)| {
         other
             .total_cmp(one)
             .then(b.online.cmp(&a.online))
@@ -356,16 +416,16 @@ fn ranked(c: &Connection, search: &Search, ids: &[i64], now_ms: i64) -> rusqlite
         let known = order.iter().position(|(_, entry)| entry.key == after.key);
         known.map_or_else(|| after.value.parse().unwrap_or(0), |at| at + 1)
     });
-    let page: Vec<Entry> =
-        order.iter().skip(start).take(search.limit as usize).map(|(_, entry)| (*entry).clone()).collect();
+    let page: Vec<&Head> =
+        order.iter().skip(start).take(search.limit as usize).map(|(_, head)| *head).collect();
     let end = start + page.len();
     let has_more = end < order.len();
-    let next = page.last().filter(|_| has_more).map(|entry| Cursor {
+    let next = page.last().filter(|_| has_more).map(|head| Cursor {
         value: end.to_string(),
-        key: entry.key,
+        key: head.key,
         issued_ms: now_ms,
     });
-    Ok(Page { entries: page, total, has_more, next, ranked: many.then_some(RANKED) })
+    Ok(Page { entries: entries(c, page.into_iter())?, total, has_more, next, ranked: many.then_some(RANKED) })
 }
 
 /// Shown entries, at most 10,000.
@@ -414,25 +474,21 @@ pub fn discover(
         limit,
         ..Search::default()
     };
-    let entries = match search.matching() {
-        Some(query) => {
-            let mut entries = rows(c, &hits(c, &query, RANKED)?)?;
-            entries.retain(|entry| search.admits(entry, now_ms));
-            entries.sort_by_key(|entry| Reverse((entry.online, entry.last_seen_ms)));
-            entries.truncate(limit as usize);
-            entries
+    let found = if let Some(query) = search.matching() {
+        let mut heads = heads(c, &search, &hits(c, &query, RANKED)?, now_ms)?;
+        heads.sort_unstable_by_key(|head| Reverse((head.online, head.last_seen_ms)));
+        heads.truncate(limit as usize);
+        entries(c, heads.iter())?
+    } else {
+        let mut found = Vec::new();
+        for online in [true, false] {
+            let limit = limit.saturating_sub(found.len() as u32);
+            let part = Search { online: Some(online), limit, ..search.clone() };
+            found.extend(walk(c, &part, 0, now_ms)?.entries);
         }
-        None => {
-            let mut entries = Vec::new();
-            for online in [true, false] {
-                let limit = limit.saturating_sub(entries.len() as u32);
-                let part = Search { online: Some(online), limit, ..search.clone() };
-                entries.extend(walk(c, &part, 0, now_ms)?.entries);
-            }
-            entries
-        }
+        found
     };
-    let found = entries.into_iter().map(|entry| Found {
+    let found = found.into_iter().map(|entry| Found {
         key: entry.key,
         framework: Some(entry.framework).filter(|f| entry.framework_visible && f != "unknown"),
         name: entry.name,
@@ -466,4 +522,141 @@ fn read_entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         shown_ms: row.get(17)?,
         verified_domain: row.get(18)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Profile;
+    use crate::store::registry::{MIGRATIONS, Upsert, upsert};
+
+    const NOW: i64 = 1_768_478_400_000;
+    const ENTRIES: u32 = 2_300;
+
+    fn key(n: u32) -> [u8; 32] {
+        let mut key = [7; 32];
+        key[..4].copy_from_slice(&n.wrapping_mul(2_654_435_761).to_be_bytes());
+        key
+    }
+
+    /// Every entry chats; one in a hundred keeps bees, one in two shows its framework.
+    fn directory() -> Connection {
+        let c = Connection::open_in_memory().expect("memory");
+        for migration in MIGRATIONS {
+            c.execute_batch(migration.sql).expect("schema");
+        }
+        c.execute_batch("BEGIN").expect("begin");
+        for n in 0..ENTRIES {
+            let profile = Profile {
+                name: Some(format!("{} {n}", if n % 2 == 0 { "Agent" } else { "agent" })),
+                bio: Some(if n == 77 { "common common rare".into() } else { "a common text".into() }),
+                interests: Some(if n % 100 == 0 { vec!["bee-keeping".into()] } else { Vec::new() }),
+                capabilities: Some(vec!["chat".into()]),
+                framework: Some("instar".into()),
+                framework_visible: Some(n % 2 == 0),
+                homepage: None,
+            };
+            let entry = Upsert {
+                key: &key(n),
+                profile: &profile,
+                visibility: "public",
+                consent: "api_call",
+                relay_id: "relay",
+                visible_at: 0,
+                now_ms: NOW + i64::from(n / 3),
+                online: n % 10 == 0,
+            };
+            upsert(&c, &entry).expect("upsert");
+        }
+        c.execute_batch("COMMIT").expect("commit");
+        c
+    }
+
+    fn walk_all(c: &Connection, mut wanted: Search) -> Vec<Entry> {
+        let (mut all, mut pages) = (Vec::new(), 0);
+        loop {
+            let page = search(c, &wanted, NOW * 2).expect("search");
+            assert!(page.entries.len() <= wanted.limit as usize);
+            all.extend(page.entries);
+            pages += 1;
+            assert!(pages < 200, "it ends");
+            match page.next {
+                Some(next) => wanted.after = Some(next),
+                None => return all,
+            }
+        }
+    }
+
+    #[test]
+    fn every_walk_sees_every_entry_once_and_in_order() {
+        let c = directory();
+        let tag = |tag: &str| vec![tag.to_owned()];
+        let base = Search { limit: 97, ..Search::default() };
+        for sort in [Sort::LastSeen, Sort::RegisteredAt, Sort::Name] {
+            for (wanted, count) in [
+                (Search { sort, ..base.clone() }, 2_300),
+                (Search { sort, capabilities: tag("chat"), ..base.clone() }, 2_300),
+                (Search { sort, interests: tag("bee-keeping"), ..base.clone() }, 23),
+                (Search { sort, framework: Some("instar".into()), ..base.clone() }, 1_150),
+                (Search { sort, online: Some(true), ..base.clone() }, 230),
+                (Search { sort, online: Some(false), capabilities: tag("chat"), ..base.clone() }, 2_070),
+                (Search { sort, capabilities: tag("bee-keeping"), ..base.clone() }, 0),
+            ] {
+                let all = walk_all(&c, wanted.clone());
+                assert_eq!(all.len(), count, "{wanted:?}");
+                let order = |e: &Entry| match sort {
+                    Sort::LastSeen => (-e.last_seen_ms, String::new()),
+                    Sort::RegisteredAt => (-e.registered_ms, String::new()),
+                    Sort::Name => (0, e.name.to_ascii_lowercase()),
+                };
+                assert!(all.is_sorted_by_key(order), "{wanted:?}");
+                let keys: std::collections::HashSet<[u8; 32]> = all.iter().map(|e| e.key).collect();
+                assert_eq!(keys.len(), count, "none twice");
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_hits_the_two_thousand_last_seen_are_ranked() {
+        let c = directory();
+        let words = |text: &str| Search { text: text.into(), limit: 50, ..Search::default() };
+        let page = search(&c, &words("common"), NOW * 2).expect("search");
+        assert_eq!((page.ranked, page.total), (Some(RANKED), 2_300));
+        assert_eq!(walk_all(&c, Search { limit: 100, ..words("common") }).len(), RANKED as usize);
+        let page = search(&c, &words("rare"), NOW * 2).expect("search");
+        assert_eq!((page.ranked, page.total, page.entries[0].key), (None, 1, key(77)));
+        let page = search(&c, &Search { interests: vec!["bee-keeping".into()], ..words("common") }, NOW * 2);
+        assert_eq!(page.expect("search").total, 23, "tags narrow before the ranking");
+        let page = search(&c, &words("þchat ckþchat"), NOW * 2).expect("search");
+        assert_eq!(page.total, 0, "nobody can look into the words for tags");
+    }
+
+    #[test]
+    fn an_entry_is_not_shown_before_its_time_and_the_index_follows_every_change() {
+        let c = directory();
+        let rare = Search { text: "rare".into(), limit: 5, ..Search::default() };
+        c.execute("UPDATE agents SET shown_at=?2 WHERE public_key=?1", params![key(77), NOW + 5])
+            .expect("sql");
+        for (now_ms, count) in [(NOW + 4, 0), (NOW + 5, 1), (NOW + 6, 1)] {
+            assert_eq!(search(&c, &rare, now_ms).expect("search").total, count, "{now_ms}");
+        }
+        for (change, count) in [
+            ("visibility='unlisted'", 0),
+            ("visibility='public'", 1),
+            ("hidden=1", 0),
+            ("hidden=0, id=99999", 1),
+        ] {
+            let sql = format!("UPDATE agents SET {change} WHERE public_key=?1");
+            c.execute(&sql, [key(77)]).expect("sql");
+            assert_eq!(search(&c, &rare, NOW * 2).expect("search").total, count, "{change}");
+        }
+        c.execute("DELETE FROM agents WHERE public_key=?1", [key(77)]).expect("sql");
+        assert_eq!(search(&c, &rare, NOW * 2).expect("search").total, 0);
+        c.execute_batch("INSERT INTO agents_fts(agents_fts, rank) VALUES ('integrity-check', 1)")
+            .expect("sound");
+        let counted: i64 = c
+            .query_row("SELECT n FROM capability_counts WHERE tag='chat'", [], |row| row.get(0))
+            .expect("counted");
+        assert_eq!(counted, i64::from(ENTRIES) - 1);
+    }
 }

@@ -20,7 +20,7 @@ const AGAIN_MS: i64 = 7 * 86_400_000;
 /// A lookup that failed without an answer is repeated after this time.
 const RETRY_MS: i64 = 3_600_000;
 /// How often due lookups are searched for when nothing changes.
-const LOOK: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_mins(10);
 const BATCH: u32 = 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -173,10 +173,14 @@ impl Shared {
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        self.registry
-            .read(move |c| query(c).map_err(DatabaseError::from))
-            .await
-            .map_err(|error| Box::new(unavailable(&error)))
+        // One snapshot for everything that a request reads, and one lock instead of one for each row.
+        let read = move |c: &Connection| -> Result<T, DatabaseError> {
+            let snapshot = c.unchecked_transaction()?;
+            let found = query(&snapshot)?;
+            snapshot.commit()?;
+            Ok(found)
+        };
+        self.registry.read(read).await.map_err(|error| Box::new(unavailable(&error)))
     }
 
     pub(super) async fn registry_write<T: Send + 'static>(

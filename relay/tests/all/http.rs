@@ -164,6 +164,10 @@ async fn behind_a_trusted_proxy_every_client_is_a_source_of_its_own() {
     for _ in 0..30 {
         assert_eq!(search_from(&relay, "198.51.100.1, 192.0.2.1").await.status(), 200);
     }
-    assert_eq!(search_from(&relay, "203.0.113.5, 192.0.2.1").await.status(), 429, "the right-most hop counts");
+    assert_eq!(
+        search_from(&relay, "203.0.113.5, 192.0.2.1").await.status(),
+        429,
+        "the right-most hop counts"
+    );
     assert_eq!(search_from(&relay, "192.0.2.2").await.status(), 200);
 }

@@ -272,7 +272,10 @@ async fn a_webhook_hears_of_each_ban() {
         assert_eq!(agent.closed().await, 4003);
     }
     for n in 1..=2 {
-        let ban = tokio::time::timeout(super::client::PATIENCE, heard.recv()).await.expect("in time").expect("a ban");
+        let ban = tokio::time::timeout(super::client::PATIENCE, heard.recv())
+            .await
+            .expect("in time")
+            .expect("a ban");
         assert_eq!((&ban["agentId"], &ban["pattern"]), (&json!(address(n)), &json!("junk")));
         assert!(ban["expiresAt"].is_string() && ban.get("key").is_none());
     }
