@@ -139,6 +139,7 @@ install_tools() {
   if [[ $wanted == *" deploy "* ]]; then
     install_debian nginx nginx-light
     install_debian caddy caddy
+    install_debian promtool prometheus
     install_debian systemd-analyze systemd
     install_debian openssl openssl
     install_debian ip iproute2

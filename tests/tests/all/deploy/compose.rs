@@ -78,7 +78,12 @@ fn interpolate(text: &str, variables: &[(&str, &str)]) -> String {
 #[test]
 fn only_the_proxy_is_trusted_and_reachable() {
     let compose = Compose::read("compose.single.yaml", &[("THREADLINE_SITE", "relay.example.org")]);
-    assert_eq!(compose.names(), ["relay", "proxy"]);
+    assert_eq!(compose.names(), ["relay", "proxy", "prometheus", "grafana"]);
+    for name in ["prometheus", "grafana"] {
+        assert_eq!(compose.service(name)["profiles"][0], "monitoring");
+        let port = text(&compose.service(name)["ports"][0]);
+        assert!(port.starts_with("127.0.0.1:"), "{name} is open to the world: {port}");
+    }
     let relay = compose.service("relay");
     assert!(relay.get("ports").is_none(), "the relay is behind the proxy");
     assert_eq!(relay["read_only"], true);

@@ -117,7 +117,10 @@ fn the_objects_of_the_cluster_name_each_other() {
     let relay = &pod["containers"][0];
     assert_eq!(relay["securityContext"]["readOnlyRootFilesystem"], true);
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-    assert_eq!(relay["ports"], json!([{"name": "http", "containerPort": 8787}]));
+    assert_eq!(
+        relay["ports"],
+        json!([{"name": "http", "containerPort": 8787}, {"name": "metrics", "containerPort": 9092}])
+    );
     let path = |probe: &str| &relay[probe]["httpGet"];
     assert_eq!(path("startupProbe"), &json!({"path": "/ready", "port": "http"}));
     assert_eq!(path("readinessProbe"), &json!({"path": "/ready", "port": "http"}));
@@ -126,10 +129,12 @@ fn the_objects_of_the_cluster_name_each_other() {
     assert_eq!(relay["volumeMounts"][0], json!({"name": claims, "mountPath": "/data"}));
     let service = object("kubernetes/relay.yaml", "Service");
     assert_eq!(service["spec"]["ports"][0]["targetPort"], "http");
+    assert_eq!(service["spec"]["ports"][1]["targetPort"], "metrics");
     assert_eq!(set["spec"]["serviceName"], service["metadata"]["name"]);
     let backend =
         &object("kubernetes/ingress.yaml", "Ingress")["spec"]["rules"][0]["http"]["paths"][0]["backend"];
     assert_eq!(backend["service"]["name"], service["metadata"]["name"]);
     let policy = object("kubernetes/relay.yaml", "NetworkPolicy");
     assert_eq!(policy["spec"]["ingress"][0]["ports"], json!([{"port": 8787}]));
+    assert_eq!(policy["spec"]["ingress"][1]["ports"], json!([{"port": 9092}]));
 }

@@ -4,6 +4,7 @@
 mod compose;
 mod containerfile;
 mod manifests;
+mod monitoring;
 mod settings;
 mod tools;
 mod unit;

@@ -33,7 +33,8 @@ fn environments() -> Vec<(&'static str, Vec<(String, String)>)> {
     let fly: toml::Table = read("fly.toml").parse().expect("TOML");
     let fly = serde_json::to_value(&fly["env"]).expect("a table");
     let set = &documents("kubernetes/relay.yaml")[1]["spec"]["template"]["spec"]["containers"][0]["env"];
-    let set = set.as_array().into_iter().flatten().map(|pair| (text(&pair["name"]), text(&pair["value"])));
+    let set = set.as_array().into_iter().flatten().filter(|pair| pair.get("value").is_some());
+    let set = set.map(|pair| (text(&pair["name"]), text(&pair["value"]).replace("$(POD_IP)", "10.1.2.3")));
     let compose = Compose::read("compose.single.yaml", &[("THREADLINE_SITE", "relay.example.org")]);
     vec![
         ("Containerfile", Image::read().env),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use super::containerfile::instructions;
+use super::monitoring::dashboard_expressions;
 use super::{folder, read};
 
 /// Python with the schemas and BuildKit's parser; `tests/lib.sh` makes it.
@@ -151,6 +152,35 @@ fn the_proxies_take_their_configuration() {
     };
     accepts(&mut caddy(&folder().join("proxy/Caddyfile")));
     refuses(&mut caddy(&broken(dir.path(), "proxy/Caddyfile", "health_uri", "health_url")), "health_url");
+}
+
+#[test]
+#[ignore = "uses the real programs: tests/run deploy"]
+fn prometheus_takes_configuration_alerts_and_dashboard() {
+    let dir = tempfile::tempdir().expect("dir");
+    let promtool = |arguments: &[&str], path: &Path| {
+        let mut command = Command::new("promtool");
+        command.args(arguments).arg(path);
+        command
+    };
+    let monitoring = folder().join("monitoring");
+    accepts(&mut promtool(&["check", "config"], &monitoring.join("prometheus.yml")));
+    accepts(&mut promtool(&["test", "rules"], &monitoring.join("alerts.test.yml")));
+    let rules = dir.path().join("dashboard.yml");
+    let records = dashboard_expressions().into_iter().enumerate();
+    let records: Vec<_> = records
+        .map(|(n, expr)| serde_json::json!({"record": format!("dashboard:{n}"), "expr": expr}))
+        .collect();
+    let group = serde_json::json!({"groups": [{"name": "dashboard", "rules": records}]});
+    std::fs::write(&rules, group.to_string()).expect("written");
+    accepts(&mut promtool(&["check", "rules"], &rules));
+
+    let path = broken(dir.path(), "monitoring/prometheus.yml", "scrape_configs", "scrape_confgs");
+    refuses(&mut promtool(&["check", "config"], &path), "scrape_confgs");
+    // An alert that no longer fires fails the test of the alerts.
+    broken(dir.path(), "monitoring/alerts.yml", "> 0.05", "> 0.5");
+    let test = broken(dir.path(), "monitoring/alerts.test.yml", "alerts.yml", "alerts.yml");
+    refuses(&mut promtool(&["test", "rules"], &test), "FAILED");
 }
 
 /// A key and a certificate for `relay.example.org` that vouches for itself.

@@ -4,6 +4,7 @@
 mod client;
 mod process;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use self::client::Front;
 use self::process::{Container, Started, address, run};
 use super::compose::Compose;
 use super::containerfile::Image;
+use super::monitoring::{metrics_asked_for, series};
 use super::unit::Unit;
 use super::{folder, read, seconds, tools};
 
@@ -30,8 +32,9 @@ fn one_relay_behind_caddy_as_composed() {
         let dir = tempfile::tempdir()?;
         let compose = Compose::read("compose.single.yaml", &[("THREADLINE_SITE", "relay.localhost")]);
         let (proxy, relay) = (compose.address("proxy", "edge"), compose.address("relay", "edge"));
+        let prometheus = compose.address("prometheus", "edge");
         let (near, far) = ("172.30.87.10".parse()?, "172.30.87.11".parse()?);
-        for ip in [proxy, relay, near, far] {
+        for ip in [proxy, relay, prometheus, near, far] {
             address(ip)?;
         }
         // Whoever does not choose its address reaches the relay as the proxy does.
@@ -72,6 +75,7 @@ fn one_relay_behind_caddy_as_composed() {
 
         health_is_the_relays_own(&front, near).await?;
         let waiting = messages_pass(&front, near, far).await?;
+        let _prometheus = scraped(&compose, relay, prometheus, dir.path()).await?;
         stop_says_goodbye(&front, near, &mut service).await?;
         ensure!(container.health(&image)?.is_none(), "the health check succeeds without a relay");
         let _service = container.run(&compose.environment("relay"), &[])?;
@@ -139,7 +143,46 @@ fn confined(service: &Started, container: &Container) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn health_is_the_relays_own(front: &Front, near: std::net::IpAddr) -> anyhow::Result<()> {
+/// The real Prometheus has the relay's metrics and all its alerts, and nothing asks for a metric that is not there.
+async fn scraped(
+    compose: &Compose,
+    relay: IpAddr,
+    prometheus: IpAddr,
+    dir: &Path,
+) -> anyhow::Result<Started> {
+    let metrics = reqwest::get(format!("http://{relay}:9092/metrics")).await?.text().await?;
+    let missing: Vec<_> = metrics_asked_for().difference(&series(&metrics)).cloned().collect();
+    ensure!(missing.is_empty(), "alerts or dashboard ask for what the relay does not tell: {missing:?}");
+
+    let mut command = tokio::process::Command::new("prometheus");
+    let monitoring = folder().join("monitoring");
+    for argument in compose.service("prometheus")["command"].as_array().context("a command")? {
+        let argument = argument.as_str().context("an argument")?;
+        let argument = argument.replace("/etc/prometheus", &monitoring.to_string_lossy());
+        command.arg(argument.replace("=/prometheus", &format!("={}", dir.join("prometheus").display())));
+    }
+    let started = Started::new(command, &dir.join("prometheus.log"))?;
+    let ask = async |what: &str| -> anyhow::Result<serde_json::Value> {
+        Ok(reqwest::get(format!("http://{prometheus}:9090/api/v1/{what}")).await?.json().await?)
+    };
+    eventually(LIMIT, "Prometheus has the relay's figures", async || {
+        let answer = ask("query?query=threadline_messages_routed_total%7Bjob%3D%22relay%22%7D").await?;
+        let value = &answer["data"]["result"][0]["value"][1];
+        ensure!(value == "2", "{answer}");
+        Ok(Some(()))
+    })
+    .await?;
+    eventually(LIMIT, "all alerts are evaluated", async || {
+        let answer = ask("rules").await?;
+        let rules = answer["data"]["groups"][0]["rules"].as_array().cloned().unwrap_or_default();
+        let calm = rules.iter().all(|rule| rule["health"] == "ok" && rule["state"] == "inactive");
+        Ok((!rules.is_empty() && calm).then_some(()))
+    })
+    .await?;
+    Ok(started)
+}
+
+async fn health_is_the_relays_own(front: &Front, near: IpAddr) -> anyhow::Result<()> {
     let (status, body) = front.get(near, "/health", None).await?;
     ensure!(status == 200 && body["status"] == "ok", "{status} {body}");
     let (status, body) = front.get(near, "/ready", None).await?;
@@ -155,7 +198,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    async fn arrives(self, front: &Front, from: std::net::IpAddr) -> anyhow::Result<()> {
+    async fn arrives(self, front: &Front, from: IpAddr) -> anyhow::Result<()> {
         let mut peer = front.login(from, self.recipient).await?;
         let frame = peer.expect("message").await?;
         ensure!(frame["envelope"]["messageId"] == "waiting", "{frame}");
@@ -164,11 +207,7 @@ impl Waiting {
 }
 
 /// Two clients exchange a message; a third is left one for later.
-async fn messages_pass(
-    front: &Front,
-    near: std::net::IpAddr,
-    far: std::net::IpAddr,
-) -> anyhow::Result<Waiting> {
+async fn messages_pass(front: &Front, near: IpAddr, far: IpAddr) -> anyhow::Result<Waiting> {
     let fresh = || threadline::identity::Identity::generate(&mut rand::rng());
     let mut sender = front.login(near, fresh()).await.context("a login through the proxy")?;
     let mut recipient = front.login(far, fresh()).await?;
@@ -198,11 +237,7 @@ async fn messages_pass(
 }
 
 /// SIGTERM: sessions are closed with 1001 through the proxy, readiness is gone at once, the process ends with 0.
-async fn stop_says_goodbye(
-    front: &Front,
-    near: std::net::IpAddr,
-    service: &mut Started,
-) -> anyhow::Result<()> {
+async fn stop_says_goodbye(front: &Front, near: IpAddr, service: &mut Started) -> anyhow::Result<()> {
     let mut sessions = Vec::new();
     for _ in 0..3 {
         let identity = threadline::identity::Identity::generate(&mut rand::rng());
@@ -227,11 +262,7 @@ async fn stop_says_goodbye(
 }
 
 /// The budget of one source is the same through the proxy and around it, whatever a client claims.
-async fn only_the_proxy_names_clients(
-    front: &Front,
-    near: std::net::IpAddr,
-    far: std::net::IpAddr,
-) -> anyhow::Result<()> {
+async fn only_the_proxy_names_clients(front: &Front, near: IpAddr, far: IpAddr) -> anyhow::Result<()> {
     const STATS: &str = "/v1/registry/stats";
     let (near_claim, far_claim) = (near.to_string(), far.to_string());
     for n in 0..STATS_PER_MINUTE {
