@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
+use instar_state::time::now_ms;
 use subtle::ConstantTimeEq;
 
 use crate::access::{Access, Credential, OwnerRule, SessionAccess};
@@ -207,7 +208,7 @@ fn refusal(api: &ApiState, access: Access, credential: &Credential, hash: Option
 fn owner_challenge(api: &ApiState, hash: Option<RequestHash>) -> ApiError {
     let refused = ApiError::owner_wanted("this");
     match hash {
-        Some(hash) => refused.with("challengeId", api.proofs().open(hash, Instant::now()).into()),
+        Some(hash) => refused.with("challengeId", api.proofs().open(hash, now_ms()).into()),
         None => refused,
     }
 }
@@ -283,7 +284,7 @@ async fn prove_owner(
             "the PIN is accepted only from a terminal of the owner, never from a session or over TCP",
         ));
     }
-    match api.proofs().verify(&challenge, pin, request, Instant::now()).await {
+    match api.proofs().verify(&challenge, pin, request, now_ms()).await {
         Ok(()) => {
             tracing::info!(target: "security", event = "owner_proof", method = "pin", request = %request);
             Ok(Some(Credential::Owner))
@@ -303,6 +304,11 @@ async fn prove_owner(
             Err(ApiError::new(StatusCode::FORBIDDEN, "wrong_pin", "wrong PIN")
                 .with("attemptsRemaining", left.into()))
         }
+        Err(ProofError::NotNoted) => Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "storage_failed",
+            "the try could not be noted, so the PIN was not checked; see the node's log, and free some space if the disk is full",
+        )),
     }
 }
 

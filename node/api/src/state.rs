@@ -1,5 +1,6 @@
 //! What handlers share.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use instar_mesh::Mesh;
 use instar_sessions::Sessions;
 use instar_state::answers::Answers;
 use instar_state::ids::SessionId;
+use instar_state::time::now_ms;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -42,6 +44,8 @@ pub struct ApiSettings {
     pub limits: Limits,
     /// Checks the owner's PIN.
     pub pin: PinCheck,
+    /// File that keeps the tries of the PIN over a restart.
+    pub pin_tries: PathBuf,
     /// Live facts of the composition root for `/status` and `/health`.
     pub facts: Arc<dyn NodeFacts>,
 }
@@ -125,7 +129,7 @@ struct Inner {
 impl ApiState {
     /// State of a node that is booting: only health answers until [`ApiState::ready`].
     pub fn new(settings: ApiSettings) -> Self {
-        let proofs = Proofs::new(Arc::clone(&settings.pin));
+        let proofs = Proofs::new(Arc::clone(&settings.pin), settings.pin_tries.clone(), now_ms());
         let rates = RateLimiter::new(settings.limits);
         Self {
             inner: Arc::new(Inner {

@@ -7,6 +7,7 @@ mod holder;
 mod hook_log;
 mod log;
 mod node;
+mod own_secrets;
 mod relay;
 mod server;
 mod settings;

@@ -9,7 +9,7 @@ use instar_identity::Identity;
 use instar_mcp::tokens::Tokens;
 use instar_mcp::{HttpListener, ServerIdentity};
 use instar_mesh::{Mesh, MeshConfig, MeshDeps};
-use instar_outbound::{Channel, ChannelId, Pel, PelConfig, SendGateway, StageId};
+use instar_outbound::{Channel, ChannelId, Pel, PelConfig, SecretScan, SendGateway, StageId};
 use instar_redact::{OwnSecrets, Redactor};
 use instar_sessions::{Sessions, SessionsDeps};
 use instar_state::config::{Config, ConfigService, keys};
@@ -33,6 +33,7 @@ use super::facts::Facts;
 use super::holder::{self, Claim, Holder};
 use super::hook_log::HookLog;
 use super::log::{self, Rotation};
+use super::own_secrets::OwnSecretScan;
 use super::server::{announce, stop_on_signals};
 use super::supervise::Supervisor;
 use super::{bind, relay, settings, tools};
@@ -158,8 +159,9 @@ impl Node<'_> {
         let config = ConfigService::open(self.agent.config_file(), overrides, Arc::clone(&notices))?;
         let secrets = self.agent.secrets();
         let own = secrets.load()?;
-        let redactor = Redactor::new(OwnSecrets::new(own.values().map(|s| s.expose().as_str())));
         let current = config.current();
+        let own = own.values().chain(current.secret_values());
+        let redactor = Redactor::new(OwnSecrets::new(own.map(|s| s.expose().as_str())));
         log::install(
             &paths.node_log(),
             &current.get(keys::LOG_LEVEL),
@@ -219,6 +221,7 @@ impl Node<'_> {
                 hooks_per_second: config.get(keys::HTTP_HOOKS_PER_SECOND),
             },
             pin,
+            pin_tries: self.agent.paths.pin_tries(),
             facts,
         })
     }
@@ -267,7 +270,8 @@ impl Node<'_> {
         if let Err(error) = sessions.runtime_ready() {
             base.notices.degrade("runtime_missing", &error.to_string());
         }
-        let scan = relay::secret_scan(&base.secrets.load()?);
+        let scan: Arc<dyn SecretScan> =
+            Arc::new(OwnSecretScan::new(base.secrets.clone(), Arc::clone(&base.config))?);
         let policy = Arc::new(Pel::new(PelConfig::default(), Arc::clone(&scan)));
         let gateway = SendGateway::new(policy).with_stage_per_message(StageId::Mesh, ChannelId::THREADLINE);
         gateway.register(Channel::threadline());

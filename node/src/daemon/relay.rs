@@ -8,12 +8,9 @@ use std::time::Duration;
 use clap::Args;
 use instar_api::Rooms;
 use instar_mesh::{MeshConfig, RelaySwitch};
-use instar_outbound::{SecretClass, SecretHit, SecretScan};
-use instar_redact::{Action, OWN_SECRET, OwnSecrets, Redactor};
 use instar_state::BoxFuture;
 use instar_state::config::{Config, ConfigService, keys, set_at};
 use instar_state::paths::AgentPaths;
-use instar_state::secrets::SecretMap;
 use serde_json::json;
 use threadline_relay::embedded::{self, Address, Place};
 use threadline_relay::{DataDirLock, RelayConfig};
@@ -120,21 +117,6 @@ impl RelaySwitch for ConfigRelaySwitch {
             edited.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
         })
     }
-}
-
-/// The shared secret table and the node's own secrets, as the SendGateway sees them.
-pub(super) fn secret_scan(own: &SecretMap) -> Arc<dyn SecretScan> {
-    let redactor = Redactor::new(OwnSecrets::new(own.values().map(|s| s.expose().as_str())));
-    Arc::new(move |text: &str| {
-        let blocking = redactor.find(text).into_iter().filter(|hit| hit.action == Action::Block);
-        blocking
-            .map(|hit| SecretHit {
-                class: if hit.rule == OWN_SECRET { SecretClass::OwnSecret } else { SecretClass::Credential },
-                kind: hit.rule.to_owned(),
-                span: hit.span,
-            })
-            .collect::<Vec<_>>()
-    })
 }
 
 /// `instar relay start`: the stand-alone relay in the foreground.

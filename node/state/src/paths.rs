@@ -76,6 +76,11 @@ impl AgentPaths {
         self.data().join("threadline.sqlite")
     }
 
+    /// Tries of the owner's PIN.
+    pub fn pin_tries(&self) -> PathBuf {
+        self.data().join("pin-tries.json")
+    }
+
     /// Human-readable records of the mesh.
     pub fn threadline(&self) -> PathBuf {
         self.state.join("threadline")

@@ -85,6 +85,14 @@ pub struct KeyStatus {
     pub private: bool,
 }
 
+/// Tells one state of a store from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreStamp {
+    changed: (i64, i64),
+    len: u64,
+    inode: u64,
+}
+
 /// The store of one agent. Reads and writes block; it keeps no secret in memory.
 #[derive(Debug, Clone)]
 pub struct SecretStore {
@@ -110,6 +118,13 @@ impl SecretStore {
             lock: paths.secrets().join("store.lock"),
             master: paths.machine().join("secrets-master.key"),
         }
+    }
+
+    /// What changes with every write of the store; `None` when there is no store.
+    pub fn stamp(&self) -> Option<StoreStamp> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(&self.store).ok()?;
+        Some(StoreStamp { changed: (meta.ctime(), meta.ctime_nsec()), len: meta.len(), inode: meta.ino() })
     }
 
     /// Every secret; empty when there is no store yet.

@@ -175,6 +175,11 @@ impl Config {
         self.secrets.get(&key.path().replacen('*', name, 1))
     }
 
+    /// The value of every secret that is known, whichever way it is set.
+    pub fn secret_values(&self) -> impl Iterator<Item = &Secret<String>> {
+        self.secrets.values()
+    }
+
     /// Names below a group, for example the providers in `sessions.credentials`.
     pub fn names_below(&self, path: &str) -> Vec<String> {
         lookup(&self.root, path)
