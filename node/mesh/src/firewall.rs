@@ -101,9 +101,12 @@ impl Core {
         if !over {
             return;
         }
-        if let Some(live) = self.sessions.live(&conversation_of(&row.key))
+        let conversation = conversation_of(&row.key);
+        if let Some(live) = self.sessions.live(&conversation)
             && live.id.to_string() == session
         {
+            // The texts that led here go to no further session; the dispatcher reports their messages as failed.
+            self.sessions.retract(&conversation, "firewall violations").await;
             self.sessions.end(&live.id, "firewall violations").await;
         }
         let name = self.name_of(&row.key.peer).await;

@@ -240,10 +240,11 @@ impl Core {
         let thread = self.store.thread(key.clone()).await.map_err(|e| internal(&e))?;
         let removed = self.store.delete_thread(key.clone(), self.now()).await.map_err(|e| internal(&e))?;
         self.waiters.clear(&key);
+        // Before the end of the session, which would give back what it has not answered.
+        self.sessions.retract(&conversation_of(&key), "thread deleted").await;
         if let Some(live) = live {
             self.sessions.end(&live.id, "thread deleted").await;
         }
-        self.sessions.replied(&conversation_of(&key), None).await;
         self.thread_event("thread-deleted", &key, "");
         let thread = thread.as_ref();
         Ok(json!({

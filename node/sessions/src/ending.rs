@@ -143,11 +143,7 @@ async fn give_back(shared: &Arc<Shared>, record: &SessionRecord, status: Status,
             let Ok(Some(row)) = journal.get(*ulid).await else { continue };
             // What a person typed into this session was answered by what it printed.
             let settled = row.input.kind != InputKind::User || row.input.tag == LOCAL_TAG;
-            if settled
-                && row.session == Some(record.id)
-                && let Err(error) =
-                    journal.acknowledge(&record.conversation, Some(&row.input.inbox_key), now_ms()).await
-            {
+            if settled && let Err(error) = journal.settle(*ulid, record.id, now_ms()).await {
                 tracing::error!(session = %record.id, %error, "settled input was not closed");
             }
         }

@@ -115,6 +115,20 @@ impl PeerSessions for Sessions {
         })
     }
 
+    fn retract(&self, conversation: &ConversationKey, reason: &str) -> BoxFuture<'_, ()> {
+        let (conversation, reason) = (conversation.clone(), reason.to_owned());
+        Box::pin(async move {
+            match self.shared.deps.journal.retract(&conversation, &reason, now_ms()).await {
+                Ok(gone) if !gone.is_empty() => {
+                    let gone: Vec<String> = gone.iter().map(Ulid::to_string).collect();
+                    self.shared.announce("input-state", json!({"ulids": gone, "state": InputState::Expired}));
+                }
+                Ok(_) => {}
+                Err(error) => tracing::error!(%conversation, %error, "inputs were not taken back"),
+            }
+        })
+    }
+
     fn changed(&self) -> BoxFuture<'_, ()> {
         // Subscribed now, not at the first poll: what happens in between counts.
         let mut changed = self.shared.subscribe();

@@ -303,12 +303,14 @@ impl Journal {
             .await
     }
 
-    /// Notes why a delivery did not succeed; the row keeps waiting.
+    /// Notes why a delivery did not succeed; the row keeps waiting, and no session counts as having it.
     pub async fn note_error(&self, ulid: Ulid, error: &str) -> Result<()> {
         let error = error.to_owned();
         self.db
             .write(move |c| {
-                c.prepare_cached("UPDATE session_inbox SET error = ?2 WHERE ulid = ?1 AND state = 'queued'")?
+                c.prepare_cached(
+                    "UPDATE session_inbox SET error = ?2, session_id = NULL WHERE ulid = ?1 AND state = 'queued'",
+                )?
                     .execute(params![ulid.to_string(), error])?;
                 Ok(())
             })
@@ -354,6 +356,47 @@ impl Journal {
                 let mut closed = rows.collect::<rusqlite::Result<Vec<_>>>()?;
                 closed.sort_unstable();
                 Ok(closed)
+            })
+            .await
+    }
+
+    /// Closes exactly this row, if `session` has it. Returns whether it was closed.
+    pub async fn settle(&self, ulid: Ulid, session: SessionId, now_ms: i64) -> Result<bool> {
+        self.db
+            .write(move |c| {
+                let sql =
+                    "UPDATE session_inbox SET state = 'acked', acked_at = ?3, ended_at = ?3, error = NULL
+                           WHERE ulid = ?1 AND session_id = ?2 AND state = 'injected'";
+                let params = params![ulid.to_string(), session.to_string(), now_ms];
+                Ok(c.prepare_cached(sql)?.execute(params)? == 1)
+            })
+            .await
+    }
+
+    /// Takes back what no session of a conversation shall get any more: open rows expire with this reason, and the
+    /// texts of all its rows are forgotten. Returns what was open.
+    pub async fn retract(
+        &self,
+        conversation: &ConversationKey,
+        reason: &str,
+        now_ms: i64,
+    ) -> Result<Vec<Ulid>> {
+        let (conversation, reason) = (conversation.clone(), reason.to_owned());
+        self.db
+            .write(move |c| {
+                let mut update = c.prepare_cached(
+                    "UPDATE session_inbox SET state = 'expired', ended_at = ?3, error = ?2
+                     WHERE conversation = ?1 AND state IN ('queued', 'injected') RETURNING ulid",
+                )?;
+                let rows =
+                    update.query_map(params![conversation.as_str(), reason, now_ms], |r| ulid_at(r, 0))?;
+                let mut gone = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+                gone.sort_unstable();
+                c.prepare_cached(
+                    "UPDATE session_inbox SET body = '' WHERE conversation = ?1 AND body <> ''",
+                )?
+                .execute([conversation.as_str()])?;
+                Ok(gone)
             })
             .await
     }
@@ -722,6 +765,49 @@ mod tests {
         let row = journal.get(ids[1]).await.expect("get").expect("row");
         assert_eq!((row.state, row.session, row.attempts), (InputState::Queued, None, 1));
         assert_eq!(journal.waiting_conversations().await.expect("waiting"), [conversation]);
+    }
+
+    #[tokio::test]
+    async fn a_settled_row_closes_no_older_one() {
+        let dir = tempfile::tempdir().expect("dir");
+        let journal = journal(dir.path());
+        let session = SessionId::random();
+        let tried = journal.enqueue(input("cli:1", "local:x"), 1).await.expect("row").ulid;
+        let steer = journal.enqueue(input("cli:2", "local:x"), 2).await.expect("row").ulid;
+        journal.begin_attempt(tried, session).await.expect("attempt");
+        journal.mark_injected(steer, session, 3).await.expect("injected");
+        assert!(!journal.settle(steer, SessionId::random(), 4).await.expect("settle"), "another session's");
+        assert!(journal.settle(steer, session, 4).await.expect("settle"));
+        assert!(!journal.settle(tried, session, 4).await.expect("settle"), "it was never delivered");
+        journal.note_error(tried, "not confirmed").await.expect("noted");
+        let conversation: ConversationKey = "local:x".parse().expect("key");
+        assert!(journal.acknowledge(&conversation, None, 5).await.expect("ack").is_empty());
+        let next = journal.next_queued(&conversation, 9).await.expect("next").expect("row");
+        assert_eq!(next.ulid, tried, "it still waits");
+    }
+
+    #[tokio::test]
+    async fn retracted_rows_come_back_to_no_session() {
+        let dir = tempfile::tempdir().expect("dir");
+        let journal = journal(dir.path());
+        let conversation: ConversationKey = "local:x".parse().expect("key");
+        let session = SessionId::random();
+        let mut ids = Vec::new();
+        for n in 0..3 {
+            ids.push(journal.enqueue(input(&format!("cli:{n}"), "local:x"), n).await.expect("row").ulid);
+        }
+        let other = journal.enqueue(input("cli:9", "local:y"), 9).await.expect("row").ulid;
+        journal.mark_injected(ids[0], session, 3).await.expect("injected");
+        journal.settle(ids[0], session, 4).await.expect("settle");
+        journal.mark_injected(ids[1], session, 4).await.expect("injected");
+        assert_eq!(journal.retract(&conversation, "deleted", 5).await.expect("retract"), ids[1..]);
+        assert!(journal.requeue_session(session, "ended").await.expect("requeue").is_empty());
+        assert_eq!(journal.mark_injected(ids[2], session, 6).await.expect("late"), Some(InputState::Expired));
+        assert_eq!(journal.next_queued(&conversation, 9).await.expect("next"), None);
+        for id in ids {
+            assert_eq!(journal.get(id).await.expect("get").expect("row").input.body, "");
+        }
+        assert_eq!(journal.get(other).await.expect("get").expect("row").input.body, "body of cli:9");
     }
 
     #[tokio::test]

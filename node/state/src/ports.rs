@@ -139,6 +139,10 @@ pub trait PeerSessions: Send + Sync {
     /// Marks a session as having read a peer's text.
     fn taint(&self, id: &SessionId) -> BoxFuture<'_, ()>;
 
+    /// Takes back what waits in this conversation or was given without an answer, and forgets its texts: no session
+    /// gets it (again).
+    fn retract(&self, conversation: &ConversationKey, reason: &str) -> BoxFuture<'_, ()>;
+
     /// Resolves after any session started, became idle or ended, or a row changed state.
     fn changed(&self) -> BoxFuture<'_, ()>;
 }

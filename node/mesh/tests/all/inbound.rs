@@ -287,6 +287,12 @@ async fn the_firewall_denies_and_closes_after_three_tries() {
     assert!(node.sessions.ended().is_empty());
     assert_eq!(ask("Bash", json!({"command": "ls"})).await, "deny");
     assert_eq!(node.sessions.ended(), ["firewall violations"]);
+    until("m1 is given up", || async {
+        let state = node.state_of("m1").await.unwrap_or_default();
+        state.starts_with("failed").then_some(()).ok_or(state)
+    })
+    .await;
+    assert_eq!(node.sessions.starts().len(), 1, "the same text is given to no other session");
     let audit = node.mesh.audit(10, Some("firewall-deny".into()), None).await.expect("audit");
     assert_eq!(audit["count"], 3);
     assert_eq!(node.mesh.audit_verify().await.expect("verify")["valid"], true);
@@ -324,4 +330,21 @@ async fn long_messages_are_read_and_searches_pass_no_secret_file() {
     }
     assert!(node.sessions.ended().is_empty(), "too wide a search is no violation");
     assert_eq!(ask("Grep", search(".instar")).await, "deny");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_thread_leaves_no_text_for_another_session() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(8);
+    node.trust(&peer, "verified").await;
+    relay.send(&peer.says(node.us(), "t1", "m1", "Do you remember this?")).await;
+    relay.taken("m1").await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    let arguments = json!({"threadId": "t1", "confirm": true, "force": true});
+    node.call(Caller::Owner, Tool::ThreadlineDelete, arguments).await.expect("deleted");
+    assert_eq!(node.sessions.ended(), ["thread deleted"]);
+    let rows = node.sessions.rows();
+    assert_eq!(rows.len(), 1);
+    assert!(rows.iter().all(|(input, state)| input.body.is_empty() && *state == InputState::Expired));
 }

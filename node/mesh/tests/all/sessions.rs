@@ -166,13 +166,34 @@ impl PeerSessions for Sessions {
 
     fn end(&self, id: &SessionId, reason: &str) -> BoxFuture<'_, ()> {
         let mut state = self.state();
+        let ended = state.live.iter().find(|(_, session)| session.id == *id).map(|(key, _)| key.clone());
         state.live.retain(|_, session| session.id != *id);
+        for (input, _, row) in state.rows.values_mut() {
+            if Some(&input.conversation) == ended.as_ref() && *row == InputState::Injected {
+                *row = InputState::Queued;
+            }
+        }
         state.ended.push((*id, reason.to_owned()));
+        drop(state);
+        self.changed.notify_one();
         Box::pin(async {})
     }
 
     fn taint(&self, id: &SessionId) -> BoxFuture<'_, ()> {
         self.state().tainted.push(*id);
+        Box::pin(async {})
+    }
+
+    fn retract(&self, conversation: &ConversationKey, _: &str) -> BoxFuture<'_, ()> {
+        for (input, _, row) in self.state().rows.values_mut() {
+            if input.conversation == *conversation {
+                input.body.clear();
+                if matches!(row, InputState::Queued | InputState::Injected) {
+                    *row = InputState::Expired;
+                }
+            }
+        }
+        self.changed.notify_one();
         Box::pin(async {})
     }
 
