@@ -21,6 +21,8 @@ pub struct EventLog {
     /// Offset of the current file's first byte.
     base: u64,
     end: u64,
+    /// Whether half a line stands after `end` that could not be taken back.
+    is_torn: bool,
 }
 
 impl EventLog {
@@ -39,7 +41,7 @@ impl EventLog {
                 log_end += 1;
             }
         }
-        Ok(Self { path: path.to_owned(), file, base, end: log_end })
+        Ok(Self { path: path.to_owned(), file, base, end: log_end, is_torn: false })
     }
 
     /// Appends one line and returns the new end.
@@ -50,9 +52,21 @@ impl EventLog {
         let mut whole = Vec::with_capacity(line.len() + 1);
         whole.extend_from_slice(line);
         whole.push(b'\n');
-        self.file.write_all(&whole)?;
+        if let Err(error) = self.write(&whole) {
+            // What was written of the line would stand before the next one and make both unreadable.
+            self.is_torn = self.file.set_len(self.end - self.base).is_err();
+            return Err(error);
+        }
         self.end += whole.len() as u64;
         Ok(self.end)
+    }
+
+    fn write(&mut self, whole: &[u8]) -> io::Result<()> {
+        if self.is_torn {
+            self.file.set_len(self.end - self.base)?;
+            self.is_torn = false;
+        }
+        self.file.write_all(whole)
     }
 
     /// Offset after the last byte.
@@ -182,5 +196,28 @@ mod tests {
         assert_eq!(again.end(), second + 5);
         assert_eq!(read_from(&path, second, 1 << 20).expect("read"), [(second + 5, "torn".to_owned())]);
         assert_eq!(tail(&path, 1).expect("tail"), ["torn"]);
+    }
+
+    #[tokio::test]
+    async fn half_a_line_is_taken_back() {
+        // Caught, it ends no process and the write fails.
+        let too_long = tokio::signal::unix::SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+        let _caught = tokio::signal::unix::signal(too_long).expect("signal");
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s.ndjson");
+        let mut log = EventLog::open(&path).expect("open");
+        let first = log.append(b"one").expect("append");
+        // The longest file that this process may write stands in for a full disk.
+        let limits = rustix::process::getrlimit(rustix::process::Resource::Fsize);
+        let full = rustix::process::Rlimit { current: Some(first + 10), maximum: limits.maximum };
+        rustix::process::setrlimit(rustix::process::Resource::Fsize, full).expect("limit");
+        let failed = log.append(&[b'x'; 100]);
+        rustix::process::setrlimit(rustix::process::Resource::Fsize, limits).expect("limit");
+        failed.expect_err("no room");
+        let second = log.append(b"two").expect("room again");
+        assert_eq!(
+            read_from(&path, 0, 1 << 20).expect("read"),
+            [(first, "one".to_owned()), (second, "two".to_owned())]
+        );
     }
 }
