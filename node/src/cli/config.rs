@@ -81,7 +81,7 @@ fn set(ctx: &Ctx, agent: &Agent, path: &str, text: &str) -> CommandResult {
     let old = current(ctx, agent, path)?;
     let changed = value.clone();
     agent.config_file().edit(|root| set_at(root, path, changed))?;
-    Ok(changed_reply(path, &old, &value, spec.restart))
+    Ok(changed_reply(agent, path, &old, &value, spec.restart))
 }
 
 /// Puts an object in the place of a group. The strictest key that is there before or after decides who may.
@@ -114,7 +114,7 @@ fn set_group(ctx: &Ctx, agent: &Agent, path: &str, text: &str) -> CommandResult 
     let old = current(ctx, agent, path)?;
     agent.config_file().edit(|root| set_at(root, path, Value::Object(group)))?;
     let new = current(ctx, agent, path)?;
-    Ok(changed_reply(path, &old, &new, keys.iter().any(|(_, spec)| spec.restart)))
+    Ok(changed_reply(agent, path, &old, &new, keys.iter().any(|(_, spec)| spec.restart)))
 }
 
 fn secret_in_command(path: &str) -> Failure {
@@ -140,7 +140,7 @@ fn unset(ctx: &Ctx, agent: &Agent, path: &str) -> CommandResult {
     let old = current(ctx, agent, path)?;
     agent.config_file().edit(|root| Ok::<_, ConfigError>(unset_at(root, path)))?;
     let new = current(ctx, agent, path)?;
-    Ok(changed_reply(path, &old, &new, spec.is_some_and(|s| s.restart)))
+    Ok(changed_reply(agent, path, &old, &new, spec.is_some_and(|s| s.restart)))
 }
 
 fn list(ctx: &Ctx, agent: &Agent) -> CommandResult {
@@ -185,12 +185,19 @@ fn current(ctx: &Ctx, agent: &Agent, path: &str) -> Result<Value, Failure> {
     Ok(config.effective(path).unwrap_or_default())
 }
 
-fn changed_reply(path: &str, old: &Value, new: &Value, restart: bool) -> Reply {
-    let hint = if restart { "\nThe node uses it after `instar server restart`." } else { "" };
-    Reply::new(
-        json!({"path": path, "old": old, "new": new, "restartNeeded": restart}),
-        format!("{path}: {} → {}{hint}", plain(old), plain(new)),
-    )
+/// What was written, and whether a node can use it: it refuses a file with any problem as a whole.
+fn changed_reply(agent: &Agent, path: &str, old: &Value, new: &Value, restart: bool) -> Reply {
+    let refused = agent.config_file().load().err();
+    let hint = match &refused {
+        Some(error) => format!("\nWritten, but not in force until the rest is repaired: {error}"),
+        None if restart => "\nThe node uses it after `instar server restart`.".to_owned(),
+        None => String::new(),
+    };
+    let value = json!({
+        "path": path, "old": old, "new": new, "restartNeeded": restart, "usable": refused.is_none(),
+    });
+    let reply = Reply::new(value, format!("{path}: {} → {}{hint}", plain(old), plain(new)));
+    if refused.is_some() { reply.failing(Exit::Failed) } else { reply }
 }
 
 fn plain(value: &Value) -> String {

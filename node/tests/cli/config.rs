@@ -38,6 +38,18 @@ fn all_problems_are_listed_at_once() {
 }
 
 #[test]
+fn a_change_beside_a_problem_is_not_called_applied() {
+    let home = Home::new();
+    let project = home.agent("garden");
+    let file = project.join(".instar/config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("JSON");
+    config["sessions"] = json!({"maxSessions": 0});
+    std::fs::write(&file, config.to_string()).expect("write");
+    home.run(&project, &["config", "set", "logging.level", "debug"]).exit(1).says("not in force");
+    home.run(&project, &["config", "set", "sessions.maxSessions", "2"]).ok();
+}
+
+#[test]
 fn an_open_key_is_changed_and_others_need_the_owner() {
     let home = Home::new();
     let project = home.agent("garden");

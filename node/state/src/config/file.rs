@@ -65,6 +65,14 @@ pub enum ConfigError {
         /// The lock.
         source: LockError,
     },
+    /// The change is in the file, which can't be used for another reason.
+    #[error("the change was written to {path}, but it is not in force until the rest is repaired: {source}")]
+    NotInForce {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<ConfigError>,
+    },
     /// A given path or value was refused before anything was written.
     #[error("{path}: {problem}")]
     Refused {

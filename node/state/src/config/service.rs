@@ -108,12 +108,17 @@ impl ConfigService {
     }
 
     /// Changes the file and puts the result in force. Blocks.
+    ///
+    /// [`ConfigError::NotInForce`] when the file was written and can't be used for another reason.
     pub fn edit<T>(
         &self,
         change: impl FnOnce(&mut Map<String, Value>) -> Result<T, ConfigError>,
     ) -> Result<T, ConfigError> {
         let result = self.file.edit(change)?;
-        self.reload_now(true);
+        self.try_reload(true).map_err(|refused| ConfigError::NotInForce {
+            path: self.file.path().to_owned(),
+            source: Box::new(refused),
+        })?;
         Ok(result)
     }
 
@@ -139,17 +144,21 @@ impl ConfigService {
     }
 
     fn reload_now(&self, always: bool) -> Reload {
+        self.try_reload(always).unwrap_or(Reload::Refused)
+    }
+
+    fn try_reload(&self, always: bool) -> Result<Reload, ConfigError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = stamp(&self.file);
         if !always && stamp == state.stamp {
-            return Reload::Unchanged;
+            return Ok(Reload::Unchanged);
         }
         state.stamp = stamp;
         let document = match self.file.load() {
             Ok(document) => document,
             Err(error) => {
                 self.notices.degrade(UNREADABLE, &format!("{error} (the last good values stay in force)"));
-                return Reload::Refused;
+                return Err(error);
             }
         };
         self.notices.resolve(UNREADABLE);
@@ -178,12 +187,12 @@ impl ConfigService {
             state.missing = missing;
         }
         if config == **self.current.load() {
-            return Reload::Unchanged;
+            return Ok(Reload::Unchanged);
         }
         let config = Arc::new(config);
         self.current.store(Arc::clone(&config));
         self.changed.send_replace(config);
-        Reload::Changed
+        Ok(Reload::Changed)
     }
 }
 
@@ -233,6 +242,18 @@ mod tests {
         assert_eq!(f.service.current().get(keys::SESSIONS_MAX), 6);
         assert!(f.board.degradations().is_empty());
         assert_eq!(f.service.reload(), Reload::Unchanged);
+    }
+
+    #[test]
+    fn a_write_that_does_not_come_into_force_is_an_error() {
+        let f = fixture(r#"{"port": 4040}"#);
+        let path = f.dir.path().join("config.json");
+        std::fs::write(&path, r#"{"port": 4040, "logging": {"level": "loud"}}"#).expect("write");
+        let refused = f.service.edit(|root| set_at(root, "sessions.maxSessions", json!(4)));
+        assert!(matches!(refused, Err(ConfigError::NotInForce { .. })), "{refused:?}");
+        assert_ne!(f.service.current().get(keys::SESSIONS_MAX), 4);
+        f.service.edit(|root| set_at(root, "logging.level", json!("debug"))).expect("repaired");
+        assert_eq!(f.service.current().get(keys::SESSIONS_MAX), 4);
     }
 
     #[tokio::test]
