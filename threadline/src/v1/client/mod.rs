@@ -534,10 +534,13 @@ impl Client {
     }
 }
 
+/// Older relays refuse a login for its rate under another code and say so in words only.
 fn is_rate_limit(error: &RelayError) -> bool {
+    let message = error.message.to_lowercase();
+    let mut words = message.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty());
     error.code == ErrorCode::RateLimited
-        || error.message.contains("Too many")
-        || error.message.contains("rate")
+        || message.contains("too many")
+        || words.any(|word| matches!(word, "rate" | "ratelimit" | "ratelimited"))
 }
 
 /// Time after the word `until` in a ban message, Unix ms.

@@ -215,6 +215,19 @@ fn refused_logins_slow_down_and_then_stop() {
 }
 
 #[test]
+fn a_word_that_contains_rate_is_no_rate_limit() {
+    for (message, limited) in [
+        ("identity was not generated here", false),
+        ("separate keys", false),
+        ("Rate limited (per_agent_minute)", true),
+        ("auth rate-limit", true),
+        ("too many attempts", true),
+    ] {
+        assert_eq!(is_rate_limit(&error(ErrorCode::AuthFailed, message)), limited, "{message}");
+    }
+}
+
+#[test]
 fn rate_limits_of_every_form_slow_down_but_do_not_stop() {
     for (code, message) in [
         (ErrorCode::AuthFailed, "Too many attempts"),
