@@ -116,6 +116,7 @@ impl From<instar_state::config::ConfigError> for Failure {
             E::Syntax { .. } | E::Invalid { .. } => (Exit::NoAgent, "config_invalid"),
             E::TooNew { .. } => (Exit::NoAgent, "config_too_new"),
             E::Io { .. } | E::Locked { .. } => (Exit::Failed, "config_unwritable"),
+            E::NotInForce { .. } => (Exit::Failed, "config_not_in_force"),
             E::Refused { .. } => (Exit::Usage, "usage"),
         };
         let failure = Self::new(exit, code, error.to_string());
