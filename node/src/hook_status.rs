@@ -138,7 +138,8 @@ mod tests {
     fn log(paths: &AgentPaths, at_ms: i64, lines: &[serde_json::Value]) {
         std::fs::create_dir_all(paths.logs()).expect("logs");
         let day = rfc3339(at_ms);
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let mut text = lines.iter().map(serde_json::Value::to_string).collect::<Vec<_>>().join("\n");
+        text.push('\n');
         std::fs::write(paths.logs().join(format!("hooks-{}.jsonl", &day[..10])), text).expect("write");
     }
 

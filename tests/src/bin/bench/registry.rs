@@ -165,7 +165,7 @@ async fn ask_all(base: &str, count: u32) -> Result<()> {
             let page = ask(&http, &format!("{base}/search?{query}&cursor={cursor}"), &mut samples).await?;
             seen += page["count"].as_u64().unwrap_or(0);
             match page["pagination"]["cursor"].as_str() {
-                Some(next) => cursor = next.to_owned(),
+                Some(next) => next.clone_into(&mut cursor),
                 None => break,
             }
         }
