@@ -8,6 +8,7 @@ use threadline::v2::objects::{
     AddressRecord, DeviceCert, DeviceList, Lease, Object, Prekey, Revocation, Signed,
 };
 use threadline::v2::strict::{Limits, strict_scan};
+use threadline::v2::vouch::{Complaint, Staple, Vouch};
 
 /// A frame of either end: reading, and what was read comes back.
 ///
@@ -49,7 +50,7 @@ fn object<T: Object + PartialEq + std::fmt::Debug>(bytes: &[u8], signature: &[u8
     }
 }
 
-/// Certificates, lists, prekeys, address records, leases, revocations: 64 bytes of signature, then the object.
+/// Certificates, lists, prekeys, address records, leases, vouches, revocations: 64 bytes of signature, then the object.
 ///
 /// # Panics
 /// If an object that breaks its rules is accepted.
@@ -60,6 +61,9 @@ pub fn v2_object(data: &[u8]) {
     object::<Prekey>(bytes, signature);
     object::<AddressRecord>(bytes, signature);
     object::<Lease>(bytes, signature);
+    object::<Vouch>(bytes, signature);
+    object::<Staple>(bytes, signature);
+    object::<Complaint>(bytes, signature);
     let _ = Revocation::parse(bytes, signature, signature);
 }
 

@@ -12,9 +12,11 @@ mod ledger;
 mod node;
 mod relay;
 mod socket;
+mod v2;
 mod world;
 
 pub use ledger::Violation;
+pub use v2::{SealedDefect, SealedStats, SealedViolation, run_sealed};
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

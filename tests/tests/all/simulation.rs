@@ -1,5 +1,7 @@
 //! The mesh with a virtual clock: a thousand seeds without a broken promise, and four mistakes that must be seen.
 
+mod sealed;
+
 use std::time::Instant;
 
 use instar_tests::sim::{Defect, Stats, Violation, run, run_all};

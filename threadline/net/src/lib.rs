@@ -37,6 +37,7 @@ mod identity;
 mod link;
 mod machine;
 mod registry;
+pub mod sealed;
 pub mod store;
 
 pub use control::Control;

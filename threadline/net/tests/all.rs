@@ -10,5 +10,7 @@ mod link;
 mod node;
 #[path = "all/relay_script.rs"]
 mod relay_script;
+#[path = "all/sealed.rs"]
+mod sealed;
 #[path = "all/transcript.rs"]
 mod transcript;

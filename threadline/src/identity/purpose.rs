@@ -17,6 +17,7 @@ use crate::v2::objects::{
     AddressRecord, DeviceCert, DeviceList, Lease, Object, Prekey, Revocation, signed_text,
 };
 use crate::v2::strict::encode_array;
+use crate::v2::vouch::{Complaint, Staple, Vouch};
 
 /// The closed set of things that are signed.
 #[derive(Debug)]
@@ -47,6 +48,12 @@ pub enum Purpose<'a> {
     Revocation(&'a Revocation),
     /// A lease; a machine key signs it.
     Lease(&'a Lease),
+    /// A vouch.
+    Vouch(&'a Vouch),
+    /// A staple to a vouch.
+    Staple(&'a Staple),
+    /// A complaint about a vouch.
+    Complaint(&'a Complaint),
     /// The client's proof in a TLS 1.3 handshake.
     TlsClient(&'a TlsClientProof),
     /// A rotation as existing installs sign it; both keys sign it.
@@ -83,6 +90,9 @@ impl Purpose<'_> {
             Self::WsAuth(exchange) => exchange.client_text(),
             Self::Revocation(revocation) => revocation.signed_bytes(),
             Self::Lease(object) => object_bytes(*object),
+            Self::Vouch(object) => object_bytes(*object),
+            Self::Staple(object) => object_bytes(*object),
+            Self::Complaint(object) => object_bytes(*object),
             Self::TlsClient(proof) => proof.0.clone(),
             Self::Rotation(statement) => statement.as_bytes().to_vec(),
             Self::V1Revocation(statement) => statement.as_bytes().to_vec(),
@@ -262,9 +272,6 @@ mod tests {
     const OTHER_ROWS: &[(&str, Grammar)] = &[
         ("libp2p noise", Grammar::Begins(b"noise-libp2p-static-key:", 56)),
         ("libp2p tls", Grammar::Begins(b"libp2p-tls-handshake:", 40)),
-        ("v2 vouch", Grammar::Begins(b"threadline/2 vouch\0", 40)),
-        ("v2 staple", Grammar::Begins(b"threadline/2 staple\0", 40)),
-        ("v2 complaint", Grammar::Begins(b"threadline/2 complaint\0", 40)),
         ("v2 grant", Grammar::Begins(b"threadline/2 grant\0", 40)),
         ("v2 invite-redeem", Grammar::Begins(b"threadline/2 invite-redeem\0", 40)),
         ("relay well-known", Grammar::Begins(b"threadline/2 wellknown\0", 40)),
@@ -325,6 +332,19 @@ mod tests {
             },
             Lease { version: 1, key, machine: key, epoch: 0, issued_at: 0, ttl_ms: 0, relay_state: 0 },
         );
+        let vouch = Vouch {
+            version: 1,
+            voucher: key,
+            subject: None,
+            slot: 0,
+            class: 0,
+            share: 0,
+            issued: 0,
+            expires: 0,
+            seq: 0,
+        };
+        let staple = Staple { version: 1, voucher: key, vouch: key, issued: 0, expires: 0 };
+        let complaint = Complaint { version: 1, receiver: key, vouch: key, reason: 1, at: 0 };
         let digest = EnvelopeDigest::of(b"h", b"l", b"b");
         [
             ("v1 login", Grammar::Base64(44), Purpose::V1Login(&nonce)),
@@ -346,6 +366,9 @@ mod tests {
             ("envelope", begins(b"threadline/2 envelope\0", 118), Purpose::Envelope(&digest)),
             ("address", begins(b"threadline/2 addr\0", 40), Purpose::Address(&address)),
             ("ws-auth", begins(b"threadline/2 ws-auth\0", 150), Purpose::WsAuth(&exchange)),
+            ("vouch", begins(b"threadline/2 vouch\0", 40), Purpose::Vouch(&vouch)),
+            ("staple", begins(b"threadline/2 staple\0", 40), Purpose::Staple(&staple)),
+            ("complaint", begins(b"threadline/2 complaint\0", 40), Purpose::Complaint(&complaint)),
             ("revoke", begins(b"threadline/2 revoke\0", 100), Purpose::Revocation(&revocation)),
             ("lease", begins(b"threadline/2 lease\0", 80), Purpose::Lease(&lease)),
             (

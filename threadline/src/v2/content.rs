@@ -1,6 +1,6 @@
 //! What an envelope holds: the content map (`threadline-wire.md` §4.4).
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::strict::{DecodeError, Item, Reader, decode_map, encode_map, map_entries};
 use super::strict::{array_items, bin_of, from_scanned, uint};
@@ -288,6 +288,19 @@ impl Content {
     /// Whether it is something that a session may read.
     pub fn is_session_traffic(&self) -> bool {
         SESSION_TYPES.contains(&self.kind.as_str())
+    }
+}
+
+/// As the map that is sealed, so that what is stored has the bytes that were hashed.
+impl Serialize for Content {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Blob(self.to_bytes()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&Blob::deserialize(deserializer)?.0).map_err(serde::de::Error::custom)
     }
 }
 

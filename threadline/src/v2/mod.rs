@@ -12,6 +12,7 @@ pub mod olm;
 pub mod safety;
 pub mod session;
 pub mod strict;
+pub mod vouch;
 
 pub use error::Code;
 pub use strict::{Bin, Blob, DecodeError};

@@ -2,10 +2,10 @@
 //! passed on as the bytes that were signed; nobody encodes them again to check them (`threadline-wire.md` §4.2).
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::strict::{DecodeError, decode_array, encode_array};
-use super::{Bin, DeviceId, Key, sha256};
+use super::{Bin, Blob, DeviceId, Key, sha256};
 use crate::identity::{Identity, PublicIdentity, Purpose};
 
 /// Longest life of a device certificate, ms.
@@ -102,6 +102,20 @@ impl<T: Object> Signed<T> {
     /// The signature.
     pub fn signature(&self) -> &Bin<64> {
         &self.signature
+    }
+}
+
+/// Bytes and signature; reading checks both again.
+impl<T> Serialize for Signed<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (Blob(self.bytes.clone()), self.signature).serialize(serializer)
+    }
+}
+
+impl<'de, T: Object> Deserialize<'de> for Signed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (bytes, signature) = <(Blob, Bin<64>)>::deserialize(deserializer)?;
+        Self::parse(&bytes.0, &signature.0).map_err(serde::de::Error::custom)
     }
 }
 

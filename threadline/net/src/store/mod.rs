@@ -8,6 +8,7 @@ mod inbound;
 mod invitations;
 mod ledger;
 mod limits;
+mod mail;
 mod messages;
 mod outbox;
 mod peers;
@@ -34,8 +35,11 @@ pub use types::{
     Approval, ApprovalKind, ApprovalStatus, Auth, Direction, MessageState, Opener, StoredMessage, Thread,
 };
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { sql: include_str!("schema.sql") }, Migration { sql: include_str!("schema_2.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { sql: include_str!("schema.sql") },
+    Migration { sql: include_str!("schema_2.sql") },
+    Migration { sql: include_str!("schema_3.sql") },
+];
 
 /// Why an operation on the store failed.
 #[derive(Debug, thiserror::Error)]

@@ -139,7 +139,7 @@ pub fn envelope(from: Fingerprint, to: Fingerprint, id: &str, text: &str) -> Env
     clear(&header, &Content { text: text.into(), ..Content::default() })
 }
 
-fn cleared(text: &str) -> Cleared<OutboundMessage> {
+pub fn cleared(text: &str) -> Cleared<OutboundMessage> {
     let gateway = SendGateway::new(Arc::new(Pel::new(PelConfig::default(), Arc::new(|_: &str| Vec::new()))));
     gateway.register(Channel::threadline());
     let recipient =

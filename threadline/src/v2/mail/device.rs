@@ -55,7 +55,8 @@ impl Mail {
         Ok(commit)
     }
 
-    /// Makes this machine another device: the old one is listed as removed and its ratchets are gone.
+    /// Makes this machine another device: the old one is listed as removed, its ratchets are gone, its threads begin
+    /// anew.
     pub fn replace_device(&mut self, now_ms: u64) -> Result<Commit, MailError> {
         let old = self.records.device.clone().ok_or(MailError::NoDevice)?;
         let mut commit = Commit::default();
@@ -65,14 +66,18 @@ impl Mail {
         let open: Vec<_> = self.records.outbox.values().filter(|row| row.is_open()).cloned().collect();
         for mut row in open {
             row.env = None;
+            row.hash = None;
             row.held = false;
+            row.content.device = None;
             self.put(&mut commit, Write::Out(Box::new(row)));
+        }
+        for (peer, thread) in self.records.out_threads.keys().cloned().collect::<Vec<_>>() {
+            self.put(&mut commit, Write::DropOutThread(peer, thread));
         }
         let mut removed = old.list.object().removed.clone();
         removed.push(old.device);
         removed.drain(..removed.len().saturating_sub(32));
-        let mut row = self.mint(&old.name, removed, old.list.object().seq, now_ms);
-        row.last_id = old.last_id;
+        let row = self.mint(&old.name, removed, old.list.object().seq, now_ms);
         self.put(&mut commit, Write::Device(Box::new(row)));
         Ok(commit)
     }
@@ -103,7 +108,6 @@ impl Mail {
             unpublished: Vec::new(),
             fallback: None,
             fallback_at: 0,
-            last_id: Bin([0; 16]),
         }
     }
 

@@ -84,7 +84,7 @@ impl Mail {
                 blocked = Some(key.0);
                 continue;
             }
-            if self.in_flight.contains(key) {
+            if self.in_flight.contains_key(key) {
                 continue;
             }
             if row.next_at.is_some_and(|at| at <= now_ms) {
@@ -98,6 +98,12 @@ impl Mail {
             }
         }
         due
+    }
+
+    /// Messages whose carrier gave no answer for `patience_ms`: another one may be tried beside it.
+    pub fn slow(&self, patience_ms: u64, now_ms: u64) -> Vec<(Key, Id)> {
+        let slow = |at: &u64| at.saturating_add(patience_ms) <= now_ms;
+        self.in_flight.iter().filter(|(_, at)| slow(at)).map(|(key, _)| *key).collect()
     }
 
     /// When [`Mail::due`] has something next, Unix ms.
@@ -114,13 +120,13 @@ impl Mail {
             if row.state == DeliveryState::Pending {
                 row.state = DeliveryState::Sent;
             }
-            self.in_flight.insert((*peer, *id));
+            self.in_flight.insert((*peer, *id), now_ms);
         }
     }
 
     /// The carrier's answers to what is in flight will not come any more.
     pub fn carrier_lost(&mut self, now_ms: u64) {
-        for key in std::mem::take(&mut self.in_flight) {
+        for key in std::mem::take(&mut self.in_flight).into_keys() {
             if let Some(row) = self.records.outbox.get_mut(&key) {
                 row.next_at = Some(now_ms);
             }

@@ -10,6 +10,7 @@ mod open;
 mod order;
 mod records;
 mod repair;
+mod rows;
 mod seal;
 #[cfg(test)]
 mod tests;
@@ -19,9 +20,10 @@ pub use evidence::{CarrierAnswer, Change, Evidence};
 pub use open::{Dropped, Opened, Outcome, Received, Unopened};
 pub use order::{Dispatched, HOLD_MESSAGES, HOLD_MS, Marker};
 pub use records::*;
+pub use rows::{RowError, RowKind, StoredRow};
 pub use seal::{Draft, LearnError, MAX_UNHELD, Sealing, SubmitError};
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -49,7 +51,8 @@ pub struct Mail {
     store_key: StoreKey,
     rng: StdRng,
     records: Records,
-    in_flight: BTreeSet<(Key, Id)>,
+    /// Since when each message waits for a carrier's answer, Unix ms.
+    in_flight: BTreeMap<(Key, Id), u64>,
     arrivals: BTreeMap<Key, Vec<u64>>,
     fallback_while_stocked: Vec<u64>,
     stocked: u16,
@@ -65,7 +68,7 @@ impl Mail {
             rng: StdRng::from_seed(seed),
             identity,
             records,
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             fallback_while_stocked: Vec::new(),
             stocked: 0,
@@ -95,12 +98,14 @@ impl Mail {
     }
 
     /// A UUIDv7 above every one before.
-    fn next_id(&mut self, last: Id, now_ms: u64) -> Id {
+    fn next_id(&mut self, now_ms: u64, commit: &mut Commit) -> Id {
         let random = self.random::<10>().0;
         let fresh = uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid();
-        let last = uuid::Uuid::from_bytes(last.0);
-        let next = if fresh > last { fresh } else { uuid::Uuid::from_u128(last.as_u128().saturating_add(1)) };
-        Bin(*next.as_bytes())
+        let last = self.records.last_id.map_or(0, |id| u128::from_be_bytes(id.0));
+        let next = if fresh.as_u128() > last { fresh.as_u128() } else { last.saturating_add(1) };
+        let id = Bin(next.to_be_bytes());
+        self.put(commit, Write::LastId(id));
+        id
     }
 }
 

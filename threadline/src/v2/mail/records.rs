@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ThreadId;
 use crate::delivery::DeliveryState;
 use crate::v2::content::{Content, ReceiptStatus};
@@ -10,7 +12,7 @@ use crate::v2::objects::{DeviceCert, DeviceList, Signed};
 use crate::v2::{Bin, Blob, DeviceId, Id, Key};
 
 /// This device: its Olm account and what it published.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceRow {
     /// The device.
     pub device: DeviceId,
@@ -32,12 +34,10 @@ pub struct DeviceRow {
     pub fallback: Option<(u64, Blob, Bin<64>)>,
     /// When it was made, Unix ms.
     pub fallback_at: u64,
-    /// Newest message id of ours: ids only rise.
-    pub last_id: Id,
 }
 
 /// A one-time key on its way to the one relay that will give it out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpublishedKey {
     /// The relay.
     pub relay: Key,
@@ -50,7 +50,7 @@ pub struct UnpublishedKey {
 }
 
 /// What is known of a peer's devices.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PeerRow {
     /// Its newest list.
     pub list: Option<Signed<DeviceList>>,
@@ -69,7 +69,7 @@ pub struct PeerRow {
 }
 
 /// A ratchet with one device of a peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRow {
     /// The peer.
     pub peer: Key,
@@ -95,7 +95,7 @@ pub struct SessionRow {
 pub type SessionKey = (Key, DeviceId, String);
 
 /// A message of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutRow {
     /// Recipient.
     pub peer: Key,
@@ -137,7 +137,7 @@ impl OutRow {
 }
 
 /// Place of our messages in a thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutThread {
     /// Number of the last one.
     pub seq: u64,
@@ -146,7 +146,7 @@ pub struct OutThread {
 }
 
 /// A received envelope that is not opened yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpoolRow {
     /// Sender.
     pub from: Key,
@@ -175,7 +175,7 @@ impl SpoolRow {
 }
 
 /// That a message was opened: outlives its expiry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenRow {
     /// Content hash.
     pub hash: Bin<32>,
@@ -186,7 +186,7 @@ pub struct SeenRow {
 }
 
 /// A message in the inbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InboxRow {
     /// Sender.
     pub peer: Key,
@@ -205,7 +205,7 @@ pub struct InboxRow {
 }
 
 /// How far a thread of a peer's device was handed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct InThread {
     /// Highest number handed on.
     pub seq: u64,
@@ -219,7 +219,7 @@ pub struct InThread {
 pub type InThreadKey = (Key, DeviceId, ThreadId);
 
 /// A receipt that is due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DueReceipt {
     /// Content hash.
     pub hash: Bin<32>,
@@ -234,6 +234,8 @@ pub struct DueReceipt {
 pub enum Write {
     /// Puts the device.
     Device(Box<DeviceRow>),
+    /// Puts the newest message id of ours.
+    LastId(Id),
     /// Puts a peer.
     Peer(Key, Box<PeerRow>),
     /// Puts a session.
@@ -246,6 +248,8 @@ pub enum Write {
     DropOut(Key, Id),
     /// Puts the place in a thread.
     OutThread(Key, ThreadId, OutThread),
+    /// Forgets the place in a thread: another device begins it anew.
+    DropOutThread(Key, ThreadId),
     /// Puts a received envelope.
     Spool(SpoolRow),
     /// Removes a received envelope.
@@ -286,6 +290,8 @@ impl Commit {
 pub struct Records {
     /// This device.
     pub device: Option<DeviceRow>,
+    /// Newest message id of ours: ids only rise.
+    pub last_id: Option<Id>,
     /// Peers.
     pub peers: BTreeMap<Key, PeerRow>,
     /// Sessions.
@@ -311,6 +317,7 @@ impl Records {
     pub fn apply(&mut self, write: &Write) {
         match write.clone() {
             Write::Device(row) => self.device = Some(*row),
+            Write::LastId(id) => self.last_id = Some(id),
             Write::Peer(key, row) => drop(self.peers.insert(key, *row)),
             Write::Session(row) => {
                 self.sessions.insert((row.peer, row.device, row.id.clone()), row);
@@ -320,6 +327,9 @@ impl Records {
             Write::DropOut(peer, id) => drop(self.outbox.remove(&(peer, id))),
             Write::OutThread(peer, thread, row) => {
                 self.out_threads.insert((peer, thread), row);
+            }
+            Write::DropOutThread(peer, thread) => {
+                self.out_threads.remove(&(peer, thread));
             }
             Write::Spool(row) => drop(self.spool.insert(row.key(), row)),
             Write::DropSpool(key) => drop(self.spool.remove(&key)),

@@ -35,11 +35,7 @@ impl Mail {
         self.put(commit, Write::Peer(row.from, Box::new(known)));
         let error = ErrorBody { code, about: row.id, retry_ms: None, text: None };
         let content = Content::new("error", CONTROL_THREAD.parse().ok()?, Body::Error(error));
-        let (id, env) = self.bare(row.from, &content, now_ms)?;
-        if let Some(mut own) = self.records.device.clone() {
-            own.last_id = id;
-            self.put(commit, Write::Device(Box::new(own)));
-        }
+        let (id, env) = self.bare(row.from, &content, commit, now_ms)?;
         Some((row.from, id, Blob(env)))
     }
 

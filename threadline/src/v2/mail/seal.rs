@@ -12,7 +12,7 @@ use crate::v2::content::{Body, Content, Need};
 use crate::v2::envelope::{
     ContentKey, Header, SUITE_BARE, SUITE_OLM, assemble, content_hash, encode_legs, seal_body, thread_tag,
 };
-use crate::v2::frames::Keys;
+use crate::v2::frames::{Keys, SignedBytes};
 use crate::v2::objects::{
     DeviceCert, DeviceList, FALLBACK, ListChange, ObjectError, Prekey, Signed, VerifiedDevice, compare_lists,
 };
@@ -91,7 +91,9 @@ impl Mail {
         if peer == self.key {
             return Err(SubmitError::Self_);
         }
-        let mut device = self.records.device.clone().ok_or(MailError::NoDevice)?;
+        if self.records.device.is_none() {
+            return Err(MailError::NoDevice.into());
+        }
         let mut content = Content::new(&draft.kind, draft.thread, draft.body);
         content.reply_to = draft.reply_to;
         content.subject = draft.subject;
@@ -100,8 +102,7 @@ impl Mail {
             return Err(SubmitError::Limit);
         }
         let mut commit = Commit::default();
-        let id = self.next_id(device.last_id, now_ms);
-        device.last_id = id;
+        let id = self.next_id(now_ms, &mut commit);
         let ttl = draft.ttl_ms.unwrap_or(DEFAULT_TTL_MS).min(MAX_LIFE_MS);
         let row = OutRow {
             peer,
@@ -120,7 +121,6 @@ impl Mail {
             next_at: None,
             priority: draft.priority.min(3),
         };
-        self.put(&mut commit, Write::Device(Box::new(device)));
         self.put(&mut commit, Write::Out(Box::new(row)));
         Ok((id, commit))
     }
@@ -274,15 +274,20 @@ impl Mail {
     }
 
     /// A signed envelope without secrets: an error or a ping.
-    pub(super) fn bare(&mut self, to: Key, content: &Content, now_ms: u64) -> Option<(Id, Vec<u8>)> {
-        let device = self.records.device.as_ref()?;
-        let (device_id, last) = (device.device, device.last_id);
+    pub(super) fn bare(
+        &mut self,
+        to: Key,
+        content: &Content,
+        commit: &mut Commit,
+        now_ms: u64,
+    ) -> Option<(Id, Vec<u8>)> {
+        let device_id = self.records.device.as_ref()?.device;
         let header = Header {
             suite: SUITE_BARE,
             from: self.key,
             to,
             device: device_id,
-            id: self.next_id(last, now_ms),
+            id: self.next_id(now_ms, commit),
             created: now_ms,
             expires: now_ms.saturating_add(24 * 3_600_000),
             tag: thread_tag(&self.key, &to, &content.thread),
@@ -353,6 +358,40 @@ impl Mail {
             };
             self.keep_session(row, &mut commit);
         }
+        self.put(&mut commit, Write::Peer(*peer, Box::new(known)));
+        Ok(commit)
+    }
+
+    /// Certificates and list of a peer arrived, without keys: its waiting messages may open now.
+    pub fn learn_devices(
+        &mut self,
+        peer: &Key,
+        certs: &[SignedBytes],
+        list: &SignedBytes,
+        now_ms: u64,
+    ) -> Result<Commit, LearnError> {
+        let list = Signed::<DeviceList>::parse(&list.0.0, &list.1.0)?;
+        list.object().check_time(now_ms)?;
+        if list.object().key != *peer {
+            return Err(ObjectError::BadDevice.into());
+        }
+        let mut known = self.records.peers.get(peer).cloned().unwrap_or_default();
+        match compare_lists(known.list.as_ref(), &list) {
+            ListChange::Newer => known.list = Some(list.clone()),
+            ListChange::Same => {}
+            ListChange::Older => return Err(LearnError::OldList),
+            ListChange::Forked => return Err(LearnError::ForkedList),
+        }
+        for (bytes, signature) in certs.iter().take(8) {
+            let cert = Signed::<DeviceCert>::parse(&bytes.0, &signature.0)?;
+            let device = VerifiedDevice::new(peer, cert, list.clone(), now_ms)?;
+            let id = device.cert.object().device;
+            if known.certs.get(&id).is_none_or(|old| old.object().seq < device.cert.object().seq) {
+                known.certs.insert(id, device.cert);
+            }
+        }
+        known.certs.retain(|device, _| list.object().devices.contains(device));
+        let mut commit = self.retry_spool(peer);
         self.put(&mut commit, Write::Peer(*peer, Box::new(known)));
         Ok(commit)
     }

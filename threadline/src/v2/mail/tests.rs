@@ -55,6 +55,7 @@ struct Party {
     mail: Mail,
     identity: Arc<Identity>,
     store: Records,
+    rows: BTreeMap<(RowKind, Vec<u8>), Vec<u8>>,
     shelf: Shelf,
     seed: u8,
     inbox: Vec<Dispatched>,
@@ -65,7 +66,8 @@ impl Party {
         let identity = Arc::new(identity(name));
         let mail = Mail::new(identity.clone(), Records::default(), [1; 32]);
         let (store, shelf) = (Records::default(), Shelf::default());
-        let mut party = Self { mail, identity, store, shelf, seed: 1, inbox: Vec::new() };
+        let rows = BTreeMap::new();
+        let mut party = Self { mail, identity, store, rows, shelf, seed: 1, inbox: Vec::new() };
         let commit = party.mail.ensure_device(name, NOW).expect("mints");
         party.keep(commit);
         party.publish(NOW);
@@ -74,7 +76,21 @@ impl Party {
 
     fn keep(&mut self, commit: Commit) {
         self.store.commit(&commit);
+        for row in commit.writes.iter().map(Write::to_row) {
+            match row.value {
+                Some(value) => drop(self.rows.insert((row.kind, row.key), value)),
+                None => drop(self.rows.remove(&(row.kind, row.key))),
+            }
+        }
         assert_eq!(&self.store.device, &self.mail.records().device, "the store follows");
+    }
+
+    fn stored(&self) -> Records {
+        let mut records = Records::default();
+        for ((kind, key), value) in &self.rows {
+            records.restore(*kind as i64, key, value).expect("our own rows");
+        }
+        records
     }
 
     fn restart(&mut self) {
@@ -208,6 +224,7 @@ fn a_conversation_is_delivered_receipted_and_forward_secret_in_both_directions()
     assert_eq!((alice.inbox.len(), bob.inbox.len()), (11, 11));
     assert!(alice.store.sessions.len() == 1 && bob.store.sessions.len() == 1);
     assert!(!alice.store.sessions.values().any(|session| session.weak));
+    assert_eq!((alice.stored(), bob.stored()), (alice.store, bob.store), "rows hold the records");
 }
 
 #[test]
@@ -347,7 +364,9 @@ fn a_thousand_complaints_cost_six_sessions_a_day() {
     let mut claims = 0;
     for n in 0..1_000_u64 {
         let now = NOW + 1_000 + n * 80_000;
-        let (_, env) = bob.mail.bare(alice.key(), &content, now).expect("a device");
+        let mut commit = Commit::default();
+        let (_, env) = bob.mail.bare(alice.key(), &content, &mut commit, now).expect("a device");
+        bob.keep(commit);
         alice.arrives(&Blob(env), now);
         alice.open_all(now);
         let sealing = alice.mail.seal(&bob.key(), now).expect("seals");
@@ -501,6 +520,8 @@ fn lists_from_the_future_old_lists_and_removed_devices_are_refused() {
 #[test]
 fn a_restored_copy_becomes_another_device_before_it_seals() {
     let (mut alice, mut bob) = pair();
+    alice.say(bob.key(), "t", "first", NOW);
+    carry(&mut alice, &mut bob, NOW);
     let backup = alice.store.clone();
     alice.say(bob.key(), "t", "before", NOW);
     carry(&mut alice, &mut bob, NOW);
@@ -521,7 +542,47 @@ fn a_restored_copy_becomes_another_device_before_it_seals() {
     alice.publish(NOW + 3);
     alice.say(bob.key(), "t", "after", NOW + 4);
     carry(&mut alice, &mut bob, NOW + 4);
-    assert_eq!(bob.texts(), ["before", "after"]);
+    assert_eq!(bob.texts(), ["first", "before", "after"]);
+    assert!(bob.inbox.iter().all(|d| d.marker == Marker::InOrder), "its threads begin anew");
+}
+
+#[test]
+fn a_message_of_an_unknown_device_waits_until_its_sender_was_looked_up() {
+    let (mut alice, mut bob) = pair();
+    alice.say(bob.key(), "t", "one", NOW);
+    carry(&mut alice, &mut bob, NOW);
+    for key in bob.store.peers.keys().copied().collect::<Vec<_>>() {
+        bob.store.peers.remove(&key);
+    }
+    bob.restart();
+    alice.say(bob.key(), "t", "two", NOW + 1);
+    let mut out = alice.outgoing(&mut bob.shelf, NOW + 1);
+    let stripped = out.pop().expect("sealed");
+    bob.arrives(&stripped.2, NOW + 1);
+    let opened = bob.open_all(NOW + 1);
+    if opened[0].outcome == Outcome::Unopened(Unopened::UnknownDevice) {
+        assert_eq!((bob.inbox.len(), bob.store.spool.len()), (1, 1));
+    }
+    let row = alice.store.device.clone().expect("device");
+    let pair = |bytes: &[u8], signature| (Blob(bytes.to_vec()), signature);
+    let certs = [pair(row.cert.bytes(), *row.cert.signature())];
+    let list = pair(row.list.bytes(), *row.list.signature());
+    let wrong = bob.mail.learn_devices(&Bin([1; 32]), &certs, &list, NOW + 2);
+    assert!(wrong.is_err());
+    let commit = bob.mail.learn_devices(&alice.key(), &certs, &list, NOW + 2).expect("good");
+    bob.keep(commit);
+    bob.open_all(NOW + 2);
+    assert_eq!(bob.texts(), ["one", "two"]);
+}
+
+#[test]
+fn a_carrier_without_an_answer_does_not_stop_another_one() {
+    let (mut alice, mut bob) = pair();
+    let id = alice.say(bob.key(), "t", "hello", NOW);
+    alice.outgoing(&mut bob.shelf, NOW);
+    assert!(alice.mail.slow(3_000, NOW + 2_999).is_empty());
+    assert_eq!(alice.mail.slow(3_000, NOW + 3_000), [(bob.key(), id)]);
+    assert!(alice.mail.due(NOW + 3_000).is_empty(), "the first carrier is still asked");
 }
 
 #[test]

@@ -1,0 +1,675 @@
+//! The task that owns the mail of this device and a session with every relay.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use threadline::identity::Identity;
+use threadline::path::{
+    PATIENCE_MS, Path, PathMemory, PathStep, PathTrail, PeerFacts, RelayFacts, candidates,
+};
+use threadline::v2::envelope::Envelope;
+use threadline::v2::frames::{Frame, FrameId, Hello, Looked, Outcome as Fate, Role, Target};
+use threadline::v2::mail::{
+    CarrierAnswer, Commit, Dispatched, HighWater, Mail, MailError, Outcome, Received, Unopened,
+};
+use threadline::v2::session::{
+    Carrier, ClientSession, ConnectionId, SessionConfig, SessionEffect, SessionState,
+};
+use threadline::v2::{Bin, Blob, Code, Id, Key};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Connection, Incoming, Reports};
+use super::handle::{Command, SealedError, SealedEvent, SealedHandle, SealedRelay, SealedStatus};
+use crate::store::{Store, StoreError};
+
+/// Pause after the store failed; then everything is made anew from it.
+const RECOVER: Duration = Duration::from_secs(1);
+/// Old marks and messages are cleared this often, ms.
+const SWEEP_MS: u64 = 60_000;
+/// Nonces tried between two looks at whether anyone still waits for the solution.
+const POW_SLICE: u64 = 1 << 16;
+
+/// A message could not be handed on; it is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HandOnFailed;
+
+/// Takes a message over for good. The second time the same one comes, it must do nothing.
+pub type HandOn = Arc<dyn Fn(Dispatched) -> BoxFuture<'static, Result<(), HandOnFailed>> + Send + Sync>;
+
+/// What sealed mail needs.
+pub struct SealedDeps {
+    /// Signs and opens.
+    pub identity: Arc<Identity>,
+    /// Keeps every commit.
+    pub store: Store,
+    /// Name of this device, ≤ 32 bytes.
+    pub device_name: String,
+    /// Relays to keep sessions with.
+    pub relays: Vec<SealedRelay>,
+    /// Whom the node knows: they may learn that it is there, and start sessions freely.
+    pub is_contact: Arc<dyn Fn(&Key) -> bool + Send + Sync>,
+    /// Where messages go.
+    pub hand_on: HandOn,
+    /// Where events go; sealed mail waits when it is full.
+    pub events: mpsc::Sender<SealedEvent>,
+    /// Unix ms.
+    pub now: fn() -> i64,
+}
+
+/// The work, to be spawned by its owner.
+pub type SealedFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Makes sealed mail. The future runs until `stop` is cancelled.
+pub fn run_sealed(deps: SealedDeps, stop: CancellationToken) -> (SealedHandle, SealedFuture) {
+    let (commands_tx, commands) = mpsc::channel(64);
+    let (status_tx, status) = watch::channel(Vec::new());
+    let handle = SealedHandle { commands: commands_tx, status };
+    (handle, Box::pin(run(deps, commands, status_tx, stop)))
+}
+
+async fn run(
+    deps: SealedDeps,
+    mut commands: mpsc::Receiver<Command>,
+    status: watch::Sender<Vec<SealedStatus>>,
+    stop: CancellationToken,
+) {
+    let deps = Arc::new(deps);
+    while !stop.is_cancelled() {
+        let outcome = match Driver::start(Arc::clone(&deps), status.clone()).await {
+            Ok(mut driver) => driver.run(&mut commands, &stop).await,
+            Err(trouble) => Err(trouble),
+        };
+        match outcome {
+            Ok(()) => return,
+            Err(trouble) => tracing::error!(%trouble, "sealed mail begins anew from its store"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RECOVER) => {}
+        }
+    }
+}
+
+/// The machines are ahead of the store.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Mail(#[from] MailError),
+    #[error("a received message could not be handed on")]
+    HandOn,
+    #[error("a message of ours could not be stored")]
+    NotStored,
+    #[error("this machine became another device")]
+    NewDevice,
+}
+
+struct Driver {
+    deps: Arc<SealedDeps>,
+    mail: Mail,
+    sessions: Vec<ClientSession>,
+    connections: HashMap<(usize, ConnectionId), Connection>,
+    tasks: JoinSet<()>,
+    reports_tx: Reports,
+    reports: mpsc::Receiver<(usize, ConnectionId, Incoming)>,
+    solved_tx: mpsc::Sender<(usize, ConnectionId, String, Bin<8>)>,
+    solved: mpsc::Receiver<(usize, ConnectionId, String, Bin<8>)>,
+    claims: HashMap<(usize, u32), Key>,
+    trails: HashMap<(Key, Id), PathTrail>,
+    paths: HashMap<Key, PathMemory>,
+    bare: Vec<(Key, Id, Blob)>,
+    watched: Vec<Key>,
+    swept_at: u64,
+    withheld: bool,
+    status: watch::Sender<Vec<SealedStatus>>,
+}
+
+impl Driver {
+    async fn start(deps: Arc<SealedDeps>, status: watch::Sender<Vec<SealedStatus>>) -> Result<Self, Trouble> {
+        let records = deps.store.mail_load().await?;
+        let mut mail = Mail::new(Arc::clone(&deps.identity), records, rand::random());
+        let now = unix(deps.now);
+        let commit = mail.ensure_device(&deps.device_name, now)?;
+        deps.store.mail_commit(&commit).await?;
+        let (reports_tx, reports) = mpsc::channel(64);
+        let (solved_tx, solved) = mpsc::channel(4);
+        let mut driver = Self {
+            sessions: Vec::new(),
+            mail,
+            connections: HashMap::new(),
+            tasks: JoinSet::new(),
+            reports_tx,
+            reports,
+            solved_tx,
+            solved,
+            claims: HashMap::new(),
+            trails: HashMap::new(),
+            paths: HashMap::new(),
+            bare: Vec::new(),
+            watched: Vec::new(),
+            swept_at: now,
+            withheld: false,
+            status,
+            deps,
+        };
+        driver.open_sessions(now);
+        Ok(driver)
+    }
+
+    fn open_sessions(&mut self, now: u64) {
+        let Some(hello) = self.hello() else { return };
+        for relay in &self.deps.relays {
+            let config = SessionConfig {
+                relay: relay.key,
+                host: relay.host.clone(),
+                quic: false,
+                websocket: true,
+                hello: hello.clone(),
+            };
+            let identity = Arc::clone(&self.deps.identity);
+            let mut session = ClientSession::new(config, identity, rand::random());
+            session.start(now);
+            self.sessions.push(session);
+        }
+    }
+
+    fn hello(&self) -> Option<Hello> {
+        let row = self.mail.records().device.as_ref()?;
+        Some(Hello {
+            v: 2,
+            dev: row.device,
+            cert: Blob(row.cert.bytes().to_vec()),
+            cs: *row.cert.signature(),
+            list: Blob(row.list.bytes().to_vec()),
+            ls: *row.list.signature(),
+            name: row.name.clone(),
+            fw: Some("instar".into()),
+            ver: Some(env!("CARGO_PKG_VERSION").into()),
+            caps: vec!["tl2".into()],
+            bio: None,
+            tags: Vec::new(),
+            vis: None,
+            listed: false,
+            role: Role::Active,
+            sib: Vec::new(),
+            vouch: None,
+            win: None,
+            ep: 0,
+            nov1: false,
+            feat: Vec::new(),
+        })
+    }
+
+    async fn run(
+        &mut self,
+        commands: &mut mpsc::Receiver<Command>,
+        stop: &CancellationToken,
+    ) -> Result<(), Trouble> {
+        loop {
+            self.work().await?;
+            let wake = self.next_wake();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                command = commands.recv() => match command {
+                    Some(command) => self.command(command).await?,
+                    None => break,
+                },
+                Some((relay, connection, incoming)) = self.reports.recv() => {
+                    self.incoming(relay, connection, incoming);
+                }
+                Some((relay, connection, epoch, nonce)) = self.solved.recv() => {
+                    if let Some(session) = self.sessions.get_mut(relay) {
+                        session.solved(connection, &epoch, nonce);
+                    }
+                }
+                () = tokio::time::sleep_until(wake) => self.tick(),
+            }
+        }
+        let now = self.now();
+        for session in &mut self.sessions {
+            session.stop(now);
+        }
+        self.connections.clear();
+        self.tasks.shutdown().await;
+        Ok(())
+    }
+
+    fn now(&self) -> u64 {
+        unix(self.deps.now)
+    }
+
+    async fn keep(&self, commit: Commit) -> Result<(), Trouble> {
+        if commit.is_empty() { Ok(()) } else { Ok(self.deps.store.mail_commit(&commit).await?) }
+    }
+
+    fn incoming(&mut self, relay: usize, connection: ConnectionId, incoming: Incoming) {
+        let now = self.now();
+        let Some(session) = self.sessions.get_mut(relay) else { return };
+        match incoming {
+            Incoming::Opened => session.handle_connected(connection),
+            Incoming::Frame(frame) => session.handle_frame(connection, *frame, now),
+            Incoming::Closed(code) => {
+                self.connections.remove(&(relay, connection));
+                session.handle_closed(connection, code, now);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now();
+        for session in &mut self.sessions {
+            if session.poll_timeout().is_some_and(|at| at <= now) {
+                session.handle_timeout(now);
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    fn next_wake(&self) -> Instant {
+        let now = self.now();
+        let timeouts = self.sessions.iter().filter_map(ClientSession::poll_timeout);
+        let patience = (!self.trails.is_empty()).then(|| now.saturating_add(1_000));
+        let own = [
+            self.mail.next_due().map(|at| at.max(now.saturating_add(200))),
+            self.mail.next_dispatch(),
+            patience,
+            Some(self.swept_at.saturating_add(SWEEP_MS)),
+        ];
+        let at = timeouts.chain(own.into_iter().flatten()).min().unwrap_or(now);
+        Instant::now() + Duration::from_millis(at.saturating_sub(now).clamp(1, SWEEP_MS))
+    }
+
+    async fn command(&mut self, command: Command) -> Result<(), Trouble> {
+        let now = self.now();
+        match command {
+            Command::Submit { to, draft, answer } => match self.mail.submit(to, *draft, now) {
+                Ok((id, commit)) => match self.keep(commit).await {
+                    Ok(()) => drop(answer.send(Ok(id))),
+                    Err(Trouble::Store(error)) => {
+                        let _ = answer.send(Err(SealedError::Store(error)));
+                        return Err(Trouble::NotStored);
+                    }
+                    Err(trouble) => return Err(trouble),
+                },
+                Err(error) => drop(answer.send(Err(error.into()))),
+            },
+            Command::Receipt { peer, id, status } => {
+                let commit = self.mail.set_receipt(&peer, &id, status, now);
+                self.keep(commit).await?;
+            }
+            Command::Watch(keys) => {
+                for session in &mut self.sessions {
+                    let _ = session.watch(keys.clone(), false);
+                }
+                self.watched = keys;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does everything there is to do now.
+    async fn work(&mut self) -> Result<(), Trouble> {
+        let now = self.now();
+        self.effects(now).await?;
+        self.open(now).await?;
+        self.dispatch(now).await?;
+        self.seal(now).await?;
+        self.send(now);
+        self.sweep(now).await?;
+        self.effects(now).await
+    }
+
+    async fn effects(&mut self, now: u64) -> Result<(), Trouble> {
+        for relay in 0..self.sessions.len() {
+            while let Some(effect) = self.sessions.get_mut(relay).and_then(ClientSession::poll_effect) {
+                self.effect(relay, effect, now).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn effect(&mut self, relay: usize, effect: SessionEffect, now: u64) -> Result<(), Trouble> {
+        match effect {
+            SessionEffect::Connect { connection, carrier: Carrier::WebSocket } => {
+                let Some(url) = self.deps.relays.get(relay).map(|relay| relay.url.clone()) else {
+                    return Ok(());
+                };
+                let (writer, task) = Connection::open(url, relay, connection, self.reports_tx.clone());
+                self.connections.insert((relay, connection), writer);
+                self.tasks.spawn(task);
+            }
+            SessionEffect::Connect { connection, carrier: Carrier::Quic } => {
+                self.incoming(relay, connection, Incoming::Closed(None));
+            }
+            SessionEffect::Write { connection, frame } => {
+                let written =
+                    self.connections.get(&(relay, connection)).is_some_and(|writer| writer.write(&frame));
+                if !written {
+                    self.incoming(relay, connection, Incoming::Closed(None));
+                }
+            }
+            SessionEffect::Close { connection, .. } => drop(self.connections.remove(&(relay, connection))),
+            SessionEffect::Solve { connection, puzzle } => {
+                let answer = self.solved_tx.clone();
+                self.tasks.spawn_blocking(move || {
+                    let mut from = 0;
+                    while !answer.is_closed() {
+                        if let Some(nonce) = puzzle.search(from, POW_SLICE) {
+                            let _ = answer.blocking_send((relay, connection, puzzle.epoch, nonce));
+                            return;
+                        }
+                        from += POW_SLICE;
+                    }
+                });
+            }
+            SessionEffect::State(state) => {
+                tracing::info!(relay = self.relay_url(relay), state = name(state), "v2 session");
+                self.tell_status();
+            }
+            SessionEffect::Welcome(welcome) => self.welcomed(relay, welcome.hw, now).await?,
+            SessionEffect::Deliver(deliver) => {
+                let claim = match (&deliver.id, &deliver.from, deliver.tt) {
+                    (FrameId::Bin(id), Target::Key(from), Some(tag)) => Some((*id, *from, tag)),
+                    _ => None,
+                };
+                let received = self.mail.receive(&deliver.env.0, claim, now);
+                let session = match received {
+                    Received::Take(commit) => {
+                        self.keep(commit).await?;
+                        self.sessions.get_mut(relay).map(|session| session.taken(&[deliver.did]))
+                    }
+                    Received::Refuse(code) => {
+                        self.sessions.get_mut(relay).map(|session| session.not_taken(deliver.did, code))
+                    }
+                };
+                if matches!(session, Some(Err(_))) {
+                    tracing::debug!("the session ended before a delivery was confirmed; it comes again");
+                }
+            }
+            SessionEffect::Accepted { to, id, .. } => {
+                self.paths.entry(to).or_default().worked(Path::RelayV2(relay), now);
+                self.answered(&to, &id, CarrierAnswer::Accepted, now).await?;
+            }
+            SessionEffect::Rejected { to, id, code, retry_ms } => {
+                let last_path = self.refused(relay, to, id, code);
+                let answer = CarrierAnswer::Rejected { code, retry_ms, last_path };
+                self.answered(&to, &id, answer, now).await?;
+            }
+            SessionEffect::Status { id: FrameId::Bin(id), outcome: Fate::Expired | Fate::Dropped } => {
+                let peer = self.mail.records().outbox.keys().find(|(_, known)| *known == id).map(|(p, _)| *p);
+                if let Some(peer) = peer {
+                    self.answered(&peer, &id, CarrierAnswer::GaveUp, now).await?;
+                }
+            }
+            SessionEffect::Status { .. } => {}
+            SessionEffect::KeysOk(answer) => {
+                let Some(key) = self.deps.relays.get(relay).map(|relay| relay.key) else { return Ok(()) };
+                let commit = self.mail.keys_stored(&key, &answer)?;
+                self.keep(commit).await?;
+                self.publish(relay, Some(answer.have), now).await?;
+            }
+            SessionEffect::Answer { request, frame } => self.answer(relay, request, *frame, now).await?,
+            SessionEffect::Presence(presence) => {
+                let _ = self.deps.events.send(SealedEvent::Presence(presence)).await;
+            }
+            SessionEffect::Lost => {
+                self.claims.retain(|(at, _), _| *at != relay);
+                for memory in self.paths.values_mut().filter(|m| m.current() == Some(Path::RelayV2(relay))) {
+                    memory.failed(Path::RelayV2(relay), now);
+                }
+                self.mail.carrier_lost(now);
+            }
+        }
+        Ok(())
+    }
+
+    async fn welcomed(&mut self, relay: usize, high_water: (u64, u64), now: u64) -> Result<(), Trouble> {
+        if self.mail.check_high_water(high_water) == HighWater::OldCopy {
+            tracing::warn!("this state is an old copy of another: it becomes a device of its own");
+            let commit = self.mail.replace_device(now)?;
+            self.keep(commit).await?;
+            return Err(Trouble::NewDevice);
+        }
+        self.mail.reconnected(now);
+        self.trails.clear();
+        if !self.watched.is_empty() {
+            let watched = self.watched.clone();
+            let _ = self.sessions.get_mut(relay).map(|session| session.watch(watched, false));
+        }
+        self.publish(relay, None, now).await
+    }
+
+    async fn publish(&mut self, relay: usize, have: Option<u16>, now: u64) -> Result<(), Trouble> {
+        let Some(key) = self.deps.relays.get(relay).map(|relay| relay.key) else { return Ok(()) };
+        let (commit, put) = self.mail.publish(&key, have, now)?;
+        self.keep(commit).await?;
+        if let (Some(put), Some(session)) = (put, self.sessions.get_mut(relay)) {
+            let _ = session.put_keys(put);
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self, relay: usize, request: u32, frame: Frame, now: u64) -> Result<(), Trouble> {
+        let Some(peer) = self.claims.remove(&(relay, request)) else { return Ok(()) };
+        let learnt = match frame {
+            Frame::Keys(keys) => self.mail.learn_keys(&peer, &keys, now),
+            Frame::Looked(Looked { certs, list: Some(list), .. }) => {
+                self.mail.learn_devices(&peer, &certs, &list, now)
+            }
+            _ => Ok(self.mail.keys_unavailable(&peer, now)),
+        };
+        let commit = learnt.unwrap_or_else(|error| {
+            tracing::warn!(relay = self.relay_url(relay), %error, "keys of a peer are refused");
+            self.mail.keys_unavailable(&peer, now)
+        });
+        self.keep(commit).await
+    }
+
+    async fn answered(&mut self, to: &Key, id: &Id, answer: CarrierAnswer, now: u64) -> Result<(), Trouble> {
+        let (commit, change) = self.mail.answered(to, id, answer, now);
+        self.keep(commit).await?;
+        if let Some(change) = change {
+            let _ = self.deps.events.send(SealedEvent::Delivery(change)).await;
+        }
+        Ok(())
+    }
+
+    /// Notes a refusal; whether no configured relay is left that has not refused.
+    fn refused(&mut self, relay: usize, to: Key, id: Id, code: Code) -> bool {
+        if code.is_retryable() {
+            return false;
+        }
+        let trail = self.trails.entry((to, id)).or_default();
+        trail.refused(Path::RelayV2(relay));
+        let all: Vec<Path> = (0..self.sessions.len()).map(Path::RelayV2).collect();
+        self.paths.entry(to).or_default().step(&all, trail, u64::MAX) == PathStep::Refused
+    }
+
+    async fn open(&mut self, now: u64) -> Result<(), Trouble> {
+        let is_contact = Arc::clone(&self.deps.is_contact);
+        while let Some(opened) = self.mail.open_next(&*is_contact, now)? {
+            self.keep(opened.commit).await?;
+            self.bare.extend(opened.answer);
+            if opened.outcome == Outcome::Unopened(Unopened::UnknownDevice) {
+                self.look_up(opened.from);
+            }
+            for change in opened.evidence {
+                self.trails.remove(&(change.peer, change.id));
+                let _ = self.deps.events.send(SealedEvent::Delivery(change)).await;
+            }
+        }
+        if self.mail.relay_withholds_keys() && !std::mem::replace(&mut self.withheld, true) {
+            let _ = self.deps.events.send(SealedEvent::KeysWithheld).await;
+        }
+        Ok(())
+    }
+
+    fn look_up(&mut self, peer: Key) {
+        for (relay, session) in self.sessions.iter_mut().enumerate() {
+            if let Ok(request) = session.lookup(Target::Key(peer)) {
+                self.claims.insert((relay, request), peer);
+                return;
+            }
+        }
+    }
+
+    async fn dispatch(&mut self, now: u64) -> Result<(), Trouble> {
+        let (commit, dispatched) = self.mail.dispatch(now);
+        for message in dispatched {
+            (self.deps.hand_on)(message).await.map_err(|HandOnFailed| Trouble::HandOn)?;
+        }
+        self.keep(commit).await
+    }
+
+    async fn seal(&mut self, now: u64) -> Result<(), Trouble> {
+        let is_contact = Arc::clone(&self.deps.is_contact);
+        let commit = self.mail.flush_receipts(&*is_contact, now)?;
+        self.keep(commit).await?;
+        for peer in self.mail.peers_to_seal() {
+            let sealing = self.mail.seal(&peer, now)?;
+            self.keep(sealing.commit).await?;
+            if sealing.needs_keys && !self.claims.values().any(|asked| *asked == peer) {
+                for (relay, session) in self.sessions.iter_mut().enumerate() {
+                    if let Ok(request) = session.claim_keys(peer) {
+                        self.claims.insert((relay, request), peer);
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, now: u64) {
+        let relays: Vec<RelayFacts> = self
+            .sessions
+            .iter()
+            .map(|session| RelayFacts { v2: session.is_ready(), v1: false, peer_listens: None })
+            .collect();
+        if !relays.iter().any(|relay| relay.v2) {
+            return;
+        }
+        for (to, id, env) in std::mem::take(&mut self.bare) {
+            let Ok(tag) = Envelope::parse(&env.0).map(|envelope| envelope.header.tag) else { continue };
+            for session in &mut self.sessions {
+                let _ = session.send(to, id, tag, env.clone(), 3_600, 3);
+            }
+        }
+        for (to, id) in self.mail.due(now) {
+            self.send_one(to, id, &relays, now, true);
+        }
+        for (to, id) in self.mail.slow(PATIENCE_MS, now) {
+            self.send_one(to, id, &relays, now, false);
+        }
+    }
+
+    /// Hands a message to the next path; `anew` begins again when every path had it.
+    fn send_one(&mut self, to: Key, id: Id, relays: &[RelayFacts], now: u64, anew: bool) {
+        let Some(row) = self.mail.records().outbox.get(&(to, id)) else { return };
+        let (Some(env), priority) = (row.env.clone(), row.priority) else { return };
+        let peer = PeerFacts {
+            same_host: false,
+            speaks_v2: true,
+            speaks_v1: false,
+            may_be_clear: false,
+            size: env.0.len(),
+        };
+        let Ok(open) = candidates(&peer, relays) else { return };
+        let trail = self.trails.entry((to, id)).or_default();
+        let path = match self.paths.entry(to).or_default().step(&open, trail, now) {
+            PathStep::Take(path) => path,
+            PathStep::Wait(_) => return,
+            PathStep::Exhausted | PathStep::Refused => {
+                if anew {
+                    *trail = PathTrail::default();
+                }
+                return;
+            }
+        };
+        let Path::RelayV2(relay) = path else { return };
+        let Ok(header) = Envelope::parse(&env.0).map(|envelope| envelope.header) else { return };
+        let life_s = (header.expires.saturating_sub(now) / 1_000).saturating_sub(1);
+        let Some(session) = self.sessions.get_mut(relay) else { return };
+        if session.send(to, id, header.tag, env, life_s, priority).is_ok() {
+            trail.took(path, now);
+            self.mail.handed(&to, &id, now);
+        }
+    }
+
+    async fn sweep(&mut self, now: u64) -> Result<(), Trouble> {
+        if self.swept_at.saturating_add(SWEEP_MS) > now {
+            return Ok(());
+        }
+        self.swept_at = now;
+        let (commit, changes) = self.mail.expire(now);
+        self.keep(commit).await?;
+        for change in changes {
+            let _ = self.deps.events.send(SealedEvent::Delivery(change)).await;
+        }
+        let commit = self.mail.forget_seen(now);
+        self.keep(commit).await?;
+        let commit = self.mail.ensure_device(&self.deps.device_name, now)?;
+        if !commit.is_empty() {
+            self.keep(commit).await?;
+            if let Some(hello) = self.hello() {
+                self.sessions.iter_mut().for_each(|session| session.set_hello(hello.clone()));
+            }
+        }
+        let known = &self.mail.records().outbox;
+        self.trails.retain(|key, _| known.contains_key(key));
+        Ok(())
+    }
+
+    fn relay_url(&self, relay: usize) -> &str {
+        self.deps.relays.get(relay).map_or("", |relay| relay.url.as_str())
+    }
+
+    fn tell_status(&self) {
+        let status = self.sessions.iter().zip(&self.deps.relays).map(|(session, relay)| {
+            let state = session.state();
+            let (carrier, since) = match state {
+                SessionState::Ready { since, carrier, .. } => (Some(carrier), Some(since)),
+                _ => (None, None),
+            };
+            let (next_attempt_at, code) = match state {
+                SessionState::Waiting { until, code } => (Some(until), code),
+                _ => (None, None),
+            };
+            SealedStatus {
+                relay: relay.url.clone(),
+                state: name(state),
+                carrier: carrier.map(|carrier| match carrier {
+                    Carrier::Quic => "quic",
+                    Carrier::WebSocket => "websocket",
+                }),
+                since,
+                next_attempt_at,
+                code: code.map(Code::as_str),
+            }
+        });
+        self.status.send_replace(status.collect());
+    }
+}
+
+const fn name(state: SessionState) -> &'static str {
+    match state {
+        SessionState::Stopped => "stopped",
+        SessionState::Connecting => "connecting",
+        SessionState::Ready { .. } => "ready",
+        SessionState::Waiting { .. } => "backoff",
+        SessionState::WrongRelay => "wrong-relay",
+    }
+}
+
+fn unix(now: fn() -> i64) -> u64 {
+    u64::try_from(now()).unwrap_or(0)
+}

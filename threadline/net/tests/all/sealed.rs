@@ -1,0 +1,442 @@
+//! Sealed mail over real sockets and a real store, with a relay that runs the relay's own session machine.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Instant;
+
+use ed25519_dalek::{Signer as _, SigningKey};
+use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
+use threadline::delivery::DeliveryState;
+use threadline::identity::Identity;
+use threadline::v2::content::Body;
+use threadline::v2::frames::{
+    Accepted, Custody, Deliver, FORMAT_V2, Frame, FramePhase, Keys, KeysOk, KeysPut, Pong, QueueSize,
+    RelayLimits, Role, Send as SendFrame, SignedBytes, Standing, Target, Via, Welcome,
+};
+use threadline::v2::mail::Dispatched;
+use threadline::v2::session::{RelaySession, RelayStep, ResolveOutcome, check_send};
+use threadline::v2::{Bin, Id, Key};
+use threadline_net::sealed::{
+    HandOnFailed, SealedDeps, SealedDraft, SealedEvent, SealedHandle, SealedRelay, ask_relay, run_sealed,
+};
+use threadline_net::store::Store;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_util::sync::CancellationToken;
+
+use super::node::{cleared, now};
+use super::relay_script::LIMIT;
+
+const HOST: &str = "127.0.0.1";
+
+/// Twenty seconds in one: retries come as they would, only sooner.
+fn hurried() -> i64 {
+    static START: LazyLock<(Instant, i64)> = LazyLock::new(|| (Instant::now(), now()));
+    START.1 + 20 * i64::try_from(START.0.elapsed().as_millis()).expect("in range")
+}
+
+#[derive(Default)]
+struct Shelf {
+    put: Option<KeysPut>,
+    one_time: VecDeque<SignedBytes>,
+    count: u64,
+}
+
+/// What the relay keeps.
+#[derive(Default)]
+struct Disk {
+    queue: BTreeMap<u64, (Key, Key, SendFrame)>,
+    shelves: BTreeMap<Key, Shelf>,
+    next: u64,
+    /// Accepts and forgets.
+    withholds: bool,
+}
+
+struct TestRelay {
+    relay: SealedRelay,
+    disk: Arc<Mutex<Disk>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for TestRelay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl TestRelay {
+    async fn start(seed: u8) -> Self {
+        let signer = SigningKey::from_bytes(&[seed; 32]);
+        let key: Key = Identity::from_seed(&[seed; 32]).public().into();
+        let listener = TcpListener::bind((HOST, 0)).await.expect("bind");
+        let url = format!("ws://{}/v2/connect", listener.local_addr().expect("address"));
+        let disk = Arc::new(Mutex::new(Disk::default()));
+        let (shared, woken) = (Arc::clone(&disk), Arc::new(watch::channel(0_u64).0));
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (disk, woken, signer) = (Arc::clone(&shared), Arc::clone(&woken), signer.clone());
+                connections.spawn(async move { serve(stream, key, &signer, &disk, &woken).await });
+            }
+        });
+        Self { relay: SealedRelay { url, host: HOST.into(), key }, disk, task }
+    }
+}
+
+#[allow(clippy::result_large_err, reason = "the callback's type is the library's")]
+async fn serve(
+    stream: TcpStream,
+    key: Key,
+    signer: &SigningKey,
+    disk: &Mutex<Disk>,
+    woken: &watch::Sender<u64>,
+) -> Option<()> {
+    let mut changes = woken.subscribe();
+    let protocol = |request: &Request, mut response: Response| {
+        let name = "sec-websocket-protocol";
+        let wanted = request.headers().get(name).expect("a subprotocol").clone();
+        assert_eq!(wanted, "threadline.2.msgpack");
+        response.headers_mut().insert(name, wanted);
+        Ok(response)
+    };
+    let mut socket = tokio_tungstenite::accept_hdr_async(stream, protocol).await.ok()?;
+    let now = now().unsigned_abs();
+    let (mut session, challenge) = RelaySession::websocket(key, vec![HOST.into()], Bin([7; 32]), now);
+    socket.send(message(&challenge)).await.ok()?;
+    loop {
+        let steps = tokio::select! {
+            received = socket.next() => {
+                let Message::Binary(bytes) = received?.ok()? else { continue };
+                let frame = Frame::decode(&bytes, FramePhase::Open).expect("a frame of ours");
+                session.handle_frame(frame, now)
+            }
+            _ = changes.changed() => Vec::new(),
+        };
+        let mut pending: VecDeque<RelayStep> = steps.into();
+        while let Some(step) = pending.pop_front() {
+            match step {
+                RelayStep::Write(frame) => socket.send(message(&frame)).await.ok()?,
+                RelayStep::Close(_) => return None,
+                RelayStep::Login(_) | RelayStep::WorkDone(_) => {
+                    pending.extend(session.welcome(welcome(key, now), |text| signer.sign(text).to_bytes()));
+                }
+                RelayStep::Frame(frame) => {
+                    let (from, ..) = session.open().map(|(key, device, role)| (*key, *device, role))?;
+                    let answer = answer(from, *frame, &mut session, &mut disk.lock().expect("lock"), now);
+                    if let Some(frame) = answer {
+                        socket.send(message(&frame)).await.ok()?;
+                    }
+                    woken.send_modify(|count| *count += 1);
+                }
+            }
+        }
+        let frames = deliveries(&mut session, &disk.lock().expect("lock"), now);
+        for frame in frames {
+            socket.send(message(&frame)).await.ok()?;
+        }
+    }
+}
+
+fn message(frame: &Frame) -> Message {
+    Message::Binary(Bytes::from(frame.encode()))
+}
+
+fn welcome(relay: Key, now: u64) -> Welcome {
+    Welcome {
+        sid: Bin([0; 16]),
+        relay,
+        now,
+        lim: RelayLimits { env: 262_144, ttl_s: 2_592_000, msg_min: 60, msg_hour: 1_000, disc_min: 10 },
+        q: QueueSize { n: 0, bytes: 0 },
+        tok: None,
+        tok_x: None,
+        age_ms: 0,
+        hw: (0, 0),
+        ep: 0,
+        role: Role::Active,
+        notice: None,
+        rs: None,
+    }
+}
+
+fn answer(from: Key, frame: Frame, session: &mut RelaySession, disk: &mut Disk, now: u64) -> Option<Frame> {
+    match frame {
+        Frame::Send(send) => {
+            let header = check_send(&send, &from, now).expect("a good SEND").header;
+            let (rid, id) = (send.rid, send.id.clone());
+            if !disk.withholds {
+                disk.next += 1;
+                disk.queue.insert(disk.next, (from, header.to, send));
+            }
+            let (cu, st) = (Custody::Durable, Standing::Queued);
+            Some(Accepted { rid, id, cu, st, exp: header.expires, dup: false }.into())
+        }
+        Frame::Taken(taken) => {
+            for delivery in taken.dids {
+                session.confirmed(delivery);
+                disk.queue.remove(&delivery);
+            }
+            None
+        }
+        Frame::NotTaken(refused) => panic!("{refused:?}"),
+        Frame::KeysPut(put) => {
+            let shelf = disk.shelves.entry(from).or_default();
+            shelf.count += put.otks.len() as u64 + 1;
+            shelf.one_time.extend(put.otks.clone());
+            shelf.put = Some(put);
+            Some(KeysOk { have: shelf.one_time.len() as u16, hw: shelf.count }.into())
+        }
+        Frame::KeysClaim(claim) => {
+            let Target::Key(key) = claim.to else { panic!("a key") };
+            let shelf = disk.shelves.get_mut(&key)?;
+            let put = shelf.put.clone()?;
+            let (prekey, signature) = shelf.one_time.pop_front()?;
+            let devs = vec![(put.cert, put.cs, prekey, signature, 0)];
+            Some(Keys { rid: claim.rid, devs, list: put.list, ls: put.ls }.into())
+        }
+        Frame::Ping(ping) => Some(Pong { t: ping.t, now, ep: 0, role: None, tok: None, tok_x: None }.into()),
+        _ => None,
+    }
+}
+
+fn deliveries(session: &mut RelaySession, disk: &Disk, now: u64) -> Vec<Frame> {
+    let Some((key, ..)) = session.open().map(|(key, device, role)| (*key, *device, role)) else {
+        return Vec::new();
+    };
+    let under_way: Vec<u64> = session.unconfirmed().collect();
+    let mine = disk.queue.iter().filter(|(did, (_, to, _))| *to == key && !under_way.contains(did));
+    mine.filter_map(|(did, (from, _, send))| {
+        session.deliver(Deliver {
+            did: *did,
+            id: send.id.clone(),
+            from: Target::Key(*from),
+            tt: send.tt,
+            fmt: FORMAT_V2,
+            env: send.env.clone(),
+            at: now,
+            attempt: 1,
+            via: Via::V2,
+        })
+    })
+    .collect()
+}
+
+/// The thread store: handing on the same message twice does nothing.
+#[derive(Default)]
+struct Inbox {
+    ids: Mutex<Vec<(Key, Id)>>,
+    texts: watch::Sender<Vec<String>>,
+}
+
+impl Inbox {
+    fn put(&self, message: &Dispatched) {
+        let key = (message.row.peer, message.row.id);
+        let mut ids = self.ids.lock().expect("lock");
+        if ids.contains(&key) {
+            return;
+        }
+        ids.push(key);
+        let Body::Text(text) = &message.row.content.body else { panic!("a text") };
+        self.texts.send_modify(|texts| texts.push(text.clone()));
+    }
+}
+
+struct Party {
+    key: Key,
+    handle: SealedHandle,
+    inbox: Arc<Inbox>,
+    events: mpsc::Receiver<SealedEvent>,
+    task: JoinHandle<()>,
+    dir: tempfile::TempDir,
+    relays: Vec<SealedRelay>,
+    seed: u8,
+}
+
+impl Party {
+    async fn start(seed: u8, relays: &[&TestRelay]) -> Self {
+        Self::with_clock(seed, relays, now).await
+    }
+
+    async fn with_clock(seed: u8, relays: &[&TestRelay], clock: fn() -> i64) -> Self {
+        let relays: Vec<_> = relays.iter().map(|relay| relay.relay.clone()).collect();
+        Self::at(tempfile::tempdir().expect("dir"), seed, relays, Arc::default(), clock).await
+    }
+
+    async fn at(
+        dir: tempfile::TempDir,
+        seed: u8,
+        relays: Vec<SealedRelay>,
+        inbox: Arc<Inbox>,
+        clock: fn() -> i64,
+    ) -> Self {
+        let store = Store::open(&dir.path().join("threadline.sqlite")).expect("store");
+        let identity = Arc::new(Identity::from_seed(&[seed; 32]));
+        let key = identity.public().into();
+        let (events_tx, events) = mpsc::channel(1_000);
+        let texts = Arc::clone(&inbox);
+        let deps = SealedDeps {
+            identity,
+            store,
+            device_name: "test".into(),
+            relays: relays.clone(),
+            is_contact: Arc::new(|_: &Key| true),
+            hand_on: Arc::new(move |message: Dispatched| {
+                texts.put(&message);
+                std::future::ready(Ok::<(), HandOnFailed>(())).boxed()
+            }),
+            events: events_tx,
+            now: clock,
+        };
+        let (handle, future) = run_sealed(deps, CancellationToken::new());
+        let mut status = handle.watch_status();
+        let task = tokio::spawn(future);
+        let ready = status.wait_for(|all| !all.is_empty() && all.iter().all(|s| s.state == "ready"));
+        tokio::time::timeout(LIMIT, ready).await.expect("ready in time").expect("runs");
+        Self { key, handle, inbox, events, task, dir, relays, seed }
+    }
+
+    /// Stopped at whatever it waits for, and started again from its disk.
+    async fn restart(self) -> Self {
+        self.task.abort();
+        let _ = self.task.await;
+        Self::at(self.dir, self.seed, self.relays, self.inbox, now).await
+    }
+
+    async fn say(&self, to: Key, text: &str) -> Id {
+        let draft = SealedDraft {
+            kind: "chat".into(),
+            thread: "lunch".parse().expect("thread"),
+            reply_to: None,
+            subject: None,
+            need: None,
+            ttl_ms: None,
+            priority: 1,
+        };
+        self.handle.submit(to, cleared(text), draft).await.expect("taken")
+    }
+
+    async fn heard(&self, texts: &[String]) {
+        let mut inbox = self.inbox.texts.subscribe();
+        let all = inbox.wait_for(|heard| heard.len() >= texts.len());
+        let heard = tokio::time::timeout(6 * LIMIT, all).await.expect("in time").expect("open").clone();
+        assert_eq!(heard, texts, "once and in order");
+    }
+
+    async fn event(&mut self, wanted: impl Fn(&SealedEvent) -> bool) {
+        let found = async {
+            while let Some(event) = self.events.recv().await {
+                if wanted(&event) {
+                    return;
+                }
+            }
+            panic!("stopped");
+        };
+        tokio::time::timeout(6 * LIMIT, found).await.expect("in time");
+    }
+
+    async fn confirmed(&mut self, id: Id) {
+        self.event(|event| matches!(event, SealedEvent::Delivery(c) if c.id == id && c.confirmed)).await;
+    }
+}
+
+fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
+    range.map(|n| n.to_string()).collect()
+}
+
+#[tokio::test]
+async fn messages_travel_sealed_and_are_confirmed_by_their_peer() {
+    let relay = TestRelay::start(50).await;
+    let mut alice = Party::start(1, &[&relay]).await;
+    let bob = Party::start(2, &[&relay]).await;
+    let first = alice.say(bob.key, "0").await;
+    bob.heard(&numbers(0..1)).await;
+    alice.confirmed(first).await;
+    bob.say(alice.key, "0").await;
+    alice.heard(&numbers(0..1)).await;
+    for text in numbers(1..40) {
+        alice.say(bob.key, &text).await;
+    }
+    bob.heard(&numbers(0..40)).await;
+    assert_eq!(alice.handle.status()[0].carrier, Some("websocket"));
+}
+
+#[tokio::test]
+async fn a_process_that_is_stopped_anywhere_goes_on_from_its_disk() {
+    let relay = TestRelay::start(51).await;
+    let mut alice = Party::start(3, &[&relay]).await;
+    let mut bob = Party::start(4, &[&relay]).await;
+    for (n, text) in numbers(0..40).iter().enumerate() {
+        alice.say(bob.key, text).await;
+        match n % 8 {
+            3 => alice = alice.restart().await,
+            7 => bob = bob.restart().await,
+            _ => {}
+        }
+    }
+    bob.heard(&numbers(0..40)).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_withholds_is_gone_around() {
+    let (bad, good) = (TestRelay::start(52).await, TestRelay::start(53).await);
+    let bob = Party::with_clock(6, &[&good, &bad], hurried).await;
+    let mut alice = Party::with_clock(5, &[&bad, &good], hurried).await;
+    let id = alice.say(bob.key, "0").await;
+    bob.heard(&numbers(0..1)).await;
+    alice.confirmed(id).await;
+    bad.disk.lock().expect("lock").withholds = true;
+    let id = alice.say(bob.key, "1").await;
+    alice
+        .event(|event| {
+            matches!(event, SealedEvent::Delivery(c) if c.id == id && c.state == DeliveryState::Accepted)
+        })
+        .await;
+    bob.heard(&numbers(0..2)).await;
+}
+
+/// Answers one request with these bytes and returns its address.
+async fn answers(head: &str, body: &str) -> (String, JoinHandle<()>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = TcpListener::bind((HOST, 0)).await.expect("bind");
+    let base = format!("http://{}", listener.local_addr().expect("address"));
+    let answer =
+        format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+    let task = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a request");
+        let mut request = [0; 1_024];
+        let read = stream.read(&mut request).await.expect("read");
+        assert!(request[..read].starts_with(b"GET /.well-known/threadline "));
+        let _ = stream.write_all(answer.as_bytes()).await;
+    });
+    (base, task)
+}
+
+#[tokio::test]
+async fn a_relay_says_what_it_speaks_and_only_a_404_says_nothing() {
+    let vectors: serde_json::Value =
+        serde_json::from_str(include_str!("../../../vectors/threadline-v2.json")).expect("JSON");
+    let member = &vectors["wellKnown"];
+    let good = serde_json::json!({"doc": member["doc"], "sig": member["sig"]}).to_string();
+    let forged = good.replace("\"g9p6", "\"h9p6");
+    assert_ne!(good, forged);
+    let (base, _task) = answers("200 OK", &good).await;
+    let ResolveOutcome::Document(document) = ask_relay(&base).await else { panic!("a good document") };
+    assert_eq!(document.relay_id, "relay-test");
+    let (base, _task) = answers("404 Not Found", "").await;
+    assert_eq!(ask_relay(&base).await, ResolveOutcome::NotFound);
+    let large = " ".repeat(200_000);
+    for (head, body) in [
+        ("200 OK", forged.as_str()),
+        ("200 OK", "{}"),
+        ("200 OK", &large),
+        ("500 Oops", &good),
+        ("302 Found\r\nlocation: http://127.0.0.1:1/", ""),
+    ] {
+        let (base, _task) = answers(head, body).await;
+        assert_eq!(ask_relay(&base).await, ResolveOutcome::Failed, "{head}");
+    }
+    assert_eq!(ask_relay("http://127.0.0.1:1").await, ResolveOutcome::Failed);
+}
