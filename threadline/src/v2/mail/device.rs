@@ -1,6 +1,6 @@
 //! This device: its certificate, its list, the keys others start sessions with (`threadline-wire.md` §4.2, §4.5).
 
-use super::{Commit, DeviceRow, Mail, MailError, UnpublishedKey, Write};
+use super::{Commit, DeviceRow, Mail, MailError, PeerRow, UnpublishedKey, Write};
 use crate::v2::frames::{KeysOk, KeysPut, MAX_ONE_TIME_KEYS};
 use crate::v2::objects::{
     CERT_LIFE_MS, DeviceCert, DeviceList, FALLBACK, LIST_RENEW_MS, ONE_TIME, Prekey, Signed, next_seq,
@@ -70,6 +70,10 @@ impl Mail {
             row.held = false;
             row.content.device = None;
             self.put(&mut commit, Write::Out(Box::new(row)));
+        }
+        for (peer, known) in self.records.peers.clone() {
+            let anew = PeerRow { claimed_at: 0, renew: Vec::new(), ..known };
+            self.put(&mut commit, Write::Peer(peer, Box::new(anew)));
         }
         for (peer, thread) in self.records.out_threads.keys().cloned().collect::<Vec<_>>() {
             self.put(&mut commit, Write::DropOutThread(peer, thread));
