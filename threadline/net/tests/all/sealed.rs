@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
@@ -68,6 +68,17 @@ impl Drop for TestRelay {
 }
 
 impl TestRelay {
+    async fn has_keys_of(&self, key: Key) {
+        loop {
+            let published =
+                self.disk.lock().expect("lock").shelves.get(&key).is_some_and(|shelf| shelf.put.is_some());
+            if published {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     async fn start(seed: u8) -> Self {
         let signer = SigningKey::from_bytes(&[seed; 32]);
         let key: Key = Identity::from_seed(&[seed; 32]).public().into();
@@ -261,8 +272,13 @@ impl Party {
     }
 
     async fn with_clock(seed: u8, relays: &[&TestRelay], clock: fn() -> i64) -> Self {
-        let relays: Vec<_> = relays.iter().map(|relay| relay.relay.clone()).collect();
-        Self::at(tempfile::tempdir().expect("dir"), seed, relays, Arc::default(), clock).await
+        let addresses: Vec<_> = relays.iter().map(|relay| relay.relay.clone()).collect();
+        let dir = tempfile::tempdir().expect("dir");
+        let party = Self::at(dir, seed, addresses, Arc::default(), clock).await;
+        for relay in relays {
+            tokio::time::timeout(LIMIT, relay.has_keys_of(party.key)).await.expect("keys in time");
+        }
+        party
     }
 
     async fn at(
