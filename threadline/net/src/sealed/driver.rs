@@ -33,6 +33,8 @@ use crate::store::{Store, StoreError};
 const RECOVER: Duration = Duration::from_secs(1);
 /// Old marks and messages are cleared this often, ms.
 const SWEEP_MS: u64 = 60_000;
+/// A relay that did not answer a question for this long is not asked first the next time, ms.
+const ANSWER_MS: u64 = 10_000;
 /// Nonces tried between two looks at whether anyone still waits for the solution.
 const POW_SLICE: u64 = 1 << 16;
 
@@ -122,7 +124,10 @@ struct Driver {
     reports: mpsc::Receiver<(usize, ConnectionId, Incoming)>,
     solved_tx: mpsc::Sender<(usize, ConnectionId, String, Bin<8>)>,
     solved: mpsc::Receiver<(usize, ConnectionId, String, Bin<8>)>,
-    claims: HashMap<(usize, u32), Key>,
+    /// Questions for keys: of whom, and when they were asked, Unix ms.
+    claims: HashMap<(usize, u32), (Key, u64)>,
+    /// Which relay is asked first; moves on when one had no answer.
+    asks_first: usize,
     trails: HashMap<(Key, Id), PathTrail>,
     paths: HashMap<Key, PathMemory>,
     bare: Vec<(Key, Id, Blob)>,
@@ -151,6 +156,7 @@ impl Driver {
             solved_tx,
             solved,
             claims: HashMap::new(),
+            asks_first: 0,
             trails: HashMap::new(),
             paths: HashMap::new(),
             bare: Vec::new(),
@@ -277,7 +283,8 @@ impl Driver {
     fn next_wake(&self) -> Instant {
         let now = self.now();
         let timeouts = self.sessions.iter().filter_map(ClientSession::poll_timeout);
-        let patience = (!self.trails.is_empty()).then(|| now.saturating_add(1_000));
+        let waits = !self.trails.is_empty() || !self.claims.is_empty();
+        let patience = waits.then(|| now.saturating_add(1_000));
         let own = [
             self.mail.next_due().map(|at| at.max(now.saturating_add(200))),
             self.mail.next_dispatch(),
@@ -459,13 +466,16 @@ impl Driver {
     }
 
     async fn answer(&mut self, relay: usize, request: u32, frame: Frame, now: u64) -> Result<(), Trouble> {
-        let Some(peer) = self.claims.remove(&(relay, request)) else { return Ok(()) };
+        let Some((peer, _)) = self.claims.remove(&(relay, request)) else { return Ok(()) };
         let learnt = match frame {
             Frame::Keys(keys) => self.mail.learn_keys(&peer, &keys, now),
             Frame::Looked(Looked { certs, list: Some(list), .. }) => {
                 self.mail.learn_devices(&peer, &certs, &list, now)
             }
-            _ => Ok(self.mail.keys_unavailable(&peer, now)),
+            _ => {
+                self.asks_first = self.asks_first.wrapping_add(1);
+                Ok(self.mail.keys_unavailable(&peer, now))
+            }
         };
         let commit = learnt.unwrap_or_else(|error| {
             tracing::warn!(relay = self.relay_url(relay), %error, "keys of a peer are refused");
@@ -500,7 +510,8 @@ impl Driver {
             self.keep(opened.commit).await?;
             self.bare.extend(opened.answer);
             if opened.outcome == Outcome::Unopened(Unopened::UnknownDevice) {
-                self.look_up(opened.from);
+                let peer = opened.from;
+                self.ask(peer, now, |session| session.lookup(Target::Key(peer)).ok());
             }
             for change in opened.evidence {
                 self.trails.remove(&(change.peer, change.id));
@@ -513,10 +524,13 @@ impl Driver {
         Ok(())
     }
 
-    fn look_up(&mut self, peer: Key) {
-        for (relay, session) in self.sessions.iter_mut().enumerate() {
-            if let Ok(request) = session.lookup(Target::Key(peer)) {
-                self.claims.insert((relay, request), peer);
+    /// Puts a question about a peer to the first relay that is there.
+    fn ask(&mut self, peer: Key, now: u64, question: impl Fn(&mut ClientSession) -> Option<u32>) {
+        let count = self.sessions.len();
+        for step in 0..count {
+            let relay = self.asks_first.wrapping_add(step) % count;
+            if let Some(request) = self.sessions.get_mut(relay).and_then(&question) {
+                self.claims.insert((relay, request), (peer, now));
                 return;
             }
         }
@@ -531,19 +545,19 @@ impl Driver {
     }
 
     async fn seal(&mut self, now: u64) -> Result<(), Trouble> {
+        let asked = self.claims.len();
+        self.claims.retain(|_, (_, at)| at.saturating_add(ANSWER_MS) > now);
+        if self.claims.len() < asked {
+            self.asks_first = self.asks_first.wrapping_add(1);
+        }
         let is_contact = Arc::clone(&self.deps.is_contact);
         let commit = self.mail.flush_receipts(&*is_contact, now)?;
         self.keep(commit).await?;
         for peer in self.mail.peers_to_seal() {
             let sealing = self.mail.seal(&peer, now)?;
             self.keep(sealing.commit).await?;
-            if sealing.needs_keys && !self.claims.values().any(|asked| *asked == peer) {
-                for (relay, session) in self.sessions.iter_mut().enumerate() {
-                    if let Ok(request) = session.claim_keys(peer) {
-                        self.claims.insert((relay, request), peer);
-                        break;
-                    }
-                }
+            if sealing.needs_keys && !self.claims.values().any(|(asked, _)| *asked == peer) {
+                self.ask(peer, now, |session| session.claim_keys(peer).ok());
             }
         }
         Ok(())
