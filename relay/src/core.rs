@@ -12,6 +12,7 @@ mod inspect;
 mod login;
 mod pipeline;
 mod presence;
+mod scan;
 mod windows;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -23,8 +24,8 @@ use rand::{Rng as _, SeedableRng as _};
 use sha2::{Digest as _, Sha256};
 use threadline::Fingerprint;
 use threadline::v1::close;
-use threadline::v1::envelope::Envelope;
-use threadline::v1::frames::{Ack, ClientFrame, ErrorCode, FrameError, RelayError, ServerFrame};
+use threadline::v1::envelope::{Envelope, Header};
+use threadline::v1::frames::{Ack, AckStatus, ClientFrame, ErrorCode, FrameError, RelayError, ServerFrame};
 
 use crate::abuse::{Abuse, Pattern};
 use crate::config::RelayConfig;
@@ -146,13 +147,17 @@ pub enum InboundFrame {
     Message(Box<Submission>),
     /// Any other frame.
     Other(Box<ClientFrame>),
+    /// A ping or pong of the carrier.
+    Control,
 }
 
 /// An envelope as it will be stored.
 #[derive(Debug)]
 pub struct Submission {
-    /// Its members.
-    pub envelope: Envelope,
+    /// Who writes to whom, or the id of what is malformed, where it has one.
+    pub header: Result<Header, Option<String>>,
+    /// Its members, where a signature is to be checked.
+    pub sealed: Option<Box<Envelope>>,
     /// Its text.
     pub body: Arc<str>,
     /// SHA-256 of the text.
@@ -165,13 +170,24 @@ impl Submission {
         let bytes = envelope.to_bytes();
         let hash = Sha256::digest(&bytes).into();
         let body = String::from_utf8(bytes).unwrap_or_default().into();
-        Self { envelope, body, hash }
+        let related = || envelope.text("messageId").filter(|id| id.len() <= 128).map(str::to_owned);
+        let header = envelope.header().map_err(|_| related());
+        let sealed = envelope.is_sealed().then(|| Box::new(envelope));
+        Self { header, sealed, body, hash }
+    }
+
+    /// Takes an envelope that is not sealed as the text that it is.
+    fn of_text(header: Header, text: &str) -> Self {
+        Self { header: Ok(header), sealed: None, body: text.into(), hash: Sha256::digest(text).into() }
     }
 }
 
 impl Inbound {
     /// Reads a text message; pure and the only costly part of taking a frame.
     pub fn read(text: &str) -> Self {
+        if let Some(frame) = scan::frame(text) {
+            return Self { bytes: text.len(), content: Ok(frame) };
+        }
         let content = ClientFrame::parse(text).map(|frame| match frame {
             ClientFrame::Message(envelope) => InboundFrame::Message(Box::new(Submission::new(envelope))),
             other => InboundFrame::Other(Box::new(other)),
@@ -192,11 +208,57 @@ pub enum Outgoing {
 impl Outgoing {
     /// The text of the WebSocket message.
     pub fn to_text(&self) -> String {
+        let mut text = Vec::new();
+        self.write_text(&mut text);
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// Appends the text of the WebSocket message.
+    pub fn write_text(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Frame(frame) => frame.to_text(),
-            Self::Message(body) => format!(r#"{{"type":"message","envelope":{body}}}"#),
+            Self::Message(body) => {
+                out.extend_from_slice(MESSAGE.as_bytes());
+                out.extend_from_slice(body.as_bytes());
+                out.push(b'}');
+            }
+            Self::Frame(frame) => match &**frame {
+                ServerFrame::Ack(ack) if ack.reason.is_none() && is_plain(&ack.message_id) => {
+                    write_ack(ack, out);
+                }
+                frame => out.extend_from_slice(frame.to_text().as_bytes()),
+            },
         }
     }
+
+    /// Bytes of the text, where they are known without writing it.
+    pub fn text_length(&self) -> Option<usize> {
+        match self {
+            Self::Message(body) => Some(MESSAGE.len() + body.len() + 1),
+            Self::Frame(_) => None,
+        }
+    }
+}
+
+const MESSAGE: &str = r#"{"type":"message","envelope":"#;
+
+/// Whether a text stands in JSON as it is.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
+}
+
+/// The frame that follows every message, written without a serialiser.
+fn write_ack(ack: &Ack, out: &mut Vec<u8>) {
+    out.extend_from_slice(br#"{"type":"ack","messageId":""#);
+    out.extend_from_slice(ack.message_id.as_bytes());
+    out.extend_from_slice(match ack.status {
+        AckStatus::Delivered => br#"","status":"delivered""#,
+        AckStatus::Queued => br#"","status":"queued""#,
+        AckStatus::Rejected => br#"","status":"rejected""#,
+    });
+    if let Some(ttl) = ack.ttl {
+        out.extend_from_slice(format!(r#","ttl":{ttl}"#).as_bytes());
+    }
+    out.push(b'}');
 }
 
 /// What the edge must do, in this order.
@@ -312,7 +374,7 @@ enum Pending {
     Accept(Box<Submitted>),
     Standing(Box<Submitted>),
     Backlog(ConnId),
-    Confirm(Vec<u64>),
+    Confirm(Fingerprint, Vec<u64>),
     Discover(ConnId, threadline::v1::frames::DiscoverFilter),
     Ban(Fingerprint),
     /// Whether the address somebody wrote to was ever here.
@@ -324,9 +386,8 @@ enum Pending {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Conn(ConnId),
-    Answer(u64),
     Offline(Fingerprint),
-    Confirm(Vec<u64>),
+    Confirm(Fingerprint, Vec<u64>),
     Sweep,
 }
 
@@ -352,6 +413,8 @@ pub struct Core {
     last_seq: u64,
     /// Accepted messages whose sender has not heard yet, by number.
     awaiting: HashMap<u64, Awaiting>,
+    /// When each of them hears `queued`, in order: everybody waits equally long.
+    patience: VecDeque<(i64, u64)>,
     /// Confirmed messages whose removal is not committed yet.
     confirming: HashSet<u64>,
     timers: BTreeSet<(i64, Timer)>,
@@ -383,6 +446,7 @@ impl Core {
             next_ticket: 0,
             last_seq: start.last_seq,
             awaiting: HashMap::new(),
+            patience: VecDeque::new(),
             confirming: HashSet::new(),
             timers: BTreeSet::from([(now_ms, Timer::Sweep)]),
             effects: VecDeque::new(),
@@ -418,7 +482,9 @@ impl Core {
 
     /// When [`Event::Tick`] is due, in Unix milliseconds.
     pub fn next_deadline(&self) -> Option<i64> {
-        self.timers.first().map(|(at, _)| *at)
+        let timer = self.timers.first().map(|(at, _)| *at);
+        let patience = self.patience.front().map(|(at, _)| *at);
+        timer.into_iter().chain(patience).min()
     }
 
     /// Whether the agent has a live session, or had one less than three seconds ago.
@@ -465,12 +531,26 @@ impl Core {
                     self.authenticate(id, *auth, now_ms);
                 }
             }
+            (conn::Kind::Before | conn::Kind::TokenOnly, InboundFrame::Control) => {}
             (conn::Kind::Before | conn::Kind::TokenOnly, _) => {
                 self.send_error(id, ErrorCode::AuthFailed, "Not authenticated");
             }
             (conn::Kind::Live, InboundFrame::Message(submission)) => self.submit(id, *submission, now_ms),
             (conn::Kind::Live, InboundFrame::Other(frame)) => self.frame(id, *frame, now_ms),
+            (conn::Kind::Live, InboundFrame::Control) => {
+                self.count_frame(id, now_ms);
+            }
         }
+    }
+
+    /// Counts a frame that nobody asked for. Returns whether the session may go on.
+    fn count_frame(&mut self, id: ConnId, now_ms: i64) -> bool {
+        let within = self.windows.frames.take(&id, now_ms).is_ok();
+        if !within {
+            self.send_error(id, ErrorCode::RateLimited, "Too many frames");
+            self.drop_conn(id, close::AUTH_RATE_LIMITED, "Too many frames", now_ms);
+        }
+        within
     }
 
     fn frame(&mut self, id: ConnId, frame: ClientFrame, now_ms: i64) {
@@ -480,9 +560,8 @@ impl Core {
             ClientFrame::Message(_) | ClientFrame::FlatMessage(_) => true,
             _ => false,
         };
-        if !expected && self.windows.frames.take(&id, now_ms).is_err() {
-            self.send_error(id, ErrorCode::RateLimited, "Too many frames");
-            return self.drop_conn(id, close::AUTH_RATE_LIMITED, "Too many frames", now_ms);
+        if !expected && !self.count_frame(id, now_ms) {
+            return;
         }
         match frame {
             ClientFrame::Discover(filter) => self.discover(id, filter.unwrap_or_default(), now_ms),
@@ -527,14 +606,14 @@ impl Core {
                 self.backlog(conn, rows, more, now_ms);
             }
             (Pending::Backlog(conn), _) => self.backlog_failed(conn, now_ms),
-            (Pending::Confirm(seqs), Ok(StoreAnswer::Queue(QueueAnswer::Confirmed(gone)))) => {
+            (Pending::Confirm(_, seqs), Ok(StoreAnswer::Queue(QueueAnswer::Confirmed(gone)))) => {
                 for message in &gone {
                     self.figures.deliver.add((now_ms - message.stored_ms) as f64);
                 }
                 self.confirmed(&seqs, gone);
             }
-            (Pending::Confirm(seqs), _) => {
-                self.timers.insert((now_ms + RETRY_MS, Timer::Confirm(seqs)));
+            (Pending::Confirm(recipient, seqs), _) => {
+                self.timers.insert((now_ms + RETRY_MS, Timer::Confirm(recipient, seqs)));
             }
             (Pending::Discover(conn, filter), Ok(StoreAnswer::Registry(RegistryAnswer::Found(found)))) => {
                 self.discovered(conn, &filter, found, now_ms);
@@ -554,16 +633,22 @@ impl Core {
     }
 
     fn run_timers(&mut self, now_ms: i64) {
+        while let Some((at, seq)) = self.patience.front().copied()
+            && at <= now_ms
+        {
+            self.patience.pop_front();
+            self.answer_due(seq, now_ms);
+        }
         while let Some((at, _)) = self.timers.first()
             && *at <= now_ms
         {
             let Some((at, timer)) = self.timers.pop_first() else { return };
             match timer {
                 Timer::Conn(id) => self.conn_due(id, at, now_ms),
-                Timer::Answer(seq) => self.answer_due(seq, now_ms),
                 Timer::Offline(address) => self.offline_due(&address, now_ms),
-                Timer::Confirm(seqs) => {
-                    self.store_queue(Pending::Confirm(seqs.clone()), QueueOp::Confirm { seqs, now_ms });
+                Timer::Confirm(recipient, seqs) => {
+                    let pending = Pending::Confirm(recipient, seqs.clone());
+                    self.store_queue(pending, QueueOp::Confirm { recipient, seqs, now_ms });
                 }
                 Timer::Sweep => {
                     self.windows.forget_idle(now_ms);

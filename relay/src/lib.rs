@@ -7,6 +7,7 @@ pub mod admin;
 pub mod config;
 pub mod core;
 pub mod embedded;
+pub mod frames;
 pub mod keys;
 pub mod limits;
 mod lock;

@@ -13,6 +13,7 @@ mod health;
 mod http;
 mod outbox;
 mod page;
+mod queue;
 mod rest;
 mod source;
 mod tls;
@@ -21,7 +22,7 @@ mod webhook;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use instar_durable::{Database, DatabaseError, Durability, OpenOptions};
@@ -37,9 +38,14 @@ use crate::core::{Core, Counters, Start};
 use crate::keys;
 use crate::lock::{DataDirError, DataDirLock};
 use crate::registry::import::Report;
-use crate::store::{BodyCipher, QueueRules, queue, registry};
+use crate::store::custody::ImportError;
+use crate::store::{
+    BodyCipher, Custody, Directory, JournalError, JournalRules, Peers, QueueRules, QueueTotals, peers,
+    registry,
+};
 use clock::Clock;
 use driver::{Driver, DriverHandle};
+use queue::QueueHandle;
 
 /// Longest time over which the closes of a stop are spread.
 const SPREAD: Duration = Duration::from_secs(5);
@@ -68,6 +74,12 @@ pub enum RelayError {
     /// A database cannot be used.
     #[error(transparent)]
     Database(#[from] DatabaseError),
+    /// The log of the queue cannot be used.
+    #[error("the log of the queue: {0}")]
+    Log(JournalError),
+    /// Mail of an earlier version cannot be taken over.
+    #[error("mail of an earlier version cannot be moved into the log: {0}")]
+    Import(#[from] ImportError),
     /// The address cannot be listened on.
     #[error(
         "cannot listen on {address}: {source}. Free it, or choose another with --port or `port` in relay.toml"
@@ -92,6 +104,15 @@ pub enum RelayError {
     /// A part of the relay ended that must not.
     #[error("the relay stopped by itself: {0}")]
     Internal(String),
+}
+
+impl From<JournalError> for RelayError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Damaged { path, detail } => Self::Corrupt { path, detail },
+            other @ JournalError::Io { .. } => Self::Log(other),
+        }
+    }
 }
 
 impl RelayError {
@@ -164,17 +185,20 @@ pub async fn serve(
     if let Some(bridge) = &bridge {
         core.set_bridge(bridge.address());
     }
-    let (queue_db, registry_db) = (prepared.queue.clone(), prepared.registry.clone());
+    let registry_db = prepared.registry.clone();
     let grown = Arc::new(tokio::sync::Notify::new());
-    let databases = (prepared.queue.clone(), prepared.registry.clone());
-    let (driver, handle) = Driver::new(core, clock.clone(), databases, prepared.store, Arc::clone(&grown));
+    let queue_bytes = Arc::new(AtomicU64::new(0));
+    let queue = QueueHandle::start(prepared.queue, Arc::clone(&queue_bytes))
+        .map_err(|e| RelayError::Internal(e.to_string()))?;
+    let databases = (queue, prepared.registry.clone());
+    let (driver, handle) = Driver::new(core, clock.clone(), databases, Arc::clone(&grown));
     let driver = tokio::spawn(driver.run());
     let state = Arc::new(Shared {
         config: Arc::clone(&config),
         clock,
         driver: handle.clone(),
         registry: prepared.registry,
-        queue: prepared.queue,
+        queue_bytes,
         grown,
         relay_id: prepared.relay_id,
         verifier: prepared.signer.verifying_key(),
@@ -248,12 +272,9 @@ pub async fn serve(
     side.wait().await;
     handle.stop().await;
     let counters = driver.await.map_err(|e| RelayError::Internal(e.to_string()))?;
-    tokio::task::spawn_blocking(move || {
-        queue_db.close();
-        registry_db.close();
-    })
-    .await
-    .map_err(|e| RelayError::Internal(e.to_string()))?;
+    tokio::task::spawn_blocking(move || registry_db.close())
+        .await
+        .map_err(|e| RelayError::Internal(e.to_string()))?;
     drop(lock);
     tracing::info!(?counters, "relay stopped");
     Ok(counters)
@@ -313,7 +334,8 @@ struct Shared {
     clock: Clock,
     driver: DriverHandle,
     registry: Database,
-    queue: Database,
+    /// Bytes of the log of the queue.
+    queue_bytes: Arc<AtomicU64>,
     /// Rung after each mebibyte of new mail.
     grown: Arc<tokio::sync::Notify>,
     relay_id: String,
@@ -332,16 +354,15 @@ struct Shared {
 
 /// Everything that is read from disk before the first connection.
 struct Prepared {
-    queue: Database,
+    queue: Custody<Directory>,
     registry: Database,
-    store: driver::StoreContext,
     signer: ed25519_dalek::SigningKey,
     bridge: Option<ed25519_dalek::SigningKey>,
     relay_id: String,
     source_key: Zeroizing<[u8; 32]>,
     cursor_secret: [u8; 32],
     last_seq: u64,
-    totals: queue::QueueTotals,
+    totals: QueueTotals,
 }
 
 impl Prepared {
@@ -367,23 +388,21 @@ impl Prepared {
                 other => other.map_err(RelayError::from),
             }
         };
-        let queue = open("queue.db", queue::MIGRATIONS)?;
+        // Checked and migrated like the other; the thread of the queue then has it to itself.
+        open("queue.db", peers::MIGRATIONS)?.close();
         let registry = open("registry.db", registry::MIGRATIONS)?;
         registry.write_blocking(registry::reset_online)?;
-        let last_seq = queue.read_blocking(queue::last_seq)?;
-        let totals = queue.read_blocking(queue::totals)?;
         let relay_id = config
             .relay_id
             .clone()
             .unwrap_or_else(|| format!("relay-{}", &hex::encode(signer.verifying_key().as_bytes())[..12]));
-        let rules = QueueRules { queue: config.queue.clone() };
-        let store = driver::StoreContext { rules, cipher: BodyCipher::new(&queue_key) };
+        let queue = open_queue(config, BodyCipher::new(&queue_key), durability, now_ms)?;
+        let (last_seq, totals) = (queue.last_seq(), queue.totals());
         // Cursors live for minutes; a restart may end them.
         let cursor_secret = *fresh();
         Ok(Self {
             queue,
             registry,
-            store,
             signer,
             bridge,
             relay_id,
@@ -404,6 +423,49 @@ impl Prepared {
         };
         Core::new(config, start, clock.now_ms())
     }
+}
+
+fn open_queue(
+    config: &RelayConfig,
+    cipher: BodyCipher,
+    durability: Durability,
+    now_ms: i64,
+) -> Result<Custody<Directory>, RelayError> {
+    let dir = &config.data_dir;
+    let connection = rusqlite::Connection::open(dir.join("queue.db")).map_err(DatabaseError::from)?;
+    let synchronous = if durability == Durability::Full { "FULL" } else { "NORMAL" };
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(DatabaseError::from)?;
+    connection.pragma_update(None, "synchronous", synchronous).map_err(DatabaseError::from)?;
+    let peers = Peers::load(connection).map_err(DatabaseError::from)?;
+    let log_dir = dir.join("queue");
+    let log = JournalRules {
+        sync: durability == Durability::Full,
+        segment: segment_bytes(dir),
+        boot: boot_id(),
+        accept_data_loss: config.accept_data_loss,
+    };
+    let medium = Directory::open(&log_dir).map_err(|source| JournalError::Io { path: log_dir, source })?;
+    let rules = QueueRules { queue: config.queue.clone() };
+    let mut custody = Custody::open(medium, log, peers, rules, cipher, now_ms)?;
+    let imported = custody.import()?;
+    if imported > 0 {
+        tracing::info!(imported, "mail of an earlier version was moved into the log");
+    }
+    Ok(custody)
+}
+
+/// A segment is small beside the disk, since freeing space begins with a whole one.
+fn segment_bytes(dir: &Path) -> u64 {
+    const LEAST: u64 = 512 << 10;
+    const MOST: u64 = 16 << 20;
+    let disk = rustix::fs::statvfs(dir).map_or(u64::MAX, |disk| disk.f_blocks.saturating_mul(disk.f_frsize));
+    (disk / 64).clamp(LEAST, MOST)
+}
+
+/// Which start of the operating system this is; zeros where that is not told.
+fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().parse::<uuid::Uuid>().unwrap_or_default().into_bytes()
 }
 
 fn open_checked(options: OpenOptions) -> Result<Database, DatabaseError> {

@@ -59,6 +59,8 @@ pub const BODIES: &[(&str, Body)] = &[
     ("v2_object", v2::v2_object),
     ("v2_content", v2::v2_content),
     ("v2_well_known", v2::v2_well_known),
+    ("relay_log", relay::relay_log),
+    ("relay_frames", relay::relay_frames),
 ];
 
 /// Runs the body of that name.

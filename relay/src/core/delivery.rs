@@ -8,10 +8,11 @@ use super::{ConnId, Core, Effect, Outgoing, Pending, RETRY_MS};
 use crate::store::{QueueOp, Row};
 
 const IN_FLIGHT: usize = 32;
-const IN_FLIGHT_BYTES: usize = 1 << 20;
+/// With what is ready, a session that reads nothing holds less than a mebibyte.
+const IN_FLIGHT_BYTES: usize = 768 << 10;
 /// Messages read from storage or held ready at a time.
 const PORTION: u32 = 64;
-const PORTION_BYTES: u64 = 512 << 10;
+const PORTION_BYTES: u64 = 128 << 10;
 /// Messages of a returning recipient per second.
 const DRAIN_PER_SECOND: u32 = 200;
 /// A ping follows a message within this time.
@@ -60,7 +61,9 @@ impl Core {
         if row.seq <= delivery.read_to {
             return;
         }
-        let room = delivery.ready.len() < PORTION as usize;
+        let ready: usize = delivery.ready.iter().map(|row| row.body.len()).sum();
+        let room = delivery.ready.is_empty()
+            || (delivery.ready.len() < PORTION as usize && ready + row.body.len() <= PORTION_BYTES as usize);
         if delivery.caught_up && !delivery.reading && room {
             delivery.read_to = row.seq;
             delivery.ready.push_back(row);
@@ -83,7 +86,7 @@ impl Core {
                 delivery.ready.pop_front();
                 continue;
             }
-            if again.is_none() && !delivery.has_room() {
+            if again.is_none() && !delivery.has_room_for(row.body.len()) {
                 break;
             }
             if row.seq <= delivery.old_to {
@@ -103,7 +106,8 @@ impl Core {
             wake = Some(wake.map_or(*due, |at: i64| at.min(*due)));
             self.effects.push_back(Effect::Send { conn: id, what: Outgoing::Message(row.body) });
         }
-        let full = !delivery.has_room();
+        let next = delivery.ready.front().map_or(0, |row| row.body.len());
+        let full = !delivery.has_room_for(next.max(1));
         let more = delivery.ready.is_empty() && !delivery.caught_up && (!full || delivery.resends());
         let ping_now = full && delivery.ping_due_ms.is_some();
         if let Some(at) = wake {
@@ -176,18 +180,16 @@ impl Core {
     }
 
     fn confirm(&mut self, id: ConnId, seqs: Vec<u64>, now_ms: i64) {
+        let Some(recipient) = self.address(id) else { return };
         self.confirming.extend(&seqs);
-        self.store_queue(Pending::Confirm(seqs.clone()), QueueOp::Confirm { seqs, now_ms });
+        let pending = Pending::Confirm(recipient, seqs.clone());
+        self.store_queue(pending, QueueOp::Confirm { recipient, seqs, now_ms });
         self.pump(id, now_ms);
     }
 
     /// What a session had in flight will be offered again.
     pub(super) fn give_back(&mut self, session: &Session) {
-        let seqs: Vec<u64> = session.delivery.flight.iter().map(|sent| sent.seq).collect();
-        if !seqs.is_empty() {
-            self.counters.redelivered += seqs.len() as u64;
-            self.store_queue(Pending::Quiet, QueueOp::Returned { seqs });
-        }
+        self.counters.redelivered += session.delivery.flight.len() as u64;
     }
 
     /// The timer of a live session.
@@ -237,15 +239,15 @@ impl Core {
         delivery.caught_up = false;
         // A read that is under way began behind the rows that are needed again.
         delivery.behind = true;
-        let seqs: Vec<u64> = delivery.flight.iter().map(|sent| sent.seq).collect();
-        self.counters.redelivered += seqs.len() as u64;
-        self.store_queue(Pending::Quiet, QueueOp::Returned { seqs });
+        let again = delivery.flight.len() as u64;
+        self.counters.redelivered += again;
     }
 }
 
 impl Delivery {
-    fn has_room(&self) -> bool {
-        self.flight.len() < IN_FLIGHT && self.flight_bytes < IN_FLIGHT_BYTES
+    fn has_room_for(&self, size: usize) -> bool {
+        self.flight.is_empty()
+            || (self.flight.len() < IN_FLIGHT && self.flight_bytes + size <= IN_FLIGHT_BYTES)
     }
 
     fn resends(&self) -> bool {

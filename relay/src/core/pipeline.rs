@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use threadline::identity::PublicIdentity;
 use threadline::v1::MAX_ENVELOPE;
-use threadline::v1::envelope::{self, Content, Header};
+use threadline::v1::envelope::{self, Content, Envelope, Header};
 use threadline::v1::frames::{
     Ack, AckStatus, DeliveryExpired, ErrorCode, FlatMessage, RelayError, ServerFrame,
 };
 use threadline::{Fingerprint, MessageId};
 
 use super::conn::Session;
-use super::{ConnId, Core, Pending, Reject, SWEEP_BATCH, Source, Submission, Timer};
+use super::{ConnId, Core, Pending, Reject, SWEEP_BATCH, Source, Submission};
 use crate::store::{Accept, Accepted, Departed, QueueFull, QueueOp, RegistryOp, Row, Standing, TierCounts};
 
 /// Milliseconds a sender waits for `delivered` before it hears `queued`.
@@ -67,15 +67,15 @@ impl Core {
         self.windows.routed.add(&(), now_ms);
         let Some(session) = self.session(conn) else { return };
         let (sender, source, key) = (session.address, session.source, session.key);
-        let Ok(header) = submission.envelope.header() else {
-            let related = submission.envelope.text("messageId").filter(|id| id.len() <= 128);
-            let error = RelayError {
-                code: ErrorCode::InvalidFrame,
-                message: "Invalid message frame: from, to, messageId, threadId or timestamp is malformed"
-                    .into(),
-                related_message_id: related.map(str::to_owned),
-            };
-            return self.send(conn, ServerFrame::Error(error));
+        let header = match submission.header {
+            Ok(header) => header,
+            Err(related_message_id) => {
+                let message =
+                    "Invalid message frame: from, to, messageId, threadId or timestamp is malformed";
+                let code = ErrorCode::InvalidFrame;
+                let error = RelayError { code, message: message.into(), related_message_id };
+                return self.send(conn, ServerFrame::Error(error));
+            }
         };
         let bridge = self.is_bridge(&sender);
         if self.session(conn).is_some_and(|session| session.banned)
@@ -92,7 +92,7 @@ impl Core {
             self.reject(sender, &header.message_id, reason);
             return self.strike(conn, now_ms);
         }
-        if submission.envelope.is_sealed() && !is_signed(&submission, &key) {
+        if submission.sealed.is_some_and(|envelope| !is_signed(&envelope, &key)) {
             return self.reject(sender, &header.message_id, "invalid_signature");
         }
         if self.is_unasked(sender, &header.to, header.thread_id.as_ref()) {
@@ -240,7 +240,7 @@ impl Core {
             return self.send_ack(sender, queued(&id, expires_ms, now_ms));
         };
         self.awaiting.insert(seq, Awaiting { sender, id: id.clone(), expires_ms });
-        self.timers.insert((now_ms + PATIENCE_MS, Timer::Answer(seq)));
+        self.patience.push_back((now_ms + PATIENCE_MS, seq));
         self.offer(conn, Row { seq, sender, id, body, expires_ms }, now_ms);
     }
 
@@ -266,6 +266,11 @@ impl Core {
         for seq in seqs {
             self.confirming.remove(seq);
             self.awaiting.remove(seq);
+        }
+        while let Some((_, seq)) = self.patience.front()
+            && !self.awaiting.contains_key(seq)
+        {
+            self.patience.pop_front();
         }
         for message in gone {
             self.depart(&message);
@@ -315,9 +320,8 @@ fn queued(id: &MessageId, expires_ms: i64, now_ms: i64) -> Ack {
     Ack { message_id: id.as_str().to_owned(), status: AckStatus::Queued, reason: None, ttl: Some(ttl) }
 }
 
-fn is_signed(submission: &Submission, key: &[u8; 32]) -> bool {
-    PublicIdentity::from_bytes(key)
-        .is_ok_and(|key| envelope::check_signature(&submission.envelope, &key).is_ok())
+fn is_signed(envelope: &Envelope, key: &[u8; 32]) -> bool {
+    PublicIdentity::from_bytes(key).is_ok_and(|key| envelope::check_signature(envelope, &key).is_ok())
 }
 
 /// Limits of the first day (`relay.md` §11.1).

@@ -1,59 +1,253 @@
-//! One WebSocket: texts in, frames out.
+//! One WebSocket: bytes in, events to the core; bytes out.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use axum::extract::ws::{Message, WebSocket};
+use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use sha1::{Digest as _, Sha1};
+use threadline::v1::MAX_FRAME;
+use threadline::v1::frames::FrameError;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::Shared;
-use super::outbox::Outbox;
-use crate::core::{ConnId, Event, Inbound, Source};
+use super::outbox::{Next, Outbox};
+use crate::core::{ConnId, Event, Inbound, InboundFrame, Source};
+use crate::frames::{Decoder, Incoming, ProtocolError};
 
-/// A client that takes nothing for this long is closed with 4000.
+/// A client that takes nothing for this long is closed.
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
 /// Time a client has to answer a close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+/// Largest message before the login.
+const BEFORE_LOGIN: usize = 4 << 10;
+/// Bytes read at a time.
+const READ: usize = 32 << 10;
+/// Appended to the key of a handshake (RFC 6455 §1.3).
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Serves a socket until it is closed by either side.
-pub(super) async fn run(mut socket: WebSocket, source: Source, shared: Arc<Shared>) {
-    let outbox = Arc::new(Outbox::default());
-    let Some(id) = shared.driver.open(source, Arc::clone(&outbox)).await else { return };
-    exchange(&mut socket, id, &outbox, &shared).await;
-    shared.driver.event(Event::Closed { conn: id }).await;
-    let _ =
-        tokio::time::timeout(CLOSE_WITHIN, async { while let Some(Ok(_)) = socket.recv().await {} }).await;
+thread_local! {
+    /// What was just read, for all connections of a thread: none of them keeps a buffer while it is idle.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
 }
 
-async fn exchange(socket: &mut WebSocket, id: ConnId, outbox: &Outbox, shared: &Shared) {
+/// Why a request is no WebSocket handshake.
+pub(super) enum NotWebSocket {
+    /// Another method than GET.
+    Method,
+    /// The headers ask for something else.
+    Headers,
+}
+
+/// The handshake that a request asks for: how to take the connection over, and the headers of the answer.
+pub(super) fn handshake(
+    method: &Method,
+    headers: &HeaderMap,
+    upgrade: Option<OnUpgrade>,
+) -> Result<(OnUpgrade, Response), NotWebSocket> {
+    if method != Method::GET {
+        return Err(NotWebSocket::Method);
+    }
+    let says = |name, wanted: &str| {
+        let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|word| word.trim().eq_ignore_ascii_case(wanted))
+    };
+    let asks = says(header::CONNECTION, "upgrade")
+        && says(header::UPGRADE, "websocket")
+        && says(header::SEC_WEBSOCKET_VERSION, "13");
+    let (Some(key), Some(upgrade), true) = (headers.get(header::SEC_WEBSOCKET_KEY), upgrade, asks) else {
+        return Err(NotWebSocket::Headers);
+    };
+    let accept = STANDARD.encode(Sha1::new().chain_update(key.as_bytes()).chain_update(GUID).finalize());
+    let accept = HeaderValue::from_str(&accept).map_err(|_| NotWebSocket::Headers)?;
+    let answer = [
+        (header::CONNECTION, HeaderValue::from_static("Upgrade")),
+        (header::UPGRADE, HeaderValue::from_static("websocket")),
+        (header::SEC_WEBSOCKET_ACCEPT, accept),
+    ];
+    Ok((upgrade, (StatusCode::SWITCHING_PROTOCOLS, answer).into_response()))
+}
+
+/// Takes an upgraded connection over and serves it until it is closed by either side.
+pub(super) async fn run(upgrade: OnUpgrade, source: Source, shared: Arc<Shared>) {
+    let Ok(upgraded) = upgrade.await else { return };
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => {
+            let (reader, writer) = parts.io.into_inner().into_split();
+            serve(reader, writer, parts.read_buf.to_vec(), source, &shared).await;
+        }
+        Err(other) => other_stream(other, source, &shared).await,
+    }
+}
+
+/// A stream that is no plain TCP: boxed, since it is larger and rarer.
+fn other_stream<'a>(
+    upgraded: Upgraded,
+    source: Source,
+    shared: &'a Shared,
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    Box::pin(async move {
+        let (reader, writer) = tokio::io::split(TokioIo::new(upgraded));
+        serve(reader, writer, Vec::new(), source, shared).await;
+    })
+}
+
+async fn serve(
+    reader: impl AsyncRead + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+    early: Vec<u8>,
+    source: Source,
+    shared: &Shared,
+) {
+    let outbox = Arc::new(Outbox::default());
+    let Some(id) = shared.driver.open(source, Arc::clone(&outbox)).await else { return };
+    let mut incoming = Reading { reader, decoder: Decoder::default(), outbox: &outbox, early, deaf: false };
+    let closed = {
+        let reading = std::pin::pin!(incoming.pass_on(id, shared));
+        let writing = std::pin::pin!(write_out(&mut writer, &outbox));
+        tokio::select! {
+            () = reading => false,
+            closed = writing => closed,
+        }
+    };
+    shared.driver.event(Event::Closed { conn: id }).await;
+    if !closed {
+        // What was said last, such as a close, may still go out.
+        let _ = tokio::time::timeout(CLOSE_WITHIN, write_out(&mut writer, &outbox)).await;
+    }
+    let _ = tokio::time::timeout(CLOSE_WITHIN, incoming.discard()).await;
+}
+
+/// Writes until the close frame is out (true) or the client takes nothing any more.
+async fn write_out(writer: &mut (impl AsyncWrite + Unpin), outbox: &Outbox) -> bool {
     loop {
-        let incoming = tokio::select! {
-            biased;
-            outgoing = outbox.next() => {
-                let Some(message) = outgoing else { return };
-                if !write(socket, message).await {
-                    return;
-                }
-                continue;
-            }
-            incoming = socket.recv(), if !outbox.is_full() => incoming,
+        let (bytes, last) = match outbox.next().await {
+            Next::Write(bytes) => (bytes, false),
+            Next::Last(bytes) => (bytes, true),
+            Next::Ended => return true,
         };
-        match incoming {
-            Some(Ok(Message::Text(text))) if !outbox.is_closing() => {
-                let inbound = Inbound::read(text.as_str());
-                shared.driver.event(Event::Received { conn: id, inbound }).await;
-            }
-            Some(Ok(Message::Binary(_))) => {
-                let inbound = Inbound::read("");
-                shared.driver.event(Event::Received { conn: id, inbound }).await;
-            }
-            Some(Ok(Message::Close(_)) | Err(_)) | None => return,
-            Some(Ok(_)) => {}
+        let written = tokio::time::timeout(WRITE_WITHIN, writer.write_all(&bytes)).await;
+        if !matches!(written, Ok(Ok(()))) || last {
+            return last;
         }
     }
 }
 
-async fn write(socket: &mut WebSocket, message: Message) -> bool {
-    let last = matches!(message, Message::Close(_));
-    let written = tokio::time::timeout(WRITE_WITHIN, socket.send(message)).await;
-    matches!(written, Ok(Ok(()))) && !last
+struct Reading<'a, R> {
+    reader: R,
+    decoder: Decoder,
+    outbox: &'a Outbox,
+    /// What came together with the handshake.
+    early: Vec<u8>,
+    /// The rest of a message that is too large is not looked at.
+    deaf: bool,
+}
+
+/// What one read brought.
+#[derive(Default)]
+struct Brought {
+    frames: Vec<Inbound>,
+    end: bool,
+}
+
+impl<R: AsyncRead + Unpin> Reading<'_, R> {
+    /// Hands everything to the core until the connection ends.
+    async fn pass_on(&mut self, id: ConnId, shared: &Shared) {
+        loop {
+            let brought = match self.read().await {
+                Ok(brought) => brought,
+                Err(error) => return self.outbox.close(error.code, error.reason),
+            };
+            if !brought.frames.is_empty() {
+                shared.driver.received(id, brought.frames).await;
+            }
+            if brought.end {
+                return self.outbox.close(threadline::v1::close::NORMAL, "");
+            }
+            self.outbox.room().await;
+        }
+    }
+
+    async fn read(&mut self) -> Result<Brought, ProtocolError> {
+        let Self { reader, decoder, outbox, early, deaf } = self;
+        if !early.is_empty() {
+            let mut early = std::mem::take(early);
+            return decode(decoder, outbox, deaf, &mut early);
+        }
+        poll_fn(|context| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let mut buffer = ReadBuf::new(scratch);
+                let read = ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer));
+                let filled = buffer.filled_mut();
+                Poll::Ready(if read.is_err() || filled.is_empty() {
+                    Ok(Brought { end: true, ..Brought::default() })
+                } else {
+                    decode(decoder, outbox, deaf, filled)
+                })
+            })
+        })
+        .await
+    }
+
+    /// Reads and forgets, until the client has closed its side.
+    async fn discard(&mut self) {
+        loop {
+            let read: io::Result<usize> = poll_fn(|context| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    let mut buffer = ReadBuf::new(scratch);
+                    let read = ready!(Pin::new(&mut self.reader).poll_read(context, &mut buffer));
+                    Poll::Ready(read.map(|()| buffer.filled().len()))
+                })
+            })
+            .await;
+            if !matches!(read, Ok(1..)) {
+                return;
+            }
+        }
+    }
+}
+
+fn decode(
+    decoder: &mut Decoder,
+    outbox: &Outbox,
+    deaf: &mut bool,
+    bytes: &mut [u8],
+) -> Result<Brought, ProtocolError> {
+    let mut brought = Brought::default();
+    if *deaf || outbox.is_closing() {
+        return Ok(brought);
+    }
+    let most = if outbox.is_admitted() { MAX_FRAME } else { BEFORE_LOGIN };
+    decoder.feed(bytes, most, &mut |incoming| {
+        match incoming {
+            Incoming::Text(text) => brought.frames.push(Inbound::read(text)),
+            Incoming::Binary => brought.frames.push(Inbound::read("")),
+            Incoming::Ping(payload) => {
+                outbox.pong(payload);
+                brought.frames.push(Inbound { bytes: payload.len(), content: Ok(InboundFrame::Control) });
+            }
+            Incoming::Pong => brought.frames.push(Inbound { bytes: 0, content: Ok(InboundFrame::Control) }),
+            Incoming::TooLarge(size) => {
+                *deaf = true;
+                let content = Err(FrameError::TooLarge(size));
+                brought.frames.push(Inbound { bytes: size, content });
+            }
+            Incoming::Close => {
+                brought.end = true;
+                return false;
+            }
+        }
+        true
+    })?;
+    Ok(brought)
 }

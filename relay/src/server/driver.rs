@@ -6,34 +6,33 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{FuturesUnordered, StreamExt as _};
 use instar_durable::{Database, DatabaseError};
+use threadline::v1::frames::ServerFrame;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::clock::Clock;
 use super::outbox::Outbox;
-use crate::core::{ConnId, Core, Counters, Effect, Event, Snapshot, Source};
-use crate::store::{
-    BodyCipher, QueueOp, QueueRules, RegistryOp, StoreAnswer, StoreFailed, StoreOp, queue, registry,
-};
+use super::queue::{Group, QueueHandle};
+use crate::core::{ConnId, Core, Counters, Effect, Event, Inbound, Outgoing, Snapshot, Source};
+use crate::store::{RegistryOp, StoreAnswer, StoreFailed, StoreOp, registry};
 
-/// Events waiting for the core; when full, connections wait and stop reading.
-const EVENTS: usize = 1024;
+/// What waits for the core, each at most one read of a connection; when full, connections wait and stop reading.
+const EVENTS: usize = 256;
 /// Storage operations waiting; when more, no new events are taken until some are done.
 const OPERATIONS: usize = 4096;
-/// Operations per transaction.
+/// Events taken at a time.
+const COMMANDS: usize = 256;
+/// Operations per transaction of the registry.
 const GROUP: usize = 256;
-/// Bytes of mail per transaction: a larger one would blow up the log, which matters on a full disk.
-const GROUP_BYTES: usize = 2 << 20;
 const GROWN: usize = 1 << 20;
-const READS: usize = 64;
 
-type Answers = Vec<(u64, Result<StoreAnswer, StoreFailed>)>;
+pub(super) type Answers = Vec<(u64, Result<StoreAnswer, StoreFailed>)>;
 type Running = Pin<Box<dyn Future<Output = Answers> + Send>>;
 
 enum Command {
     Open { source: Source, outbox: Arc<Outbox>, reply: oneshot::Sender<ConnId> },
     Event(Event),
+    Received { conn: ConnId, frames: Vec<Inbound> },
     Snapshot(oneshot::Sender<Snapshot>),
     Outboxes(oneshot::Sender<Vec<Arc<Outbox>>>),
     Inspect(Box<dyn FnOnce(&Core) + Send>),
@@ -57,6 +56,11 @@ impl DriverHandle {
     /// Hands an event to the core; waits when the core is busy, is silent when it has stopped.
     pub(super) async fn event(&self, event: Event) {
         let _ = self.commands.send(Command::Event(event)).await;
+    }
+
+    /// Hands what one read brought to the core.
+    pub(super) async fn received(&self, conn: ConnId, frames: Vec<Inbound>) {
+        let _ = self.commands.send(Command::Received { conn, frames }).await;
     }
 
     pub(super) async fn snapshot(&self) -> Option<Snapshot> {
@@ -90,37 +94,21 @@ impl DriverHandle {
     }
 }
 
-/// What operations on the queue need besides the database.
-pub(super) struct StoreContext {
-    pub(super) rules: QueueRules,
-    pub(super) cipher: BodyCipher,
-}
-
-/// Operations that wait for one writer, and the transaction that is under way.
-struct Lane<O> {
-    waiting: VecDeque<(u64, O)>,
+/// Operations that wait for the registry, and the transaction that is under way.
+#[derive(Default)]
+struct Lane {
+    waiting: VecDeque<(u64, RegistryOp)>,
     running: Option<Running>,
 }
 
-impl<O> Default for Lane<O> {
-    fn default() -> Self {
-        Self { waiting: VecDeque::new(), running: None }
-    }
-}
-
-impl<O> Lane<O> {
+impl Lane {
     /// Starts the next transaction with everything that came while the last one ran.
-    fn advance(&mut self, weight: fn(&O) -> usize, start: impl FnOnce(Vec<(u64, O)>) -> Running) {
+    fn advance(&mut self, registry: &Database) {
         if self.running.is_some() || self.waiting.is_empty() {
             return;
         }
-        let mut bytes = 0;
-        let light = self.waiting.iter().take(GROUP).take_while(|(_, op)| {
-            bytes += weight(op);
-            bytes <= GROUP_BYTES
-        });
-        let count = light.count().max(1);
-        self.running = Some(start(self.waiting.drain(..count).collect()));
+        let group = self.waiting.drain(..self.waiting.len().min(GROUP)).collect();
+        self.running = Some(Box::pin(write_registry(registry.clone(), group)));
     }
 
     fn is_idle(&self) -> bool {
@@ -141,24 +129,23 @@ pub(super) struct Driver {
     commands: mpsc::Receiver<Command>,
     outboxes: HashMap<ConnId, Arc<Outbox>>,
     next_conn: ConnId,
-    queue: Database,
+    queue: QueueHandle,
+    /// Operations for the queue that are not handed over yet.
+    queue_ops: Group,
+    /// Operations of the queue without an answer.
+    queue_open: usize,
     registry: Database,
-    store: Arc<StoreContext>,
-    queue_lane: Lane<QueueOp>,
-    registry_lane: Lane<RegistryOp>,
+    registry_lane: Lane,
     /// Bytes of mail since `grown` was rung.
     fresh_bytes: usize,
     grown: Arc<Notify>,
-    waiting_reads: VecDeque<(u64, QueueOp)>,
-    reads: FuturesUnordered<Running>,
 }
 
 impl Driver {
     pub(super) fn new(
         core: Core,
         clock: Clock,
-        (queue, registry): (Database, Database),
-        store: StoreContext,
+        (queue, registry): (QueueHandle, Database),
         grown: Arc<Notify>,
     ) -> (Self, DriverHandle) {
         let (sender, commands) = mpsc::channel(EVENTS);
@@ -169,14 +156,12 @@ impl Driver {
             outboxes: HashMap::new(),
             next_conn: 0,
             queue,
+            queue_ops: Vec::new(),
+            queue_open: 0,
             registry,
-            store: Arc::new(store),
-            queue_lane: Lane::default(),
             registry_lane: Lane::default(),
             fresh_bytes: 0,
             grown,
-            waiting_reads: VecDeque::new(),
-            reads: FuturesUnordered::new(),
         };
         (driver, DriverHandle { commands: sender })
     }
@@ -184,24 +169,34 @@ impl Driver {
     /// Runs until [`DriverHandle::stop`].
     pub(super) async fn run(mut self) -> Counters {
         let mut stopping = false;
+        let mut commands = Vec::with_capacity(COMMANDS);
         self.carry_out();
-        while !(stopping && self.queue_lane.is_idle() && self.registry_lane.is_idle()) {
+        self.advance();
+        while !(stopping && self.queue_open == 0 && self.registry_lane.is_idle()) {
             let due = self.core.next_deadline().unwrap_or(i64::MAX).saturating_sub(self.clock.now_ms());
             let pause = Duration::from_millis(u64::try_from(due).unwrap_or(0).min(60_000));
-            let room = self.queue_lane.waiting.len() + self.registry_lane.waiting.len() < OPERATIONS;
+            let room = self.queue_open + self.registry_lane.waiting.len() < OPERATIONS;
             tokio::select! {
-                answers = self.queue_lane.finished() => self.report(answers),
+                Some(answers) = self.queue.answers.recv() => {
+                    self.queue_open -= answers.len();
+                    self.report(answers);
+                }
                 answers = self.registry_lane.finished() => self.report(answers),
-                Some(answers) = self.reads.next() => self.report(answers),
-                command = self.commands.recv(), if room && !stopping => match command {
-                    Some(Command::Stop) | None => stopping = true,
-                    Some(command) => self.command(command),
-                },
+                _ = self.commands.recv_many(&mut commands, COMMANDS), if room && !stopping => {
+                    // Without a handle left nobody can say stop.
+                    stopping = commands.is_empty();
+                    for command in commands.drain(..) {
+                        stopping |= matches!(command, Command::Stop);
+                        self.command(command);
+                    }
+                }
                 () = tokio::time::sleep(pause) => self.handle(Event::Tick),
             }
             self.advance();
         }
-        self.core.counters()
+        let counters = self.core.counters();
+        let _ = tokio::task::spawn_blocking(move || self.queue.stop()).await;
+        counters
     }
 
     fn command(&mut self, command: Command) {
@@ -224,6 +219,13 @@ impl Driver {
                 }
             }
             Command::Inspect(look) => look(&self.core),
+            Command::Received { conn, frames } => {
+                let now_ms = self.clock.now_ms();
+                for inbound in frames {
+                    self.core.handle(Event::Received { conn, inbound }, now_ms);
+                }
+                self.carry_out();
+            }
             Command::Snapshot(reply) => {
                 let now_ms = self.clock.now_ms();
                 let _ = reply.send(self.core.snapshot(now_ms));
@@ -241,9 +243,11 @@ impl Driver {
     }
 
     fn report(&mut self, answers: Answers) {
+        let now_ms = self.clock.now_ms();
         for (ticket, answer) in answers {
-            self.handle(Event::Stored { ticket, answer });
+            self.core.handle(Event::Stored { ticket, answer }, now_ms);
         }
+        self.carry_out();
     }
 
     fn carry_out(&mut self) {
@@ -251,7 +255,11 @@ impl Driver {
             match effect {
                 Effect::Send { conn, what } => {
                     if let Some(outbox) = self.outboxes.get(&conn) {
-                        outbox.push(what.to_text());
+                        if matches!(&what, Outgoing::Frame(frame) if matches!(**frame, ServerFrame::AuthOk(_)))
+                        {
+                            outbox.admit();
+                        }
+                        outbox.push(&what);
                     }
                 }
                 Effect::Close { conn, code, reason } => {
@@ -259,16 +267,14 @@ impl Driver {
                         outbox.close(code, reason);
                     }
                 }
-                Effect::Store { ticket, op: StoreOp::Queue(op) } if op.is_read() => {
-                    self.waiting_reads.push_back((ticket, op));
-                }
                 Effect::Store { ticket, op: StoreOp::Queue(op) } => {
                     self.fresh_bytes += op.weight();
                     if self.fresh_bytes >= GROWN {
                         self.fresh_bytes = 0;
                         self.grown.notify_one();
                     }
-                    self.queue_lane.waiting.push_back((ticket, op));
+                    self.queue_open += 1;
+                    self.queue_ops.push((ticket, op));
                 }
                 Effect::Store { ticket, op: StoreOp::Registry(op) } => {
                     self.registry_lane.waiting.push_back((ticket, op));
@@ -278,30 +284,9 @@ impl Driver {
     }
 
     fn advance(&mut self) {
-        let (queue, store) = (&self.queue, &self.store);
-        self.queue_lane
-            .advance(QueueOp::weight, |group| Box::pin(write_queue(queue.clone(), Arc::clone(store), group)));
-        let registry = &self.registry;
-        self.registry_lane.advance(|_| 0, |group| Box::pin(write_registry(registry.clone(), group)));
-        while self.reads.len() < READS {
-            let Some((ticket, op)) = self.waiting_reads.pop_front() else { break };
-            self.reads.push(Box::pin(read_queue(self.queue.clone(), Arc::clone(&self.store), ticket, op)));
-        }
+        self.queue.submit(&mut self.queue_ops);
+        self.registry_lane.advance(&self.registry);
     }
-}
-
-async fn read_queue(database: Database, store: Arc<StoreContext>, ticket: u64, op: QueueOp) -> Answers {
-    let answer = database
-        .read(move |c| queue::apply(c, &op, &store.rules, &store.cipher).map_err(DatabaseError::from))
-        .await;
-    vec![(ticket, settle(answer.map(StoreAnswer::Queue)))]
-}
-
-async fn write_queue(database: Database, store: Arc<StoreContext>, group: Vec<(u64, QueueOp)>) -> Answers {
-    let apply = move |c: &rusqlite::Connection, op: &QueueOp| {
-        queue::apply(c, op, &store.rules, &store.cipher).map(StoreAnswer::Queue)
-    };
-    write(&database, Arc::new(apply), group).await
 }
 
 async fn write_registry(database: Database, group: Vec<(u64, RegistryOp)>) -> Answers {

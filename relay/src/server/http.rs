@@ -6,11 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
+use super::connection::NotWebSocket;
 use super::tls::Acceptor;
 use super::{Shared, a2a, connection, health, page, rest};
 use crate::core::Source;
@@ -27,8 +27,6 @@ use crate::core::Source;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADERS: usize = 16 << 10;
 const MAX_BODY: usize = 64 << 10;
-/// A message that arrives in one piece needs no larger buffer; bigger ones grow it for their time.
-const READ_BUFFER: usize = 1 << 10;
 
 /// Accepts connections until `stop` and serves them with `router`.
 pub(super) async fn accept(
@@ -152,25 +150,24 @@ pub(super) fn not_allowed(allow: &'static str) -> Response {
 async fn connect(
     State(shared): State<Arc<Shared>>,
     Extension(source): Extension<Source>,
-    method: Method,
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    mut request: axum::extract::Request,
 ) -> Response {
     if shared.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"error": "Draining"}))).into_response();
     }
-    let Ok(upgrade) = upgrade else {
-        let status =
-            if method == Method::GET { StatusCode::UPGRADE_REQUIRED } else { StatusCode::METHOD_NOT_ALLOWED };
-        let error = json!({"error": "This route speaks WebSocket"});
-        return (status, [(header::UPGRADE, "websocket")], axum::Json(error)).into_response();
-    };
-    let tracker = shared.connections.clone();
-    upgrade
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_write_buffer_size(2 * threadline::v1::MAX_FRAME)
-        // Twice what is taken: a text in between is read and refused with 1009, above it the connection is cut.
-        .max_message_size(2 * threadline::v1::MAX_FRAME)
-        .max_frame_size(2 * threadline::v1::MAX_FRAME)
-        .on_upgrade(move |socket| tracker.track_future(connection::run(socket, source, shared)))
+    let upgrade = request.extensions_mut().remove();
+    match connection::handshake(request.method(), request.headers(), upgrade) {
+        Ok((upgrade, answer)) => {
+            shared.connections.spawn(connection::run(upgrade, source, Arc::clone(&shared)));
+            answer
+        }
+        Err(refusal) => {
+            let status = match refusal {
+                NotWebSocket::Method => StatusCode::METHOD_NOT_ALLOWED,
+                NotWebSocket::Headers => StatusCode::UPGRADE_REQUIRED,
+            };
+            let error = json!({"error": "This route speaks WebSocket"});
+            (status, [(header::UPGRADE, "websocket")], axum::Json(error)).into_response()
+        }
+    }
 }

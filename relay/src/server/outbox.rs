@@ -1,47 +1,111 @@
-//! What is to be written to one client.
+//! What is to be written to one client, as bytes ready for the socket.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes};
 use tokio::sync::Notify;
 
+use crate::core::Outgoing;
+use crate::frames::{self, CLOSE, PONG, TEXT};
+
 /// Above this nothing more is read from the client until it has taken what is waiting.
+const FULL_BYTES: usize = 768 << 10;
 const FULL_FRAMES: usize = 512;
-const FULL_BYTES: usize = 1 << 20;
 /// A client that lets this much pile up is cut off.
-const MOST_BYTES: usize = 4 << 20;
+const MOST_BYTES: usize = 1 << 20;
+/// Bytes that are written at a time.
+const CHUNK: usize = 64 << 10;
 
 /// The write queue of a connection. It is kept small: an idle connection costs no more than this struct.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     state: Mutex<State>,
     changed: Notify,
+    /// Rung when something was written.
+    drained: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    frames: VecDeque<Utf8Bytes>,
+    chunks: VecDeque<Vec<u8>>,
+    /// Frames that begin in the chunks.
+    frames: usize,
+    /// Bytes in the chunks and in the one that is being written.
     bytes: usize,
+    /// Bytes and frames of the chunk that is being written.
+    writing: usize,
+    admitted: bool,
     close: Option<(u16, &'static str)>,
     closed: bool,
 }
 
+/// What the connection has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Write these bytes.
+    Write(Vec<u8>),
+    /// Write these bytes, then end.
+    Last(Vec<u8>),
+    /// The end was written.
+    Ended,
+}
+
 impl Outbox {
     /// Appends a frame. After a close nothing is taken any more.
-    pub(super) fn push(&self, text: String) {
+    pub(super) fn push(&self, what: &Outgoing) {
+        self.append(|chunk| {
+            if let Some(length) = what.text_length() {
+                frames::write_header(TEXT, length, chunk);
+                what.write_text(chunk);
+            } else {
+                let mut text = Vec::with_capacity(128);
+                what.write_text(&mut text);
+                frames::write_header(TEXT, text.len(), chunk);
+                chunk.extend_from_slice(&text);
+            }
+        });
+    }
+
+    /// Answers a ping of the protocol.
+    pub(super) fn pong(&self, payload: &[u8]) {
+        self.append(|chunk| {
+            frames::write_header(PONG, payload.len(), chunk);
+            chunk.extend_from_slice(payload);
+        });
+    }
+
+    fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
         if state.close.is_some() || state.closed {
             return;
         }
-        state.bytes += text.len();
-        state.frames.push_back(text.into());
+        if state.chunks.back().is_none_or(|chunk| chunk.len() >= CHUNK) {
+            state.chunks.push_back(Vec::new());
+        }
+        let Some(chunk) = state.chunks.back_mut() else { return };
+        let before = chunk.len();
+        write(chunk);
+        let written = chunk.len() - before;
+        state.bytes += written;
+        state.frames += 1;
         if state.bytes > MOST_BYTES {
-            state.frames.clear();
+            state.chunks.clear();
+            state.bytes = state.writing;
+            state.frames = 0;
             state.close = Some((threadline::v1::close::HEARTBEAT_LOST, "Too slow"));
         }
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// The client is logged in: it may send larger messages.
+    pub(super) fn admit(&self) {
+        self.state().admitted = true;
+    }
+
+    /// Whether the client is logged in.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.state().admitted
     }
 
     /// Closes after what is waiting has been written.
@@ -52,34 +116,53 @@ impl Outbox {
         self.changed.notify_one();
     }
 
-    /// The next message, once there is one; `None` after the close frame.
-    pub(super) async fn next(&self) -> Option<Message> {
+    /// What to write next, once there is something. What was handed out before counts as written.
+    pub(super) async fn next(&self) -> Next {
         loop {
-            {
-                let mut state = self.state();
-                if let Some(text) = state.frames.pop_front() {
-                    state.bytes -= text.len().min(state.bytes);
-                    if state.frames.is_empty() {
-                        state.frames = VecDeque::new();
-                    }
-                    return Some(Message::Text(text));
-                }
-                if state.closed {
-                    return None;
-                }
-                if let Some((code, reason)) = state.close {
-                    state.closed = true;
-                    return Some(Message::Close(Some(CloseFrame { code, reason: reason.into() })));
-                }
+            if let Some(next) = self.try_next() {
+                return next;
             }
             self.changed.notified().await;
         }
     }
 
-    /// Whether the client should first take what is waiting for it.
-    pub(super) fn is_full(&self) -> bool {
+    /// Returns once the client has taken enough of what is waiting for it.
+    pub(super) async fn room(&self) {
+        while self.is_full() {
+            self.drained.notified().await;
+        }
+    }
+
+    fn try_next(&self) -> Option<Next> {
+        let mut state = self.state();
+        if state.writing > 0 {
+            state.bytes -= state.writing;
+            state.writing = 0;
+            self.drained.notify_one();
+        }
+        if let Some(chunk) = state.chunks.pop_front() {
+            state.writing = chunk.len();
+            if state.chunks.is_empty() {
+                state.chunks = VecDeque::new();
+                state.frames = 0;
+            }
+            return Some(Next::Write(chunk));
+        }
+        if state.closed {
+            return Some(Next::Ended);
+        }
+        let (code, reason) = state.close?;
+        state.closed = true;
+        let mut frame = Vec::new();
+        frames::write_header(CLOSE, reason.len() + 2, &mut frame);
+        frame.extend(code.to_be_bytes());
+        frame.extend_from_slice(reason.as_bytes());
+        Some(Next::Last(frame))
+    }
+
+    fn is_full(&self) -> bool {
         let state = self.state();
-        state.frames.len() > FULL_FRAMES || state.bytes > FULL_BYTES
+        state.bytes > FULL_BYTES || state.frames > FULL_FRAMES
     }
 
     /// Whether the connection was told to end.
@@ -98,23 +181,33 @@ impl Outbox {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn what_was_sent_before_the_close_is_written_first() {
-        let outbox = Outbox::default();
-        outbox.push("a".into());
-        outbox.close(4001, "r");
-        outbox.push("b".into());
-        assert_eq!(outbox.next().await, Some(Message::Text("a".into())));
-        assert!(matches!(outbox.next().await, Some(Message::Close(Some(frame))) if frame.code == 4001));
-        assert_eq!(outbox.next().await, None);
+    fn message(length: usize) -> Outgoing {
+        Outgoing::Message("x".repeat(length).into())
     }
 
     #[tokio::test]
-    async fn a_client_that_reads_nothing_is_cut_off() {
+    async fn what_was_sent_before_the_close_is_written_first() {
         let outbox = Outbox::default();
-        for _ in 0..5 {
-            outbox.push("x".repeat(1 << 20));
+        outbox.push(&message(2));
+        outbox.push(&message(2));
+        outbox.close(4001, "r");
+        outbox.push(&message(2));
+        let one = 2 + r#"{"type":"message","envelope":xx}"#.len();
+        let Next::Write(bytes) = outbox.next().await else { panic!("bytes") };
+        assert_eq!(bytes.len(), 2 * one, "both in one piece");
+        assert_eq!(outbox.next().await, Next::Last(b"\x88\x03\x0f\xa1r".to_vec()));
+        assert_eq!(outbox.next().await, Next::Ended);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_costs_a_mebibyte_and_is_cut_off() {
+        let outbox = Outbox::default();
+        for _ in 0..4 {
+            outbox.push(&message(255 << 10));
         }
-        assert!(matches!(outbox.next().await, Some(Message::Close(Some(frame))) if frame.code == 4000));
+        assert!(outbox.is_full() && !outbox.is_closing());
+        outbox.push(&message(255 << 10));
+        let Next::Last(frame) = outbox.next().await else { panic!("a close") };
+        assert_eq!(frame[2..4], 4000_u16.to_be_bytes());
     }
 }

@@ -1,15 +1,21 @@
-//! Message bodies at rest: XChaCha20-Poly1305, bound to their row.
+//! Message bodies at rest: XChaCha20-Poly1305, bound to the record that they stand in.
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use chacha20poly1305::aead::inout::InOutBuf;
+use chacha20poly1305::aead::{AeadInOut as _, KeyInit as _};
+use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use rand::Rng as _;
 
-const NONCE: usize = 24;
+/// Bytes of a nonce.
+pub(super) const NONCE: usize = 24;
+/// Bytes of an authentication tag.
+pub(super) const TAG: usize = 16;
 
-/// Seals and opens bodies with the key of `queue.key`; the row number is authenticated with them.
+/// Seals and opens bodies with the key of `queue.key`.
 #[derive(Clone)]
 pub struct BodyCipher {
     cipher: XChaCha20Poly1305,
+    /// Secret part of the keys of the index.
+    pub(super) index: [u8; 32],
 }
 
 impl std::fmt::Debug for BodyCipher {
@@ -21,40 +27,44 @@ impl std::fmt::Debug for BodyCipher {
 impl BodyCipher {
     /// With a 32-byte key.
     pub fn new(key: &[u8; 32]) -> Self {
-        Self { cipher: XChaCha20Poly1305::new(key.into()) }
+        use sha2::Digest as _;
+        let index =
+            sha2::Sha256::new().chain_update(b"threadline queue index\0").chain_update(key).finalize();
+        Self { cipher: XChaCha20Poly1305::new(key.into()), index: index.into() }
     }
 
-    /// Nonce and ciphertext for row `seq`.
-    pub fn seal(&self, seq: u64, body: &[u8]) -> Vec<u8> {
+    /// Appends nonce, ciphertext and tag of `body`; what stands in `out` from `header` on is authenticated with it.
+    pub(super) fn seal(&self, header: usize, body: &[u8], out: &mut Vec<u8>) {
         let mut nonce = [0; NONCE];
         rand::rng().fill_bytes(&mut nonce);
-        let aad = seq.to_be_bytes();
-        let sealed = self
+        let end_of_header = out.len();
+        out.extend(nonce);
+        out.extend_from_slice(body);
+        let (aad, sealed) = out.split_at_mut(end_of_header);
+        let tag = self
             .cipher
-            .encrypt(&XNonce::from(nonce), Payload { msg: body, aad: &aad })
+            .encrypt_inout_detached(
+                &XNonce::from(nonce),
+                &aad[header..],
+                InOutBuf::from(&mut sealed[NONCE..]),
+            )
             .expect("a body is far below the limit of the cipher");
-        [nonce.as_slice(), &sealed].concat()
+        out.extend_from_slice(&tag);
     }
 
-    /// The body of row `seq`, unless the bytes or the row were changed.
-    pub fn open(&self, seq: u64, stored: &[u8]) -> Option<Vec<u8>> {
-        let (nonce, sealed) = stored.split_first_chunk::<NONCE>()?;
-        let aad = seq.to_be_bytes();
-        self.cipher.decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: &aad }).ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_body_opens_only_in_its_own_row() {
-        let cipher = BodyCipher::new(&[1; 32]);
-        let stored = cipher.seal(7, b"hello");
-        assert!(!stored.windows(5).any(|w| w == b"hello"));
-        assert_eq!(cipher.open(7, &stored).as_deref(), Some(b"hello".as_slice()));
-        assert_eq!(cipher.open(8, &stored), None);
-        assert_eq!(cipher.open(7, &stored[..20]), None);
+    /// The body, unless it or the header was changed.
+    pub(super) fn open(&self, header: &[u8], stored: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, rest) = stored.split_first_chunk::<NONCE>()?;
+        let (sealed, tag) = rest.split_last_chunk::<TAG>()?;
+        let mut body = sealed.to_vec();
+        self.cipher
+            .decrypt_inout_detached(
+                &XNonce::from(*nonce),
+                header,
+                InOutBuf::from(body.as_mut_slice()),
+                &Tag::from(*tag),
+            )
+            .ok()?;
+        Some(body)
     }
 }

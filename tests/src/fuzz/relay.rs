@@ -8,13 +8,14 @@ use threadline::v1::frames::{Auth, ClientFrame, Metadata, ServerFrame, Visibilit
 use threadline_relay::RelayConfig;
 use threadline_relay::a2a;
 use threadline_relay::core::{Core, Effect, Event, Inbound, Outgoing, Source, Start};
+use threadline_relay::frames::{Decoder, Incoming};
 use threadline_relay::registry::clean;
 use threadline_relay::registry::cursor::Cursor;
 use threadline_relay::registry::query::sanitise;
 use threadline_relay::registry::search::{self, Search};
 use threadline_relay::store::Profile;
 use threadline_relay::store::registry::{MIGRATIONS, Upsert, upsert};
-use threadline_relay::store::{QueueRules, Store};
+use threadline_relay::store::{Accept, Memory, QueueOp, QueueRules, Store, StoreOp};
 use threadline_relay::token;
 
 const NOW: i64 = 1_768_478_400_000;
@@ -26,7 +27,7 @@ pub fn relay_session(data: &[u8]) {
     let mut store = Store::in_memory(QueueRules { queue: config.queue.clone() }).expect("memory");
     let start = Start {
         last_seq: 0,
-        totals: store.totals().expect("totals"),
+        totals: store.totals(),
         relay_id: "relay".into(),
         signer: threadline_relay::keys::SigningKey::from_bytes(&[1; 32]),
         seed: [2; 32],
@@ -42,7 +43,7 @@ pub fn relay_session(data: &[u8]) {
     for line in std::iter::once(login.as_str()).chain(text.lines()) {
         handle(&mut core, &mut store, Event::Received { conn: 1, inbound: Inbound::read(line) });
     }
-    assert_eq!(core.snapshot(NOW).queue, store.totals().expect("totals"), "counters tell the truth");
+    assert_eq!(core.snapshot(NOW).queue, store.totals(), "counters tell the truth");
 }
 
 fn handle(core: &mut Core, store: &mut Store, event: Event) -> Vec<ServerFrame> {
@@ -118,4 +119,53 @@ pub fn relay_a2a(data: &[u8]) {
         Ok(send) => assert!(!send.text.trim().is_empty(), "there is something to say"),
         Err((_, fault)) => assert!(fault.describe().0 < -32000),
     }
+}
+
+/// A segment of the log of the queue as it may be found after an accident: read without panic, never invented from.
+/// The relay either refuses to start with it or serves what is good in it.
+pub fn relay_log(data: &[u8]) {
+    let rules = QueueRules { queue: RelayConfig::default().queue };
+    for accept_data_loss in [false, true] {
+        let mut medium = Memory::default();
+        medium.put(1, data.to_vec());
+        let Ok(mut store) = Store::on_segments(medium, rules.clone(), accept_data_loss) else { continue };
+        let before = store.totals();
+        let me = Identity::from_seed(&[3; 32]).fingerprint();
+        let accept = QueueOp::Accept(Accept {
+            seq: store.last_seq() + 1,
+            sender: me,
+            recipient: me,
+            id: "mine".parse().expect("an id"),
+            hash: [1; 32],
+            body: "{}".into(),
+            now_ms: NOW,
+            expires_ms: NOW + 1,
+        });
+        store.apply(&StoreOp::Queue(accept)).expect("there is room");
+        assert_eq!(store.totals().messages, before.messages + 1, "mail can be taken whatever was found");
+        let expire = QueueOp::Expire { now_ms: i64::MAX, limit: u32::MAX };
+        let _ = store.apply(&StoreOp::Queue(expire));
+    }
+}
+
+/// What stands on a socket after the upgrade: however it is cut, the same comes out, and no more is held than allowed.
+pub fn relay_frames(data: &[u8]) {
+    const MOST: usize = 4096;
+    let run = |piece: usize| {
+        let (mut decoder, mut heard) = (Decoder::default(), Vec::new());
+        for bytes in data.to_vec().chunks_mut(piece) {
+            let fed = decoder.feed(bytes, MOST, &mut |incoming| {
+                heard.push(format!("{incoming:?}"));
+                !matches!(incoming, Incoming::TooLarge(_) | Incoming::Close)
+            });
+            assert!(decoder.held() <= 4 * MOST, "{} bytes held", decoder.held());
+            if fed.is_err()
+                || heard.last().is_some_and(|last| last.starts_with("TooLarge") || last == "Close")
+            {
+                return (heard, fed.err());
+            }
+        }
+        (heard, None)
+    };
+    assert_eq!(run(data.len().max(1)), run(3));
 }

@@ -85,8 +85,8 @@ impl World {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let start = Start {
-            last_seq: self.relay.store.last_seq().expect("readable storage"),
-            totals: self.relay.store.totals().expect("readable storage"),
+            last_seq: self.relay.store.last_seq(),
+            totals: self.relay.store.totals(),
             relay_id: "relay-simulated".into(),
             signer: SigningKey::from_bytes(&[7; 32]),
             seed,
@@ -219,7 +219,8 @@ impl World {
     fn drain_early(&mut self, body: &str) {
         let Ok(header) = Envelope::parse(body.as_bytes()).and_then(|e| e.header()) else { return };
         let Some(seq) = self.relay.custody.get(&(header.from, header.message_id)) else { return };
-        let op = StoreOp::Queue(QueueOp::Confirm { seqs: vec![*seq], now_ms: self.now });
+        let op =
+            StoreOp::Queue(QueueOp::Confirm { recipient: header.to, seqs: vec![*seq], now_ms: self.now });
         let _ = self.carry_out(&op);
     }
 

@@ -9,31 +9,32 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-const USAGE: &str =
-    "usage: bench BIN_DIR process|relay|registry [--idle-seconds N] [--load-seconds N] [--connections N,N…]";
+const USAGE: &str = "usage: bench BIN_DIR process|relay|registry [--idle-seconds N] [--load-seconds N] \
+                     [--connections N,N…] [--only PART,PART…] [--json FILE]";
 
 struct Options {
     bin_dir: PathBuf,
     idle_seconds: u64,
-    load_seconds: u64,
-    connections: Vec<usize>,
     part: String,
+    json: Option<PathBuf>,
+    relay: relay::Plan,
 }
 
 fn options() -> Result<Options> {
     let mut arguments = std::env::args().skip(1);
     let bin_dir = PathBuf::from(arguments.next().context(USAGE)?);
     let part = arguments.next().context(USAGE)?;
-    let mut options =
-        Options { bin_dir, part, idle_seconds: 300, load_seconds: 10, connections: vec![1000, 5000] };
+    let mut options = Options { bin_dir, part, idle_seconds: 300, json: None, relay: relay::Plan::default() };
     while let Some(flag) = arguments.next() {
         let value = arguments.next().context(USAGE)?;
         match flag.as_str() {
             "--idle-seconds" => options.idle_seconds = value.parse()?,
-            "--load-seconds" => options.load_seconds = value.parse()?,
+            "--load-seconds" => options.relay.seconds = value.parse()?,
             "--connections" => {
-                options.connections = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
+                options.relay.connections = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
             }
+            "--only" => options.relay.only = value.split(',').map(str::to_owned).collect(),
+            "--json" => options.json = Some(value.into()),
             _ => anyhow::bail!(USAGE),
         }
     }
@@ -50,10 +51,12 @@ fn main() -> Result<()> {
             process::boot(&setup, 20)?;
             process::status(&setup, 100)?;
             process::mcp(&setup, 50)?;
-            process::idle(&setup, options.idle_seconds)
+            process::idle(&setup, options.idle_seconds)?;
         }
-        "registry" => registry::all(&options.bin_dir, 100_000, 300),
-        "relay" => relay::all(&options.bin_dir, options.load_seconds, &options.connections),
+        "registry" => registry::all(&options.bin_dir, 100_000, 300)?,
+        "relay" => relay::all(&options.bin_dir, &options.relay)?,
+        relay::ECHO => return relay::serve_echo(),
         _ => anyhow::bail!(USAGE),
     }
+    options.json.map_or(Ok(()), |path| report::write_json(&path))
 }

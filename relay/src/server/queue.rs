@@ -1,0 +1,114 @@
+//! The thread that owns the queue: what arrived while the last group was written becomes the next one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::driver::Answers;
+use crate::store::{Custody, Medium, QueueOp, StoreAnswer};
+
+/// Operations per group.
+const GROUP: usize = 256;
+/// Bytes of mail per group.
+const GROUP_BYTES: usize = 2 << 20;
+/// Hand-overs that may wait; the driver keeps what does not fit.
+const WAITING: usize = 1024;
+/// How often old segments and notes are looked after.
+const TIDY: Duration = Duration::from_millis(500);
+
+pub(super) type Group = Vec<(u64, QueueOp)>;
+
+/// How the driver reaches the thread.
+pub(super) struct QueueHandle {
+    groups: Option<SyncSender<Group>>,
+    pub(super) answers: mpsc::Receiver<Answers>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl QueueHandle {
+    /// Starts the thread. `bytes` always tells the size of the log.
+    pub(super) fn start<M: Medium + 'static>(
+        custody: Custody<M>,
+        bytes: Arc<AtomicU64>,
+    ) -> std::io::Result<Self> {
+        let (groups, receiver) = sync_channel(WAITING);
+        // An answer belongs to a hand-over, so there are never more.
+        let (sender, answers) = mpsc::channel(2 * WAITING);
+        bytes.store(custody.bytes(), Ordering::Relaxed);
+        let thread = std::thread::Builder::new()
+            .name("queue".into())
+            .spawn(move || run(custody, &receiver, &sender, &bytes))?;
+        Ok(Self { groups: Some(groups), answers, thread: Some(thread) })
+    }
+
+    /// Hands operations over, unless too many are waiting.
+    pub(super) fn submit(&self, ops: &mut Group) {
+        let Some(groups) = &self.groups else { return };
+        if !ops.is_empty()
+            && let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) =
+                groups.try_send(std::mem::take(ops))
+        {
+            *ops = back;
+        }
+    }
+
+    /// Ends the thread after what was handed over. Blocks.
+    pub(super) fn stop(mut self) {
+        self.groups = None;
+        self.answers.close();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run<M: Medium>(
+    mut custody: Custody<M>,
+    groups: &Receiver<Group>,
+    answers: &mpsc::Sender<Answers>,
+    bytes: &AtomicU64,
+) {
+    let mut waiting: VecDeque<(u64, QueueOp)> = VecDeque::new();
+    let mut group = Vec::with_capacity(GROUP);
+    let (mut tidied, mut untidy) = (Instant::now(), false);
+    loop {
+        if waiting.is_empty() {
+            match groups.recv_timeout(if untidy { Duration::ZERO } else { TIDY }) {
+                Ok(ops) => waiting.extend(ops),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        while waiting.len() < GROUP
+            && let Ok(more) = groups.try_recv()
+        {
+            waiting.extend(more);
+        }
+        let mut weight = 0;
+        let light = waiting.iter().take(GROUP).take_while(|(_, op)| {
+            weight += op.weight();
+            weight <= GROUP_BYTES
+        });
+        let count = light.count().max(1).min(waiting.len());
+        if count > 0 {
+            group.extend(waiting.drain(..count));
+            let done = custody.apply(group.iter().map(|(_, op)| op));
+            let tickets = group.drain(..).map(|(ticket, _)| ticket);
+            let done =
+                tickets.zip(done).map(|(ticket, done)| (ticket, done.map(StoreAnswer::Queue))).collect();
+            if answers.blocking_send(done).is_err() {
+                break;
+            }
+        }
+        if untidy || tidied.elapsed() >= TIDY {
+            untidy = custody.tidy();
+            tidied = Instant::now();
+        }
+        bytes.store(custody.bytes(), Ordering::Relaxed);
+    }
+    while custody.tidy() {}
+}

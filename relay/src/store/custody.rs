@@ -1,0 +1,588 @@
+//! The queue: accepted messages until they are confirmed or expire. Bodies lie in the [`Journal`]; memory holds a
+//! place for each message, some 50 bytes, and nothing that grows with its size.
+//!
+//! Operations are decided in memory, written together as one batch, and answered once the batch is stored. When it
+//! cannot be stored every change is taken back.
+
+mod import;
+mod index;
+
+use std::collections::VecDeque;
+
+use sha2::{Digest as _, Sha256};
+use threadline::{Fingerprint, MessageId};
+
+use super::StoreFailed;
+use super::body::BodyCipher;
+use super::journal::{self, Journal, JournalError, JournalRules, Place, Segment};
+use super::medium::Medium;
+use super::peers::Peers;
+use super::queue::{
+    Accept, Accepted, Departed, QueueAnswer, QueueFull, QueueOp, QueueRules, QueueTotals, Row, Standing,
+};
+use super::record::{
+    self, BATCH_HEADER, Mail, Recent, Record, Settled, open_body, write_mail, write_recent, write_settled,
+};
+pub use import::ImportError;
+use index::{Index, Seen};
+
+/// Milliseconds a confirmed message is remembered, so that a repeat gets the same answer.
+const RECENT_MS: i64 = 5 * 60_000;
+/// Most messages that are remembered, whatever the rate: about 40 bytes each.
+const RECENT_MOST: usize = 2_000_000;
+/// The log may be this many segments larger than the mail that lives in it before the rest of the oldest is copied.
+const SPARE_SEGMENTS: u64 = 16;
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 512 << 10;
+
+/// The queue on some medium.
+pub struct Custody<M> {
+    journal: Journal<M>,
+    index: Index,
+    peers: Peers,
+    rules: QueueRules,
+    cipher: BodyCipher,
+    /// Records of the group that is being decided.
+    batch: Vec<u8>,
+    /// Where the batch will stand.
+    base: Option<Place>,
+    undo: Vec<Undo>,
+    scratch: Vec<u8>,
+    last_seq: u64,
+}
+
+/// How to take a change back.
+enum Undo {
+    Accepted(u64, Mail),
+    Removed { key: u64, mail: Mail, place: Place, remembered: bool },
+}
+
+impl<M: Medium> Custody<M> {
+    /// Reads the log.
+    pub fn open(
+        medium: M,
+        log: JournalRules,
+        peers: Peers,
+        rules: QueueRules,
+        cipher: BodyCipher,
+        now_ms: i64,
+    ) -> Result<Self, JournalError> {
+        let mut index = Index::default();
+        let mut last_seq = 0;
+        // Records that settle mail come behind it, but its size stands only with it.
+        let mut live: std::collections::HashMap<u64, Mail> = std::collections::HashMap::new();
+        let journal = Journal::open(medium, log, now_ms, |segments, place, record| match record {
+            Record::Mail(mail, _) => {
+                last_seq = last_seq.max(mail.seq);
+                let key = key(&cipher, &mail.sender, &mail.recipient, &mail.id);
+                if let Some(old) = live.insert(mail.seq, mail.clone()) {
+                    // A copy that was made to free an older segment.
+                    forget(&mut index, segments, key, &old);
+                }
+                enter(&mut index, segments, key, &mail, place);
+            }
+            Record::Settled(at_ms, entries) => {
+                for entry in entries {
+                    // Its record may be gone with an older segment.
+                    if let Some(mail) = live.remove(&entry.seq) {
+                        forget(&mut index, segments, entry.key, &mail);
+                    }
+                    if entry.content != 0 && at_ms > now_ms - RECENT_MS {
+                        index.remember(entry.key, entry.content, (at_ms / 1000) as u32, place.segment);
+                    }
+                }
+            }
+            Record::Recent(entries) => {
+                let young = |at_s: u32| i64::from(at_s) * 1000 > now_ms - RECENT_MS;
+                for Recent { at_s, key, content } in entries.into_iter().filter(|entry| young(entry.at_s)) {
+                    index.remember(key, content, at_s, place.segment);
+                }
+            }
+        })?;
+        drop(live);
+        index.order();
+        Ok(Self {
+            journal,
+            index,
+            peers,
+            rules,
+            cipher,
+            batch: Vec::new(),
+            base: None,
+            undo: Vec::new(),
+            scratch: Vec::new(),
+            last_seq,
+        })
+    }
+
+    /// Highest message number that stands in the log.
+    pub fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
+    /// Totals of the queue.
+    pub fn totals(&self) -> QueueTotals {
+        self.index.totals()
+    }
+
+    /// Bytes of the log.
+    pub fn bytes(&self) -> u64 {
+        self.journal.bytes()
+    }
+
+    /// Where the segments lie.
+    pub fn medium(&mut self) -> &mut M {
+        self.journal.medium()
+    }
+
+    /// Ends the queue and gives its segments and tables back.
+    pub fn into_parts(self) -> (M, Peers) {
+        (self.journal.into_medium(), self.peers)
+    }
+
+    /// Runs a group of operations in their order, reads last. What is written is stored when this returns.
+    pub fn apply<'a>(
+        &mut self,
+        ops: impl Iterator<Item = &'a QueueOp> + Clone,
+    ) -> Vec<Result<QueueAnswer, StoreFailed>> {
+        let mut answers = match self.attempt(ops.clone(), false) {
+            Ok(answers) => answers,
+            // What frees space still works on a full disk: it needs little.
+            Err(_) => match self.attempt(ops.clone(), true) {
+                Ok(answers) => answers,
+                Err(error) => {
+                    tracing::error!(%error, "the log of the queue cannot be written");
+                    ops.clone().map(|_| Err(StoreFailed)).collect()
+                }
+            },
+        };
+        for (op, answer) in ops.zip(&mut answers) {
+            if let QueueOp::Backlog { recipient, after, now_ms, limit, bytes } = op {
+                *answer = Ok(self.backlog(recipient, *after, *now_ms, *limit, *bytes));
+            }
+        }
+        answers
+    }
+
+    fn attempt<'a>(
+        &mut self,
+        ops: impl Iterator<Item = &'a QueueOp>,
+        without_mail: bool,
+    ) -> std::io::Result<Vec<Result<QueueAnswer, StoreFailed>>> {
+        self.begin();
+        let mut answers = Vec::with_capacity(ops.size_hint().0);
+        let mut mail = false;
+        for op in ops {
+            let accept = matches!(op, QueueOp::Accept(_));
+            mail |= accept;
+            answers.push(if accept && without_mail { Err(StoreFailed) } else { self.decide(op) });
+        }
+        self.commit(mail && !without_mail)?;
+        Ok(answers)
+    }
+
+    fn begin(&mut self) {
+        self.undo.clear();
+        self.batch.clear();
+        self.batch.resize(BATCH_HEADER, 0);
+        self.base = None;
+    }
+
+    fn decide(&mut self, op: &QueueOp) -> Result<QueueAnswer, StoreFailed> {
+        match op {
+            QueueOp::Accept(message) => self.accept(message).map(QueueAnswer::Accepted),
+            QueueOp::Standing { sender, recipient, id, hash, now_ms } => {
+                let key = key(&self.cipher, sender, recipient, id);
+                Ok(QueueAnswer::Standing {
+                    standing: self.standing(key, hash)?,
+                    reply: self.peers.is_correspondent(recipient, sender, *now_ms),
+                })
+            }
+            QueueOp::Arrived { recipient } => {
+                self.peers.arrived(*recipient);
+                Ok(QueueAnswer::Done)
+            }
+            QueueOp::Confirm { recipient, seqs, now_ms } => {
+                self.settle(recipient, seqs.iter().copied(), *now_ms, true).map(QueueAnswer::Confirmed)
+            }
+            QueueOp::Expire { now_ms, limit } => self.expire(*now_ms, *limit).map(QueueAnswer::Expired),
+            QueueOp::Backlog { .. } => Ok(QueueAnswer::Done),
+        }
+    }
+
+    fn commit(&mut self, mail: bool) -> std::io::Result<()> {
+        if self.batch.len() == BATCH_HEADER {
+            return Ok(());
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        let written = self.place().and_then(|_| self.journal.append(&mut batch, mail));
+        if written.is_err() {
+            self.take_back();
+        }
+        // A group with large mail must not hold its memory for ever.
+        if batch.capacity() <= 1 << 20 {
+            self.batch = batch;
+        }
+        written
+    }
+
+    fn take_back(&mut self) {
+        while let Some(change) = self.undo.pop() {
+            let segments = self.journal.segments_mut();
+            match change {
+                Undo::Accepted(key, mail) => forget(&mut self.index, segments, key, &mail),
+                Undo::Removed { key, mail, place, remembered } => {
+                    if remembered {
+                        self.index.unremember();
+                    }
+                    enter(&mut self.index, segments, key, &mail, place);
+                }
+            }
+        }
+        self.index.order();
+    }
+
+    /// Where the next record of the batch will stand.
+    fn place(&mut self) -> std::io::Result<Place> {
+        let base = match self.base {
+            Some(base) => base,
+            None => *self.base.insert(self.journal.prepare()?),
+        };
+        Ok(Place {
+            segment: base.segment,
+            at: base.at + (self.batch.len().max(BATCH_HEADER) - BATCH_HEADER) as u32,
+        })
+    }
+
+    fn standing(&mut self, key: u64, hash: &[u8; 32]) -> Result<Standing, StoreFailed> {
+        match self.index.get(key) {
+            None => Ok(Standing::Unknown),
+            Some(Seen::Settled(content)) if content == content_of(hash) => Ok(Standing::Delivered),
+            Some(Seen::Settled(_)) => Ok(Standing::OtherBytes),
+            Some(Seen::Waiting(place)) => {
+                let mail = self.mail(place)?;
+                let same = mail.hash == *hash;
+                let queued = Standing::Queued { seq: mail.seq, expires_ms: mail.expires_ms };
+                Ok(if same { queued } else { Standing::OtherBytes })
+            }
+        }
+    }
+
+    fn accept(&mut self, message: &Accept) -> Result<Accepted, StoreFailed> {
+        let Accept { sender, recipient, id, now_ms, .. } = message;
+        let key = key(&self.cipher, sender, recipient, id);
+        let standing = self.standing(key, &message.hash)?;
+        if standing != Standing::Unknown {
+            return Ok(Accepted::Repeat(standing));
+        }
+        let reply = self.peers.is_correspondent(recipient, sender, *now_ms);
+        let size = message.body.len() as u64;
+        if let Some(full) = self.overflow(message, reply, size) {
+            return Ok(Accepted::Full(full));
+        }
+        let Ok(place) = self.place() else { return Err(StoreFailed) };
+        let mail = Mail {
+            seq: message.seq,
+            recipient: *recipient,
+            sender: *sender,
+            stored_ms: *now_ms,
+            expires_ms: message.expires_ms,
+            hash: message.hash,
+            stranger: !reply,
+            id: id.clone(),
+            size: size as u32,
+        };
+        write_mail(&mail, message.body.as_bytes(), &self.cipher, &mut self.batch);
+        let first = enter(&mut self.index, self.journal.segments_mut(), key, &mail, place);
+        self.index.keep_fresh(&mail);
+        self.last_seq = self.last_seq.max(mail.seq);
+        self.undo.push(Undo::Accepted(key, mail));
+        self.peers.wrote(*sender, *recipient, *now_ms);
+        Ok(Accepted::Stored { reply, first })
+    }
+
+    fn overflow(&self, message: &Accept, correspondent: bool, size: u64) -> Option<QueueFull> {
+        let rules = &self.rules.queue;
+        let pair = u64::from(self.index.pair(&message.sender, &message.recipient));
+        let (n, bytes, strangers, strangers_bytes) = self.index.mailbox(&message.recipient);
+        let known = n < u64::from(rules.unknown_recipient) || self.peers.is_known(&message.recipient);
+        let most = if known { rules.per_recipient } else { rules.unknown_recipient.min(rules.per_recipient) };
+        if pair >= u64::from(rules.per_pair) {
+            return Some(QueueFull::Sender);
+        }
+        if n >= u64::from(most) {
+            return Some(QueueFull::Recipient);
+        }
+        if bytes + size > rules.bytes_per_recipient {
+            return Some(QueueFull::Bytes);
+        }
+        if correspondent {
+            return None;
+        }
+        let each = pair >= u64::from(rules.stranger_each);
+        let share = strangers >= u64::from(rules.strangers) || strangers_bytes + size > rules.strangers_bytes;
+        (each || share).then_some(QueueFull::Recipient)
+    }
+
+    /// Messages of one recipient leave custody; those that are not in it are passed over.
+    fn settle(
+        &mut self,
+        recipient: &Fingerprint,
+        seqs: impl Iterator<Item = u64>,
+        now_ms: i64,
+        remember: bool,
+    ) -> Result<Vec<Departed>, StoreFailed> {
+        let (mut gone, mut entries) = (Vec::new(), Vec::new());
+        let head = self.place().map_err(|_| StoreFailed)?.segment;
+        for seq in seqs {
+            let Some(place) = self.index.find(recipient, seq) else { continue };
+            let mail = match self.index.fresh(seq) {
+                Some(mail) => mail,
+                None => self.mail(place)?,
+            };
+            let key = key(&self.cipher, &mail.sender, recipient, &mail.id);
+            let content = if remember { content_of(&mail.hash) } else { 0 };
+            forget(&mut self.index, self.journal.segments_mut(), key, &mail);
+            let remembered = remember && self.index.remembered() < RECENT_MOST;
+            if remembered {
+                self.index.remember(key, content, (now_ms / 1000) as u32, head);
+            }
+            entries.push(Settled { seq, recipient: *recipient, key, content });
+            gone.push(Departed {
+                sender: mail.sender,
+                recipient: *recipient,
+                id: mail.id.clone(),
+                stored_ms: mail.stored_ms,
+                size: u64::from(mail.size),
+                last: self.index.mailbox(recipient).0 == 0,
+            });
+            self.undo.push(Undo::Removed { key, mail, place, remembered });
+        }
+        if !entries.is_empty() {
+            write_settled(now_ms, &entries, &mut self.batch);
+        }
+        Ok(gone)
+    }
+
+    fn expire(&mut self, now_ms: i64, limit: u32) -> Result<Vec<Departed>, StoreFailed> {
+        self.index.forget_recent(((now_ms - RECENT_MS) / 1000) as u32);
+        if let Err(error) = self.peers.forget(now_ms) {
+            tracing::error!(%error, "old correspondents cannot be forgotten");
+        }
+        let due: Vec<u32> = self
+            .journal
+            .segments()
+            .iter()
+            .filter(|s| s.live > 0 && s.expires_ms <= now_ms)
+            .map(|s| s.id)
+            .collect();
+        let mut gone = Vec::new();
+        for id in due {
+            let bytes = self.journal.segment(id).map_err(|_| StoreFailed)?;
+            let (mut expired, mut next) = (Vec::new(), i64::MAX);
+            journal::for_each(&bytes, |at, record| {
+                let Record::Mail(mail, _) = record else { return };
+                let place = Place { segment: id, at: at as u32 };
+                if self.index.find(&mail.recipient, mail.seq) != Some(place) {
+                    return;
+                }
+                if mail.expires_ms <= now_ms && gone.len() + expired.len() < limit as usize {
+                    expired.push(mail);
+                } else {
+                    next = next.min(mail.expires_ms);
+                }
+            });
+            for mail in expired {
+                gone.extend(self.settle(&mail.recipient, std::iter::once(mail.seq), now_ms, false)?);
+            }
+            if let Some(segment) = self.journal.find(id) {
+                segment.expires_ms = next;
+            }
+        }
+        Ok(gone)
+    }
+
+    fn backlog(
+        &mut self,
+        recipient: &Fingerprint,
+        after: u64,
+        now_ms: i64,
+        limit: u32,
+        bytes: u64,
+    ) -> QueueAnswer {
+        let (mut rows, mut total) = (Vec::new(), 0);
+        let mut after = after;
+        while let Some((seq, place)) = self.index.next(recipient, after) {
+            if rows.len() >= limit as usize || total >= bytes {
+                return QueueAnswer::Backlog { rows, more: true };
+            }
+            after = seq;
+            let mut buffer = std::mem::take(&mut self.scratch);
+            let read = self.journal.mail(place, &mut buffer);
+            let opened = read.ok().and_then(|()| open_body(&buffer, &self.cipher));
+            let mail = match (opened, record::read(&buffer)) {
+                (Some(body), Some((Record::Mail(mail, _), _))) if mail.seq == seq => Some((body, mail)),
+                _ => None,
+            };
+            self.scratch = buffer;
+            self.scratch.shrink_to(64 << 10);
+            let Some((body, mail)) = mail else {
+                // The bytes cannot be given to anybody; they stay for whoever can repair the disk or the key.
+                tracing::error!(
+                    seq,
+                    "a stored message cannot be read or opened with queue.key; it is skipped"
+                );
+                continue;
+            };
+            if mail.expires_ms <= now_ms {
+                continue;
+            }
+            total += body.len() as u64;
+            let Mail { sender, id, expires_ms, .. } = mail;
+            rows.push(Row { seq, sender, id, body: body.into(), expires_ms });
+        }
+        QueueAnswer::Backlog { rows, more: false }
+    }
+
+    /// The head of a mail record.
+    fn mail(&mut self, place: Place) -> Result<Mail, StoreFailed> {
+        // What this group has accepted is not on the medium yet.
+        if let Some(base) = self.base
+            && place.segment == base.segment
+            && place.at >= base.at
+        {
+            let at = (place.at - base.at) as usize + BATCH_HEADER;
+            return match self.batch.get(at..).and_then(record::read) {
+                Some((Record::Mail(mail, _), _)) => Ok(mail),
+                _ => Err(StoreFailed),
+            };
+        }
+        let mut buffer = std::mem::take(&mut self.scratch);
+        let read = self.journal.mail(place, &mut buffer);
+        let mail = match (read, record::read(&buffer)) {
+            (Ok(()), Some((Record::Mail(mail, _), _))) => Ok(mail),
+            (read, _) => {
+                tracing::error!(?read, segment = place.segment, "a stored message cannot be read");
+                Err(StoreFailed)
+            }
+        };
+        self.scratch = buffer;
+        self.scratch.shrink_to(64 << 10);
+        mail
+    }
+
+    /// Frees what no mail needs any more, a little at a time. Returns whether there is more to do.
+    pub fn tidy(&mut self) -> bool {
+        if !self.peers.is_clean()
+            && let Err(error) = self.peers.write_some()
+        {
+            tracing::error!(%error, "queue.db cannot be written");
+            return false;
+        }
+        let Some(oldest) = self.journal.segments().front().copied() else { return false };
+        if self.journal.segments().len() < 2 || !self.peers.is_clean() {
+            return !self.peers.is_clean();
+        }
+        if oldest.live == 0 {
+            return self.remove_oldest(oldest.id).inspect_err(warn).is_ok();
+        }
+        let spare = self.journal.bytes().saturating_sub(self.index.totals().bytes);
+        if spare > (SPARE_SEGMENTS * self.journal.segment_bytes()).max(self.index.totals().bytes / 4) {
+            return self.copy_some(oldest.id).inspect_err(warn).is_ok();
+        }
+        false
+    }
+
+    /// A segment without mail goes once its memories stand in a newer one.
+    fn remove_oldest(&mut self, id: u32) -> std::io::Result<()> {
+        let recent = self.index.recent_in(id);
+        if !recent.is_empty() {
+            self.begin();
+            let head = self.place()?.segment;
+            write_recent(&recent, &mut self.batch);
+            self.commit(true)?;
+            self.index.moved(id, head);
+        }
+        self.journal.remove_oldest()
+    }
+
+    /// Copies mail of the oldest segment to the end of the log.
+    fn copy_some(&mut self, id: u32) -> std::io::Result<()> {
+        let bytes = self.journal.segment(id)?;
+        self.begin();
+        let mut moved: Vec<(u64, Mail, Place)> = Vec::new();
+        let base = self.place()?;
+        if base.segment == id {
+            return Ok(());
+        }
+        journal::for_each(&bytes, |at, record| {
+            let Record::Mail(mail, sealed) = record else { return };
+            let place = Place { segment: id, at: at as u32 };
+            if self.batch.len() >= COPY_BYTES || self.index.find(&mail.recipient, mail.seq) != Some(place) {
+                return;
+            }
+            let length = mail_length(&mail, sealed);
+            let to = Place { segment: base.segment, at: base.at + (self.batch.len() - BATCH_HEADER) as u32 };
+            self.batch.extend_from_slice(&bytes[at..at + length]);
+            let key = key(&self.cipher, &mail.sender, &mail.recipient, &mail.id);
+            moved.push((key, mail, to));
+        });
+        self.commit(true)?;
+        for (key, mail, place) in moved {
+            self.index.relocate(key, &mail, place);
+            if let Some(from) = self.journal.find(id) {
+                from.live = from.live.saturating_sub(1);
+            }
+            if let Some(to) = self.journal.find(place.segment) {
+                to.live += 1;
+                to.expires_ms = to.expires_ms.min(mail.expires_ms);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn warn(error: &std::io::Error) {
+    tracing::warn!(%error, "the log of the queue cannot be tidied now");
+}
+
+fn mail_length(mail: &Mail, sealed: &[u8]) -> usize {
+    95 + mail.id.as_str().len() + sealed.len()
+}
+
+/// Puts a message into the index. Returns whether it is the only one of its recipient.
+fn enter(index: &mut Index, segments: &mut VecDeque<Segment>, key: u64, mail: &Mail, place: Place) -> bool {
+    if let Some(segment) = journal::find(segments, place.segment) {
+        segment.live += 1;
+        segment.expires_ms = segment.expires_ms.min(mail.expires_ms);
+    }
+    index.enter(key, mail, place)
+}
+
+fn forget(index: &mut Index, segments: &mut VecDeque<Segment>, key: u64, mail: &Mail) {
+    if let Some(place) = index.remove(key, mail)
+        && let Some(segment) = journal::find(segments, place.segment)
+    {
+        segment.live = segment.live.saturating_sub(1);
+    }
+}
+
+/// Place of a message in the index. Nobody without `queue.key` can make two messages share one; should it happen all
+/// the same, only the repeat of one of them goes unnoticed.
+fn key(cipher: &BodyCipher, sender: &Fingerprint, recipient: &Fingerprint, id: &MessageId) -> u64 {
+    let digest = Sha256::new()
+        .chain_update(cipher.index)
+        .chain_update(sender.as_bytes())
+        .chain_update(recipient.as_bytes())
+        .chain_update(id.as_str())
+        .finalize();
+    digest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// What is remembered of a hash: 63 bits, never 0.
+fn content_of(hash: &[u8; 32]) -> u64 {
+    hash.first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes) >> 1).max(1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! What memory holds of the queue.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use threadline::Fingerprint;
+
+use crate::store::journal::Place;
+use crate::store::queue::QueueTotals;
+use crate::store::record::{Mail, Recent};
+
+/// Newest messages whose heads are kept, so that a quick confirmation need not read them again.
+const FRESH: usize = 4_096;
+const SETTLED: u64 = 1 << 63;
+
+/// What is known of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// In custody.
+    Waiting(Place),
+    /// Confirmed a short while ago; first bits of its hash.
+    Settled(u64),
+}
+
+/// Keys are parts of a hash already.
+#[derive(Default)]
+pub(super) struct Given(u64);
+
+impl Hasher for Given {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
+#[derive(Default)]
+struct Mailbox {
+    /// Numbers and packed places, ascending by number.
+    waiting: VecDeque<(u64, u64)>,
+    /// Something was entered out of order.
+    disordered: bool,
+    bytes: u64,
+    strangers: u32,
+    strangers_bytes: u64,
+}
+
+/// A settled message that is remembered.
+#[derive(Clone, Copy)]
+struct Memory {
+    at_s: u32,
+    /// Where it is written down.
+    segment: u32,
+    key: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Index {
+    /// Place of a waiting message, or bits of the hash of a settled one.
+    messages: HashMap<u64, u64, BuildHasherDefault<Given>>,
+    mailboxes: HashMap<Fingerprint, Mailbox>,
+    pairs: HashMap<(Fingerprint, Fingerprint), u32>,
+    recent: VecDeque<Memory>,
+    fresh: VecDeque<Mail>,
+    messages_waiting: u64,
+    bytes: u64,
+}
+
+impl Index {
+    pub(super) fn get(&self, key: u64) -> Option<Seen> {
+        let packed = *self.messages.get(&key)?;
+        Some(match packed & SETTLED {
+            0 => Seen::Waiting(Place::unpack(packed)),
+            _ => Seen::Settled(packed & !SETTLED),
+        })
+    }
+
+    /// Returns whether the message is the only one of its recipient.
+    pub(super) fn enter(&mut self, key: u64, mail: &Mail, place: Place) -> bool {
+        self.messages.insert(key, place.pack());
+        let mailbox = self.mailboxes.entry(mail.recipient).or_default();
+        mailbox.disordered |= mailbox.waiting.back().is_some_and(|(last, _)| *last > mail.seq);
+        mailbox.waiting.push_back((mail.seq, place.pack()));
+        let size = u64::from(mail.size);
+        mailbox.bytes += size;
+        if mail.stranger {
+            mailbox.strangers += 1;
+            mailbox.strangers_bytes += size;
+        }
+        *self.pairs.entry((mail.sender, mail.recipient)).or_default() += 1;
+        self.messages_waiting += 1;
+        self.bytes += size;
+        mailbox.waiting.len() == 1
+    }
+
+    /// Sorts the mailboxes into which something was entered out of order.
+    pub(super) fn order(&mut self) {
+        for mailbox in self.mailboxes.values_mut().filter(|mailbox| mailbox.disordered) {
+            mailbox.waiting.make_contiguous().sort_unstable();
+            mailbox.disordered = false;
+        }
+    }
+
+    /// Where the message stood, if it was there.
+    pub(super) fn remove(&mut self, key: u64, mail: &Mail) -> Option<Place> {
+        let mailbox = self.mailboxes.get_mut(&mail.recipient)?;
+        if mailbox.disordered {
+            mailbox.waiting.make_contiguous().sort_unstable();
+            mailbox.disordered = false;
+        }
+        let at = mailbox.waiting.binary_search_by_key(&mail.seq, |(seq, _)| *seq).ok()?;
+        let (_, place) = mailbox.waiting.remove(at)?;
+        let size = u64::from(mail.size);
+        mailbox.bytes = mailbox.bytes.saturating_sub(size);
+        if mail.stranger {
+            mailbox.strangers = mailbox.strangers.saturating_sub(1);
+            mailbox.strangers_bytes = mailbox.strangers_bytes.saturating_sub(size);
+        }
+        if mailbox.waiting.is_empty() {
+            self.mailboxes.remove(&mail.recipient);
+        } else if mailbox.waiting.capacity() > 64 && mailbox.waiting.len() < mailbox.waiting.capacity() / 4 {
+            mailbox.waiting.shrink_to(mailbox.waiting.len() * 2);
+        }
+        if let Some(n) = self.pairs.get_mut(&(mail.sender, mail.recipient)) {
+            *n -= 1;
+            if *n == 0 {
+                self.pairs.remove(&(mail.sender, mail.recipient));
+            }
+        }
+        self.messages.remove(&key);
+        self.messages_waiting -= 1;
+        self.bytes = self.bytes.saturating_sub(size);
+        Some(Place::unpack(place))
+    }
+
+    /// A message stands in another place now.
+    pub(super) fn relocate(&mut self, key: u64, mail: &Mail, place: Place) {
+        let Some(mailbox) = self.mailboxes.get_mut(&mail.recipient) else { return };
+        let Ok(at) = mailbox.waiting.binary_search_by_key(&mail.seq, |(seq, _)| *seq) else { return };
+        if let Some(entry) = mailbox.waiting.get_mut(at) {
+            entry.1 = place.pack();
+            self.messages.insert(key, place.pack());
+        }
+    }
+
+    pub(super) fn find(&self, recipient: &Fingerprint, seq: u64) -> Option<Place> {
+        let waiting = &self.mailboxes.get(recipient)?.waiting;
+        let at = waiting.binary_search_by_key(&seq, |(seq, _)| *seq).ok()?;
+        waiting.get(at).map(|(_, place)| Place::unpack(*place))
+    }
+
+    /// The first message of a recipient with a higher number.
+    pub(super) fn next(&self, recipient: &Fingerprint, after: u64) -> Option<(u64, Place)> {
+        let waiting = &self.mailboxes.get(recipient)?.waiting;
+        let at = waiting.partition_point(|(seq, _)| *seq <= after);
+        waiting.get(at).map(|(seq, place)| (*seq, Place::unpack(*place)))
+    }
+
+    /// Messages of one sender that wait for one recipient.
+    pub(super) fn pair(&self, sender: &Fingerprint, recipient: &Fingerprint) -> u32 {
+        self.pairs.get(&(*sender, *recipient)).copied().unwrap_or_default()
+    }
+
+    /// Messages and bytes of a recipient, and those of strangers among them.
+    pub(super) fn mailbox(&self, recipient: &Fingerprint) -> (u64, u64, u64, u64) {
+        self.mailboxes.get(recipient).map_or((0, 0, 0, 0), |mailbox| {
+            let waiting = mailbox.waiting.len() as u64;
+            (waiting, mailbox.bytes, u64::from(mailbox.strangers), mailbox.strangers_bytes)
+        })
+    }
+
+    pub(super) fn totals(&self) -> QueueTotals {
+        QueueTotals {
+            recipients: self.mailboxes.len() as u64,
+            messages: self.messages_waiting,
+            bytes: self.bytes,
+        }
+    }
+
+    /// Keeps the head of a message that was just accepted.
+    pub(super) fn keep_fresh(&mut self, mail: &Mail) {
+        if self.fresh.len() >= FRESH {
+            self.fresh.pop_front();
+        }
+        self.fresh.push_back(mail.clone());
+    }
+
+    /// The head of a message, if it is still kept.
+    pub(super) fn fresh(&self, seq: u64) -> Option<Mail> {
+        let at = self.fresh.binary_search_by_key(&seq, |mail| mail.seq).ok()?;
+        self.fresh.get(at).cloned()
+    }
+
+    /// Remembers a settled message.
+    pub(super) fn remember(&mut self, key: u64, content: u64, at_s: u32, segment: u32) {
+        self.messages.insert(key, content | SETTLED);
+        self.recent.push_back(Memory { at_s, segment, key });
+    }
+
+    /// Takes the last memory back.
+    pub(super) fn unremember(&mut self) {
+        if let Some(memory) = self.recent.pop_back() {
+            self.messages.remove(&memory.key);
+        }
+    }
+
+    pub(super) fn remembered(&self) -> usize {
+        self.recent.len()
+    }
+
+    /// Forgets memories from before this Unix second.
+    pub(super) fn forget_recent(&mut self, before_s: u32) {
+        while let Some(memory) = self.recent.front().copied()
+            && memory.at_s <= before_s
+        {
+            self.recent.pop_front();
+            if matches!(self.get(memory.key), Some(Seen::Settled(_))) {
+                self.messages.remove(&memory.key);
+            }
+        }
+        if self.messages.len() < self.messages.capacity() / 4 {
+            self.messages.shrink_to(self.messages.len() * 2);
+            self.recent.shrink_to(self.recent.len() * 2);
+        }
+    }
+
+    /// Memories that are written down in a segment.
+    pub(super) fn recent_in(&self, segment: u32) -> Vec<Recent> {
+        let here = self.recent.iter().filter(|memory| memory.segment == segment);
+        here.filter_map(|memory| match self.get(memory.key)? {
+            Seen::Settled(content) => Some(Recent { at_s: memory.at_s, key: memory.key, content }),
+            Seen::Waiting(_) => None,
+        })
+        .collect()
+    }
+
+    /// Memories of one segment were written down in another.
+    pub(super) fn moved(&mut self, from: u32, to: u32) {
+        self.recent.iter_mut().filter(|memory| memory.segment == from).for_each(|memory| memory.segment = to);
+    }
+}

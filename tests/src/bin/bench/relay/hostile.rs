@@ -1,0 +1,239 @@
+//! What others feel while somebody misbehaves. The limits per source are off, so every defence that is measured here
+//! works without knowing where a connection comes from.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use threadline::identity::Identity;
+
+use super::Plan;
+use super::load;
+use super::subject::Subject;
+use super::wire::{Client, PING, Phase, Template, encode};
+use crate::report;
+
+/// Messages a second between those who behave.
+const RATE: f64 = 1000.0;
+/// How much their 99th percentile may grow.
+const GROWTH: f64 = 2.0;
+
+/// Called once per round of the load generator.
+type Attack<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
+
+pub(crate) fn figures(bin_dir: &Path, plan: &Plan) -> Result<()> {
+    let settings = ["durability", "process", "limits.messages_per_minute", "30000"];
+    let length = plan.length();
+    let relay = Subject::relay(bin_dir, &settings)?;
+    let mut pairs = load::connect(&relay, 1024)?;
+    let alone = load::paced(&mut pairs, RATE, length, &mut || Ok(()))?;
+    report::times("hostile: nobody, to recipient at 1000/s", &alone.arrived, "-", None);
+    let limit = alone.arrived.at(99.0).mul_f64(GROWTH);
+    drop((pairs, relay));
+    type Start = for<'a> fn(&'a Subject) -> Result<Attack<'a>>;
+    let attacks: [(&str, Start); 7] = [
+        ("100k tiny frames/s", tiny_frames),
+        ("slow loris, 400 sockets", slow_loris),
+        ("20 recipients that never confirm, 200/s", never_acking),
+        ("10 recipients that never read, 16 KiB, 200/s", never_reading),
+        ("bad logins, 500/s", bad_logins),
+        ("connection churn, 200/s", churn),
+        ("oversized frames", oversized),
+    ];
+    for (name, start) in attacks {
+        let relay = Subject::relay(bin_dir, &settings)?;
+        let mut pairs = load::connect(&relay, 1024)?;
+        let mut attack = start(&relay)?;
+        let cpu = relay.cpu()?;
+        let paced = load::paced(&mut pairs, RATE, length, &mut attack)?;
+        let cpu = relay.cpu()?.saturating_sub(cpu).as_secs_f64() / length.as_secs_f64();
+        report::times(
+            &format!("hostile: {name} ({:.0} % CPU)", cpu * 100.0),
+            &paced.arrived,
+            &format!("p99 <= {}", report::show(limit)),
+            None,
+        );
+    }
+    Ok(())
+}
+
+/// Lets something happen `rate` times a second.
+struct Pace {
+    rate: f64,
+    start: Instant,
+    done: u64,
+}
+
+impl Pace {
+    fn new(rate: f64) -> Self {
+        Self { rate, start: Instant::now(), done: 0 }
+    }
+
+    /// How often it is due now; what was missed is not made up for beyond `most`.
+    fn due(&mut self, most: u64) -> u64 {
+        let should = (self.start.elapsed().as_secs_f64() * self.rate) as u64;
+        let due = should.saturating_sub(self.done).min(most);
+        self.done = should;
+        due
+    }
+}
+
+fn tiny_frames(relay: &Subject) -> Result<Attack<'_>> {
+    let frames = [
+        encode(1, br#"{"type":"pong"}"#),
+        encode(PING, b"x"),
+        encode(1, b"{}"),
+        encode(1, br#"{"type":"message","envelope":{}}"#),
+    ];
+    let mut clients: Vec<Client> = Vec::new();
+    let mut pace = Pace::new(100_000.0);
+    Ok(Box::new(move || {
+        clients.retain(|client| client.phase != Phase::Closed);
+        while clients.len() < 4 {
+            clients.push(Client::start(relay.at, "/v1/connect", Some(Identity::generate(&mut rand::rng())))?);
+        }
+        let due = pace.due(400);
+        for (index, client) in clients.iter_mut().enumerate() {
+            if client.phase == Phase::Live && client.backlog() < 64 << 10 {
+                for _ in 0..due / 4 {
+                    client.push(&frames[index % frames.len()]);
+                }
+            }
+            client.poll(&mut |_, _| Ok(()))?;
+        }
+        Ok(())
+    }))
+}
+
+fn slow_loris(relay: &Subject) -> Result<Attack<'_>> {
+    let mut sockets: Vec<TcpStream> = Vec::new();
+    let mut bare: Vec<Client> = Vec::new();
+    let (mut pace, mut at) = (Pace::new(400.0), 0);
+    Ok(Box::new(move || {
+        for _ in 0..pace.due(8) {
+            if sockets.len() < 200 {
+                let mut socket = TcpStream::connect(relay.at)?;
+                socket.write_all(b"GET /v1/connect HTTP/1.1\r\nHost: x\r\nX-Slow: ")?;
+                socket.set_nonblocking(true)?;
+                sockets.push(socket);
+            } else if bare.len() < 200 {
+                bare.push(Client::start(relay.at, "/v1/connect", None)?);
+            } else {
+                at += 1;
+                let index = at % sockets.len();
+                if sockets[index].write(b"x").is_err() {
+                    sockets.swap_remove(index);
+                }
+                let index = at % bare.len();
+                bare[index].push(b"\x81");
+                bare[index].poll(&mut |_, _| Ok(()))?;
+                if bare[index].phase == Phase::Closed {
+                    bare.swap_remove(index);
+                }
+            }
+        }
+        Ok(())
+    }))
+}
+
+/// Recipients of whom `reads` says whether they read, and somebody who writes to them.
+fn silent(relay: &Subject, count: usize, size: usize, reads: bool) -> Result<Attack<'_>> {
+    let mut sender = Client::new_one(relay.at)?;
+    let mut recipients = Vec::new();
+    for _ in 0..count {
+        recipients.push(Client::new_one(relay.at)?);
+    }
+    let templates: Vec<Template> =
+        recipients.iter().map(|r| Template::new(&sender.address, &r.address, size)).collect();
+    let (mut pace, mut number) = (Pace::new(200.0), 0);
+    Ok(Box::new(move || {
+        for _ in 0..pace.due(4) {
+            templates[number as usize % templates.len()].write(number, sender.output_mut());
+            number += 1;
+        }
+        sender.poll(&mut |_, _| Ok(()))?;
+        if reads {
+            for recipient in &mut recipients {
+                recipient.swallow()?;
+            }
+        }
+        Ok(())
+    }))
+}
+
+fn never_acking(relay: &Subject) -> Result<Attack<'_>> {
+    silent(relay, 20, 1024, true)
+}
+
+fn never_reading(relay: &Subject) -> Result<Attack<'_>> {
+    silent(relay, 10, 16 << 10, false)
+}
+
+fn bad_logins(relay: &Subject) -> Result<Attack<'_>> {
+    let mut clients: Vec<Client> = Vec::new();
+    let mut pace = Pace::new(500.0);
+    let mut serial = 0_u64;
+    Ok(Box::new(move || {
+        for _ in 0..pace.due(2) {
+            if clients.len() < 200 {
+                let mut client = Client::start(relay.at, "/v1/connect", None)?;
+                serial += 1;
+                client.say_when_live(format!(
+                    r#"{{"type":"auth","agentId":"{serial:032x}","publicKey":"{}","signature":"{}"}}"#,
+                    "1Y/MeX0zEmMlUzLeQ9zWwQ8kqrVkqqxfxMXZ6/KMZ8s=",
+                    "A".repeat(86) + "=="
+                ));
+                clients.push(client);
+            }
+        }
+        for client in &mut clients {
+            client.poll(&mut |_, _| Ok(()))?;
+        }
+        clients.retain(|client| client.phase != Phase::Closed);
+        Ok(())
+    }))
+}
+
+fn churn(relay: &Subject) -> Result<Attack<'_>> {
+    let mut clients: Vec<Client> = Vec::new();
+    let mut pace = Pace::new(200.0);
+    let keys: Vec<[u8; 32]> = (0..50).map(|_| rand::random()).collect();
+    let mut at = 0;
+    Ok(Box::new(move || {
+        for _ in 0..pace.due(2) {
+            at += 1;
+            let identity = Identity::from_seed(&keys[at % keys.len()]);
+            clients.push(Client::start(relay.at, "/v1/connect", Some(identity))?);
+        }
+        for client in &mut clients {
+            client.poll(&mut |_, _| Ok(()))?;
+        }
+        clients.retain(|client| !matches!(client.phase, Phase::Closed | Phase::Live));
+        Ok(())
+    }))
+}
+
+fn oversized(relay: &Subject) -> Result<Attack<'_>> {
+    let mut clients: Vec<Client> = Vec::new();
+    let mut pace = Pace::new(20.0);
+    let frame = encode(1, &vec![b'x'; 400 << 10]);
+    let deadline = Duration::from_secs(2);
+    let mut opened = Instant::now();
+    Ok(Box::new(move || {
+        if clients.len() < 4 && opened.elapsed() > deadline / 8 {
+            opened = Instant::now();
+            clients.push(Client::start(relay.at, "/v1/connect", Some(Identity::generate(&mut rand::rng())))?);
+        }
+        let due = pace.due(2);
+        for client in &mut clients {
+            if client.phase == Phase::Live && due > 0 && client.backlog() == 0 {
+                client.push(&frame);
+            }
+            client.poll(&mut |_, _| Ok(()))?;
+        }
+        clients.retain(|client| client.phase != Phase::Closed);
+        Ok(())
+    }))
+}

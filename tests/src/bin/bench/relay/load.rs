@@ -1,0 +1,224 @@
+//! Pairs of a sender and a recipient: capacity, latency, processor time per message.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::Plan;
+use super::subject::Subject;
+use super::wire::{Client, Heard, Phase, Template, acknowledge, number};
+use crate::report::{self, Samples, show};
+
+const PAIRS: usize = 16;
+/// Messages of one pair without an answer, when looking for the capacity.
+const WINDOW: u64 = 64;
+/// What a Node.js relay of the same protocol takes.
+const NODE_US_PER_MESSAGE: f64 = 65.0;
+const FIXED_RATE: f64 = 1000.0;
+
+/// A sender and a recipient that confirms each message.
+pub(crate) struct Pair {
+    sender: Client,
+    recipient: Client,
+    template: Template,
+    sent: u64,
+    answered: u64,
+    arrived: u64,
+}
+
+impl Pair {
+    pub(crate) fn connect(relay: &Subject, size: usize) -> Result<Self> {
+        let (sender, recipient) = (Client::new_one(relay.at)?, Client::new_one(relay.at)?);
+        let template = Template::new(&sender.address, &recipient.address, size);
+        Ok(Self { sender, recipient, template, sent: 0, answered: 0, arrived: 0 })
+    }
+
+    fn send(&mut self) {
+        self.template.write(self.sent, self.sender.output_mut());
+        self.sent += 1;
+    }
+
+    /// Takes what has come; `arrived` and `answered` hear the numbers.
+    fn poll(&mut self, arrived: &mut dyn FnMut(u64), answered: &mut dyn FnMut(u64)) -> Result<()> {
+        let Self { sender, recipient, answered: answers, arrived: arrivals, .. } = self;
+        recipient.poll(&mut |output, heard| {
+            if let Heard::Message { id } = heard {
+                acknowledge(id, output);
+                *arrivals += 1;
+                arrived(number(id).unwrap_or(u64::MAX));
+            }
+            Ok(())
+        })?;
+        sender.poll(&mut |_, heard| {
+            if let Heard::Ack { id, status } = heard {
+                ensure!(status != "rejected", "{id} was rejected");
+                *answers += 1;
+                answered(number(id).unwrap_or(u64::MAX));
+            }
+            Ok(())
+        })?;
+        ensure!(
+            sender.phase == Phase::Live && recipient.phase == Phase::Live,
+            "the relay closed a connection under load"
+        );
+        Ok(())
+    }
+}
+
+pub(crate) fn figures(
+    relay: &Subject,
+    what: &str,
+    size: usize,
+    plan: &Plan,
+    fsync: Option<&Samples>,
+) -> Result<()> {
+    let mut pairs = connect(relay, size)?;
+    let capacity = saturate(relay, &mut pairs, plan.length())?;
+    report::figure(
+        &format!("{what}: capacity"),
+        &format!(
+            "{:.0} messages/s (no TLS, {PAIRS} pairs, window {WINDOW}, each message confirmed; relay used {:.0} % of its core)",
+            capacity.rate,
+            capacity.busy * 100.0
+        ),
+        "-",
+    );
+    report::figure(
+        &format!("{what}: CPU per 100k messages"),
+        &format!(
+            "{:.2} s = {:.1} us per message, {:.1}x less than Node.js",
+            capacity.us_each / 10.0,
+            capacity.us_each,
+            NODE_US_PER_MESSAGE / capacity.us_each
+        ),
+        if size == 1024 { "<= 6.5 us (process)" } else { "-" },
+    );
+    if !plan.has("latency") {
+        return Ok(());
+    }
+    let bound = match fsync {
+        None => "p99 < 0.4 ms".to_owned(),
+        Some(fsync) => format!("p99 < {}", show(fsync.at(99.0) * 2 + Duration::from_micros(400))),
+    };
+    let rates = [
+        ("1000/s".to_owned(), FIXED_RATE, bound.as_str()),
+        ("25 % of capacity".to_owned(), capacity.rate * 0.25, "-"),
+        ("75 % of capacity".to_owned(), capacity.rate * 0.75, "-"),
+    ];
+    for (name, rate, budget) in rates {
+        let mut pairs = connect(relay, size)?;
+        let paced = paced(&mut pairs, rate, plan.length(), &mut || Ok(()))?;
+        report::times(&format!("{what}: to recipient, {name} = {rate:.0}/s"), &paced.arrived, budget, None);
+        report::times(&format!("{what}: to first ack, {name}"), &paced.answered, "-", None);
+    }
+    Ok(())
+}
+
+pub(crate) fn connect(relay: &Subject, size: usize) -> Result<Vec<Pair>> {
+    (0..PAIRS).map(|_| Pair::connect(relay, size)).collect()
+}
+
+struct Capacity {
+    rate: f64,
+    us_each: f64,
+    /// Share of its core that the relay used.
+    busy: f64,
+}
+
+/// Closed loop with a window: how much the relay takes, and what it costs.
+fn saturate(relay: &Subject, pairs: &mut [Pair], length: Duration) -> Result<Capacity> {
+    let warm = Instant::now() + Duration::from_millis(500);
+    let end = warm + length;
+    let mut begun: Option<(Instant, Duration, u64)> = None;
+    let arrived = |pairs: &[Pair]| pairs.iter().map(|pair| pair.arrived).sum::<u64>();
+    loop {
+        let now = Instant::now();
+        for pair in pairs.iter_mut() {
+            let open = pair.sent - pair.answered;
+            // Refilled by halves: what a sender writes at once is then more than a message.
+            if now < end && open <= WINDOW / 2 {
+                for _ in open..WINDOW {
+                    pair.send();
+                }
+            }
+            pair.poll(&mut |_| {}, &mut |_| {})?;
+        }
+        if begun.is_none() && now >= warm {
+            begun = Some((now, relay.cpu()?, arrived(pairs)));
+        }
+        if now < end {
+            continue;
+        }
+        let (start, cpu, before) = begun.unwrap_or((now, Duration::ZERO, 0));
+        let (took, cpu) = (start.elapsed(), relay.cpu()?.saturating_sub(cpu));
+        let count = (arrived(pairs) - before) as f64;
+        settle(pairs)?;
+        return Ok(Capacity {
+            rate: count / took.as_secs_f64(),
+            us_each: cpu.as_secs_f64() * 1e6 / count.max(1.0),
+            busy: cpu.as_secs_f64() / took.as_secs_f64(),
+        });
+    }
+}
+
+fn settle(pairs: &mut [Pair]) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pairs.iter().any(|pair| pair.answered < pair.sent || pair.arrived < pair.sent) {
+        ensure!(Instant::now() < deadline, "accepted messages did not arrive");
+        for pair in pairs.iter_mut() {
+            pair.poll(&mut |_| {}, &mut |_| {})?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) struct Paced {
+    pub(crate) arrived: Samples,
+    pub(crate) answered: Samples,
+}
+
+/// Messages at a fixed rate whatever the relay does. `meanwhile` runs once per round and must be short.
+pub(crate) fn paced(
+    pairs: &mut [Pair],
+    rate: f64,
+    length: Duration,
+    meanwhile: &mut dyn FnMut() -> Result<()>,
+) -> Result<Paced> {
+    let count = (rate * length.as_secs_f64()) as u64;
+    let start = Instant::now() + Duration::from_millis(10);
+    let lanes = pairs.len() as u64;
+    // Message k goes to pair k mod lanes, as that pair's message number k / lanes.
+    let intended =
+        |number: u64, lane: u64| start + Duration::from_secs_f64((number * lanes + lane) as f64 / rate);
+    let (mut arrived, mut answered) = (Samples::new(), Samples::new());
+    let mut heard: Vec<Vec<bool>> = pairs.iter().map(|_| vec![false; (count / lanes + 1) as usize]).collect();
+    let mut next = 0;
+    let give_up = start + length + Duration::from_secs(20);
+    while arrived.len() < count || answered.len() < count {
+        let now = Instant::now();
+        ensure!(
+            now < give_up,
+            "only {} of {count} messages arrived and {} were answered at {rate:.0}/s",
+            arrived.len(),
+            answered.len()
+        );
+        while next < count && intended(next / lanes, next % lanes) <= now {
+            pairs[(next % lanes) as usize].send();
+            next += 1;
+        }
+        for (lane, pair) in pairs.iter_mut().enumerate() {
+            let first = &mut heard[lane];
+            let lane = lane as u64;
+            pair.poll(&mut |number| arrived.record(intended(number, lane).elapsed()), &mut |number| {
+                // A message that was answered with `queued` gets a second answer later.
+                if let Some(seen) = first.get_mut(number as usize)
+                    && !std::mem::replace(seen, true)
+                {
+                    answered.record(intended(number, lane).elapsed());
+                }
+            })?;
+        }
+        meanwhile()?;
+    }
+    Ok(Paced { arrived, answered })
+}

@@ -1,0 +1,122 @@
+//! The process under test, alone on its core.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{SUBJECT_CORE, scratch};
+
+/// A running server; killed when dropped.
+pub(crate) struct Subject {
+    child: Child,
+    pub(crate) at: SocketAddr,
+    data: tempfile::TempDir,
+}
+
+/// Limits that would refuse the load are raised, by configuration and nowhere else.
+const RAISED: &[(&str, &str)] = &[
+    ("host", "127.0.0.1"),
+    ("durability", "power"),
+    ("max_sessions", "100000"),
+    ("limits.per_source", "false"),
+    ("limits.messages_per_minute", "1000000000"),
+    ("limits.messages_per_hour", "1000000000"),
+    ("limits.global_per_minute", "1000000000"),
+    ("sybil.tiers", "false"),
+    ("sybil.aging_s", "0"),
+    ("queue.per_pair", "1000000000"),
+    ("queue.per_recipient", "1000000000"),
+    ("queue.bytes_per_recipient", "1000000000"),
+    ("queue.strangers", "1000000000"),
+    ("queue.stranger_each", "1000000000"),
+    ("queue.strangers_bytes", "1000000000"),
+];
+
+impl Subject {
+    /// A relay with raised limits; `settings` are further keys and values.
+    pub(crate) fn relay(bin_dir: &Path, settings: &[&str]) -> Result<Self> {
+        let data = tempfile::Builder::new().prefix("relay-bench-").tempdir_in(scratch())?;
+        let program = bin_dir.join("threadline-relay");
+        Self::start_relay(data, &program, settings)
+    }
+
+    fn start_relay(data: tempfile::TempDir, program: &Path, settings: &[&str]) -> Result<Self> {
+        let port = free_port()?;
+        let mut command = pinned(program);
+        command.args(["--port", &port.to_string(), "--data-dir"]).arg(data.path().join("data"));
+        let given = settings.chunks_exact(2).map(|pair| (pair[0], pair[1]));
+        for (key, value) in RAISED.iter().copied().chain(given) {
+            command.args(["--set", &format!("{key}={value}")]);
+        }
+        Self::spawn(command, port, data)
+    }
+
+    /// Any server that listens on `port`.
+    pub(crate) fn spawn(mut command: Command, port: u16, data: tempfile::TempDir) -> Result<Self> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(data.path().join("log"))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("taskset and the program under test")?;
+        let at = SocketAddr::from(([127, 0, 0, 1], port));
+        let subject = Self { child, at, data };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(at).is_err() {
+            ensure!(Instant::now() < deadline, "the process under test does not listen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(subject)
+    }
+
+    /// SIGKILL, and again on the same data. Returns how long it took to listen again.
+    pub(crate) fn kill_and_restart(mut self, bin_dir: &Path, settings: &[&str]) -> Result<(Self, Duration)> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let data = std::mem::replace(&mut self.data, tempfile::tempdir()?);
+        let start = Instant::now();
+        let again = Self::start_relay(data, &bin_dir.join("threadline-relay"), settings)?;
+        Ok((again, start.elapsed()))
+    }
+
+    /// Time on the processor since the start, all threads.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        // taskset replaces itself by the program, so the child is the program.
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()))?;
+        let mut total = 0;
+        for task in tasks {
+            let line = fs::read_to_string(task?.path().join("schedstat"))?;
+            total += line.split(' ').next().context("schedstat")?.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(total))
+    }
+
+    /// Resident memory in KiB.
+    pub(crate) fn resident(&self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.split_whitespace().next().context("VmRSS")?.parse()?)
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn pinned(program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", &SUBJECT_CORE.to_string()]).arg(program);
+    command
+}
+
+pub(crate) fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
