@@ -4,6 +4,8 @@
 mod a2a;
 #[path = "all/client.rs"]
 mod client;
+#[path = "all/crash.rs"]
+mod crash;
 #[path = "all/delivery.rs"]
 mod delivery;
 #[path = "all/domains.rs"]
@@ -14,6 +16,8 @@ mod embedded;
 mod http;
 #[path = "all/memory.rs"]
 mod memory;
+#[path = "all/oddities.rs"]
+mod oddities;
 #[path = "all/operator.rs"]
 mod operator;
 #[path = "all/process.rs"]

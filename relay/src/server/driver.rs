@@ -30,9 +30,17 @@ pub(super) type Answers = Vec<(u64, Result<StoreAnswer, StoreFailed>)>;
 type Running = Pin<Box<dyn Future<Output = Answers> + Send>>;
 
 enum Command {
-    Open { source: Source, outbox: Arc<Outbox>, reply: oneshot::Sender<ConnId> },
-    Event(Event),
-    Received { conn: ConnId, frames: Vec<Inbound> },
+    Open {
+        source: Source,
+        outbox: Arc<Outbox>,
+        reply: oneshot::Sender<ConnId>,
+    },
+    /// Boxed, for it is large and every connection has room for a command.
+    Event(Box<Event>),
+    Received {
+        conn: ConnId,
+        frames: Vec<Inbound>,
+    },
     Snapshot(oneshot::Sender<Snapshot>),
     Outboxes(oneshot::Sender<Vec<Arc<Outbox>>>),
     Inspect(Box<dyn FnOnce(&Core) + Send>),
@@ -55,7 +63,7 @@ impl DriverHandle {
 
     /// Hands an event to the core; waits when the core is busy, is silent when it has stopped.
     pub(super) async fn event(&self, event: Event) {
-        let _ = self.commands.send(Command::Event(event)).await;
+        let _ = self.commands.send(Command::Event(Box::new(event))).await;
     }
 
     /// Hands what one read brought to the core.
@@ -177,7 +185,11 @@ impl Driver {
             let pause = Duration::from_millis(u64::try_from(due).unwrap_or(0).min(60_000));
             let room = self.queue_open + self.registry_lane.waiting.len() < OPERATIONS;
             tokio::select! {
-                Some(answers) = self.queue.answers.recv() => {
+                answers = self.queue.answers.recv() => {
+                    let Some(answers) = answers else {
+                        tracing::error!("the thread of the queue ended: no message can be stored any more");
+                        break;
+                    };
                     self.queue_open -= answers.len();
                     self.report(answers);
                 }
@@ -209,11 +221,11 @@ impl Driver {
                 self.handle(Event::Opened { conn, source });
             }
             Command::Event(event) => {
-                let closed = match &event {
+                let closed = match &*event {
                     Event::Closed { conn } => Some(*conn),
                     _ => None,
                 };
-                self.handle(event);
+                self.handle(*event);
                 if let Some(conn) = closed {
                     self.outboxes.remove(&conn);
                 }

@@ -110,5 +110,5 @@ fn run<M: Medium>(
         }
         bytes.store(custody.bytes(), Ordering::Relaxed);
     }
-    while custody.tidy() {}
+    custody.finish();
 }

@@ -8,6 +8,7 @@ mod import;
 mod index;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use threadline::{Fingerprint, MessageId};
@@ -49,12 +50,13 @@ pub struct Custody<M> {
     undo: Vec<Undo>,
     scratch: Vec<u8>,
     last_seq: u64,
+    peers_failed: bool,
 }
 
 /// How to take a change back.
 enum Undo {
-    Accepted(u64, Mail),
-    Removed { key: u64, mail: Mail, place: Place, remembered: bool },
+    Accepted(u64, Arc<Mail>),
+    Removed { key: u64, mail: Arc<Mail>, place: Place, remembered: bool },
 }
 
 impl<M: Medium> Custody<M> {
@@ -112,6 +114,7 @@ impl<M: Medium> Custody<M> {
             undo: Vec::new(),
             scratch: Vec::new(),
             last_seq,
+            peers_failed: false,
         })
     }
 
@@ -294,6 +297,7 @@ impl<M: Medium> Custody<M> {
         };
         write_mail(&mail, message.body.as_bytes(), &self.cipher, &mut self.batch);
         let first = enter(&mut self.index, self.journal.segments_mut(), key, &mail, place);
+        let mail = Arc::new(mail);
         self.index.keep_fresh(&mail);
         self.last_seq = self.last_seq.max(mail.seq);
         self.undo.push(Undo::Accepted(key, mail));
@@ -338,7 +342,7 @@ impl<M: Medium> Custody<M> {
             let Some(place) = self.index.find(recipient, seq) else { continue };
             let mail = match self.index.fresh(seq) {
                 Some(mail) => mail,
-                None => self.mail(place)?,
+                None => Arc::new(self.mail(place)?),
             };
             let key = key(&self.cipher, &mail.sender, recipient, &mail.id);
             let content = if remember { content_of(&mail.hash) } else { 0 };
@@ -473,24 +477,35 @@ impl<M: Medium> Custody<M> {
 
     /// Frees what no mail needs any more, a little at a time. Returns whether there is more to do.
     pub fn tidy(&mut self) -> bool {
-        if !self.peers.is_clean()
-            && let Err(error) = self.peers.write_some()
-        {
-            tracing::error!(%error, "queue.db cannot be written");
-            return false;
-        }
+        let noted = self.write_notes();
         let Some(oldest) = self.journal.segments().front().copied() else { return false };
-        if self.journal.segments().len() < 2 || !self.peers.is_clean() {
-            return !self.peers.is_clean();
+        // Until they are in the tables, notes can be made again from the mail.
+        if self.journal.segments().len() < 2 || (noted && !self.peers.is_clean()) {
+            return noted && !self.peers.is_clean();
         }
         if oldest.live == 0 {
             return self.remove_oldest(oldest.id).inspect_err(warn).is_ok();
         }
         let spare = self.journal.bytes().saturating_sub(self.index.totals().bytes);
         if spare > (SPARE_SEGMENTS * self.journal.segment_bytes()).max(self.index.totals().bytes / 4) {
-            return self.copy_some(oldest.id).inspect_err(warn).is_ok();
+            return self.copy_some(oldest.id).inspect_err(warn).unwrap_or(false);
         }
         false
+    }
+
+    /// Writes what was noted of peers, a little at a time. Returns whether that is possible.
+    fn write_notes(&mut self) -> bool {
+        let written = if self.peers.is_clean() { Ok(()) } else { self.peers.write_some() };
+        let failed = written.is_err();
+        if failed != std::mem::replace(&mut self.peers_failed, failed) {
+            tracing::warn!(?written, "writing to queue.db fails, or works again");
+        }
+        !failed
+    }
+
+    /// Writes everything that was noted of peers, before an orderly end.
+    pub fn finish(&mut self) {
+        while !self.peers.is_clean() && self.write_notes() {}
     }
 
     /// A segment without mail goes once its memories stand in a newer one.
@@ -506,14 +521,14 @@ impl<M: Medium> Custody<M> {
         self.journal.remove_oldest()
     }
 
-    /// Copies mail of the oldest segment to the end of the log.
-    fn copy_some(&mut self, id: u32) -> std::io::Result<()> {
+    /// Copies mail of the oldest segment to the end of the log. Returns whether that got any further.
+    fn copy_some(&mut self, id: u32) -> std::io::Result<bool> {
         let bytes = self.journal.segment(id)?;
         self.begin();
         let mut moved: Vec<(u64, Mail, Place)> = Vec::new();
         let base = self.place()?;
         if base.segment == id {
-            return Ok(());
+            return Ok(false);
         }
         journal::for_each(&bytes, |at, record| {
             let Record::Mail(mail, sealed) = record else { return };
@@ -528,6 +543,11 @@ impl<M: Medium> Custody<M> {
             moved.push((key, mail, to));
         });
         self.commit(true)?;
+        if moved.is_empty()
+            && let Some(from) = self.journal.find(id)
+        {
+            from.live = 0;
+        }
         for (key, mail, place) in moved {
             self.index.relocate(key, &mail, place);
             if let Some(from) = self.journal.find(id) {
@@ -538,7 +558,7 @@ impl<M: Medium> Custody<M> {
                 to.expires_ms = to.expires_ms.min(mail.expires_ms);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

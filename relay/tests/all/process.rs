@@ -52,6 +52,15 @@ impl Relay {
         Self::spawn(&mut command(dir))
     }
 
+    /// With further settings.
+    pub(crate) fn start_with(dir: &Path, settings: &[&str]) -> Self {
+        let mut command = command(dir);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        Self::spawn(&mut command)
+    }
+
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
         let mut output = BufReader::new(child.stdout.take().expect("stdout"));
@@ -96,7 +105,7 @@ impl Drop for Relay {
     }
 }
 
-fn run(command: &mut Command) -> (Option<i32>, String) {
+pub(crate) fn run(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stdout, stderr } = command.output().expect("runs");
     let text = [stdout, stderr].concat();
     (status.code(), String::from_utf8_lossy(&text).into_owned())

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use threadline::Fingerprint;
 
@@ -69,7 +70,7 @@ pub(super) struct Index {
     mailboxes: HashMap<Fingerprint, Mailbox>,
     pairs: HashMap<(Fingerprint, Fingerprint), u32>,
     recent: VecDeque<Memory>,
-    fresh: VecDeque<Mail>,
+    fresh: VecDeque<Arc<Mail>>,
     messages_waiting: u64,
     bytes: u64,
 }
@@ -186,17 +187,17 @@ impl Index {
     }
 
     /// Keeps the head of a message that was just accepted.
-    pub(super) fn keep_fresh(&mut self, mail: &Mail) {
+    pub(super) fn keep_fresh(&mut self, mail: &Arc<Mail>) {
         if self.fresh.len() >= FRESH {
             self.fresh.pop_front();
         }
-        self.fresh.push_back(mail.clone());
+        self.fresh.push_back(Arc::clone(mail));
     }
 
     /// The head of a message, if it is still kept.
-    pub(super) fn fresh(&self, seq: u64) -> Option<Mail> {
+    pub(super) fn fresh(&self, seq: u64) -> Option<Arc<Mail>> {
         let at = self.fresh.binary_search_by_key(&seq, |mail| mail.seq).ok()?;
-        self.fresh.get(at).cloned()
+        self.fresh.get(at).map(Arc::clone)
     }
 
     /// Remembers a settled message.
