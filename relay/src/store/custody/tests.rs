@@ -430,6 +430,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
     /// Against a map: whatever was accepted is there, in order, until it was confirmed; kills lose and double nothing.
     #[test]
     fn the_log_keeps_what_a_map_keeps(steps in proptest::collection::vec(step(), 1..120)) {
