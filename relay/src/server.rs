@@ -79,7 +79,7 @@ pub enum RelayError {
     Log(JournalError),
     /// Mail of an earlier version cannot be taken over.
     #[error("mail of an earlier version cannot be moved into the log: {0}")]
-    Import(#[from] ImportError),
+    OldMail(#[from] ImportError),
     /// The address cannot be listened on.
     #[error(
         "cannot listen on {address}: {source}. Free it, or choose another with --port or `port` in relay.toml"
@@ -400,17 +400,7 @@ impl Prepared {
         let (last_seq, totals) = (queue.last_seq(), queue.totals());
         // Cursors live for minutes; a restart may end them.
         let cursor_secret = *fresh();
-        Ok(Self {
-            queue,
-            registry,
-            signer,
-            bridge,
-            relay_id,
-            source_key,
-            cursor_secret,
-            last_seq,
-            totals,
-        })
+        Ok(Self { queue, registry, signer, bridge, relay_id, source_key, cursor_secret, last_seq, totals })
     }
 
     fn core(&self, config: Arc<RelayConfig>, clock: &Clock) -> Core {
