@@ -291,7 +291,6 @@ pub(crate) fn import(config: &RelayConfig, from: &Path) -> Result<Report, RelayE
     let imported = prepared.registry.write_blocking(move |c| {
         crate::registry::import::import(c, &source, &relay_id, now_ms).map_err(DatabaseError::from)
     });
-    prepared.queue.close();
     prepared.registry.close();
     drop(lock);
     imported.map_err(|e| RelayError::Import { path, detail: e.to_string() })
