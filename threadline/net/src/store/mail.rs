@@ -5,12 +5,15 @@ use threadline::v2::mail::{Commit, Records, StoredRow, Write};
 
 use super::{Store, StoreError};
 
+/// Kind, key and value.
+type Row = (i64, Vec<u8>, Vec<u8>);
+
 impl Store {
     /// Everything that was committed.
     pub async fn mail_load(&self) -> Result<Records, StoreError> {
         let rows = self
             .db
-            .read(|c| -> Result<Vec<(i64, Vec<u8>, Vec<u8>)>, StoreError> {
+            .read(|c| -> Result<Vec<Row>, StoreError> {
                 let mut statement = c.prepare("SELECT kind, key, value FROM mail")?;
                 let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
                 Ok(rows.collect::<rusqlite::Result<_>>()?)
