@@ -41,7 +41,7 @@ async fn odd_frames_are_answered_and_end_nothing() {
         "[]".to_owned(),
         "17".to_owned(),
         r#""text""#.to_owned(),
-        "".to_owned(),
+        String::new(),
         r#"{"type":null}"#.to_owned(),
         r#"{"type":{"a":1}}"#.to_owned(),
         r#"{"type":"__proto__"}"#.to_owned(),

@@ -158,7 +158,9 @@ impl World {
         if self.rng.random_bool(0.02) && !self.connections.is_empty() {
             let position = self.rng.random_range(0..self.connections.len());
             let id = self.connections.keys().nth(position).copied();
-            id.into_iter().for_each(|id| self.cut(id));
+            if let Some(id) = id {
+                self.cut(id);
+            }
         }
         if self.rng.random_bool(0.004) {
             let relay = self.rng.random_range(0..self.relays.len());
@@ -170,9 +172,9 @@ impl World {
                 self.cut(id);
             }
             if wiped {
-                self.relays[relay].wipe()
+                self.relays[relay].wipe();
             } else {
-                self.relays[relay].kill()
+                self.relays[relay].kill();
             }
             self.relay_up[relay] = false;
         }
@@ -291,7 +293,9 @@ impl World {
                         .iter()
                         .find(|(_, c)| is(c, node, relay, connection))
                         .map(|(id, _)| *id);
-                    id.into_iter().for_each(|id| self.cut(id));
+                    if let Some(id) = id {
+                        self.cut(id);
+                    }
                 }
             }
         }
