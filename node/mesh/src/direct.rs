@@ -115,7 +115,7 @@ impl Core {
         if header.to != self.us {
             return Ok(Taken::Invalid("the envelope is not addressed to this agent".into()));
         }
-        if self.store.is_seen(header.from, header.message_id.clone()).await? {
+        if self.store.is_taken(header.from, header.message_id.clone()).await? {
             return Ok(Taken::Known);
         }
         let entry = SpoolEntry {

@@ -260,7 +260,7 @@ fn accept(c: &Connection, m: &Inbound, queue: ApprovalQueueLimits, now: i64) -> 
     Ok(Accepted::New { row, collision })
 }
 
-fn is_seen(c: &Connection, peer: &Fingerprint, id: &MessageId) -> Result<bool, StoreError> {
+pub(super) fn is_seen(c: &Connection, peer: &Fingerprint, id: &MessageId) -> Result<bool, StoreError> {
     Ok(c.prepare_cached("SELECT 1 FROM seen WHERE peer_fp = ?1 AND message_id = ?2")?
         .query_row(params![peer.to_string(), id.as_str()], |_| Ok(()))
         .optional()?

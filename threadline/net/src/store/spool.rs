@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use threadline::{Fingerprint, MessageId, ThreadId};
 
+use super::inbound::is_seen;
 use super::types::parsed;
 use super::{Store, StoreError, sha256};
 
@@ -201,6 +202,21 @@ impl Store {
             .read(|c| {
                 let (rows, bytes) = depth(c)?;
                 Ok(SpoolDepth { rows: rows.unsigned_abs(), bytes: bytes.unsigned_abs() })
+            })
+            .await
+    }
+
+    /// Whether a message of this id was stored, or waits to be looked at whatever its bytes.
+    pub async fn is_taken(&self, from: Fingerprint, id: MessageId) -> Result<bool, StoreError> {
+        self.db
+            .read(move |c| {
+                if is_seen(c, &from, &id)? {
+                    return Ok(true);
+                }
+                Ok(c.prepare_cached(
+                    "SELECT 1 FROM spool WHERE from_fp = ?1 AND message_id = ?2 AND state <> 'refused'",
+                )?
+                .exists(params![from.to_string(), id.as_str()])?)
             })
             .await
     }

@@ -22,6 +22,7 @@ const GROWTH: f64 = 2.0;
 
 /// Called once per round of the load generator.
 type Attack<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
+type Start = for<'a> fn(&'a Subject) -> Result<Attack<'a>>;
 
 pub(crate) fn figures(bin_dir: &Path, plan: &Plan) -> Result<()> {
     let settings = ["durability", "process", "limits.messages_per_minute", "30000"];
@@ -32,15 +33,14 @@ pub(crate) fn figures(bin_dir: &Path, plan: &Plan) -> Result<()> {
     report::times("hostile: nobody, to recipient at 1000/s", &alone.arrived, "-", None);
     let limit = alone.arrived.at(99.0).mul_f64(GROWTH);
     drop((pairs, relay));
-    type Start = for<'a> fn(&'a Subject) -> Result<Attack<'a>>;
     let attacks: [(&str, Start); 7] = [
-        ("100k tiny frames/s", tiny_frames),
-        ("slow loris, 400 sockets", slow_loris),
+        ("100k tiny frames/s", |relay| Ok(tiny_frames(relay))),
+        ("slow loris, 400 sockets", |relay| Ok(slow_loris(relay))),
         ("20 recipients that never confirm, 200/s", never_acking),
         ("10 recipients that never read, 16 KiB, 200/s", never_reading),
-        ("bad logins, 500/s", bad_logins),
-        ("connection churn, 200/s", churn),
-        ("oversized frames", oversized),
+        ("bad logins, 500/s", |relay| Ok(bad_logins(relay))),
+        ("connection churn, 200/s", |relay| Ok(churn(relay))),
+        ("oversized frames", |relay| Ok(oversized(relay))),
     ];
     for (name, start) in attacks {
         let relay = Subject::relay(bin_dir, &settings)?;
@@ -80,7 +80,7 @@ impl Pace {
     }
 }
 
-fn tiny_frames(relay: &Subject) -> Result<Attack<'_>> {
+fn tiny_frames(relay: &Subject) -> Attack<'_> {
     let frames = [
         encode(1, br#"{"type":"pong"}"#),
         encode(PING, b"x"),
@@ -89,7 +89,7 @@ fn tiny_frames(relay: &Subject) -> Result<Attack<'_>> {
     ];
     let mut clients: Vec<Client> = Vec::new();
     let mut pace = Pace::new(100_000.0);
-    Ok(Box::new(move || {
+    Box::new(move || {
         clients.retain(|client| client.phase != Phase::Closed);
         while clients.len() < 4 {
             clients.push(Client::start(relay.at, "/v1/connect", Some(Identity::generate(&mut rand::rng())))?);
@@ -104,14 +104,14 @@ fn tiny_frames(relay: &Subject) -> Result<Attack<'_>> {
             client.poll(&mut |_, _| Ok(()))?;
         }
         Ok(())
-    }))
+    })
 }
 
-fn slow_loris(relay: &Subject) -> Result<Attack<'_>> {
+fn slow_loris(relay: &Subject) -> Attack<'_> {
     let mut sockets: Vec<TcpStream> = Vec::new();
     let mut bare: Vec<Client> = Vec::new();
     let (mut pace, mut at) = (Pace::new(400.0), 0);
-    Ok(Box::new(move || {
+    Box::new(move || {
         for _ in 0..pace.due(8) {
             if sockets.len() < 200 {
                 let mut socket = TcpStream::connect(relay.at)?;
@@ -135,7 +135,7 @@ fn slow_loris(relay: &Subject) -> Result<Attack<'_>> {
             }
         }
         Ok(())
-    }))
+    })
 }
 
 /// Recipients of whom `reads` says whether they read, and somebody who writes to them.
@@ -156,7 +156,7 @@ fn silent(relay: &Subject, count: usize, size: usize, reads: bool) -> Result<Att
         sender.poll(&mut |_, _| Ok(()))?;
         if reads {
             for recipient in &mut recipients {
-                recipient.swallow()?;
+                recipient.swallow();
             }
         }
         Ok(())
@@ -171,11 +171,11 @@ fn never_reading(relay: &Subject) -> Result<Attack<'_>> {
     silent(relay, 10, 16 << 10, false)
 }
 
-fn bad_logins(relay: &Subject) -> Result<Attack<'_>> {
+fn bad_logins(relay: &Subject) -> Attack<'_> {
     let mut clients: Vec<Client> = Vec::new();
     let mut pace = Pace::new(500.0);
     let mut serial = 0_u64;
-    Ok(Box::new(move || {
+    Box::new(move || {
         for _ in 0..pace.due(2) {
             if clients.len() < 200 {
                 let mut client = Client::start(relay.at, "/v1/connect", None)?;
@@ -193,15 +193,15 @@ fn bad_logins(relay: &Subject) -> Result<Attack<'_>> {
         }
         clients.retain(|client| client.phase != Phase::Closed);
         Ok(())
-    }))
+    })
 }
 
-fn churn(relay: &Subject) -> Result<Attack<'_>> {
+fn churn(relay: &Subject) -> Attack<'_> {
     let mut clients: Vec<Client> = Vec::new();
     let mut pace = Pace::new(200.0);
     let keys: Vec<[u8; 32]> = (0..50).map(|_| rand::random()).collect();
     let mut at = 0;
-    Ok(Box::new(move || {
+    Box::new(move || {
         for _ in 0..pace.due(2) {
             at += 1;
             let identity = Identity::from_seed(&keys[at % keys.len()]);
@@ -212,16 +212,16 @@ fn churn(relay: &Subject) -> Result<Attack<'_>> {
         }
         clients.retain(|client| !matches!(client.phase, Phase::Closed | Phase::Live));
         Ok(())
-    }))
+    })
 }
 
-fn oversized(relay: &Subject) -> Result<Attack<'_>> {
+fn oversized(relay: &Subject) -> Attack<'_> {
     let mut clients: Vec<Client> = Vec::new();
     let mut pace = Pace::new(20.0);
     let frame = encode(1, &vec![b'x'; 400 << 10]);
     let deadline = Duration::from_secs(2);
     let mut opened = Instant::now();
-    Ok(Box::new(move || {
+    Box::new(move || {
         if clients.len() < 4 && opened.elapsed() > deadline / 8 {
             opened = Instant::now();
             clients.push(Client::start(relay.at, "/v1/connect", Some(Identity::generate(&mut rand::rng())))?);
@@ -235,5 +235,5 @@ fn oversized(relay: &Subject) -> Result<Attack<'_>> {
         }
         clients.retain(|client| client.phase != Phase::Closed);
         Ok(())
-    }))
+    })
 }

@@ -58,7 +58,7 @@ pub(crate) fn open(relay: &Subject, count: usize) -> Result<Vec<Client>> {
 
 pub(crate) fn log_in(relay: &Subject, mut identities: Vec<Identity>) -> Result<Vec<Client>> {
     let (mut under_way, mut live) = (Vec::new(), Vec::with_capacity(identities.len()));
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_mins(2);
     while !(identities.is_empty() && under_way.is_empty()) {
         ensure!(Instant::now() < deadline, "the logins take too long");
         while under_way.len() < AT_ONCE

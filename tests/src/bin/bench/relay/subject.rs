@@ -66,7 +66,7 @@ impl Subject {
             .context("taskset and the program under test")?;
         let at = SocketAddr::from(([127, 0, 0, 1], port));
         let subject = Self { child, at, data };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while TcpStream::connect(at).is_err() {
             ensure!(Instant::now() < deadline, "the process under test does not listen");
             std::thread::sleep(Duration::from_millis(2));

@@ -72,7 +72,7 @@ impl Client {
             output: upgrade.into_bytes(),
             written: 0,
         };
-        client.flush()?;
+        client.flush();
         Ok(client)
     }
 
@@ -103,14 +103,13 @@ impl Client {
     }
 
     /// Reads and forgets: neither pings nor messages are answered.
-    pub(crate) fn swallow(&mut self) -> Result<()> {
+    pub(crate) fn swallow(&mut self) {
         let read = SCRATCH.with_borrow_mut(|scratch| self.stream.read(scratch));
         match read {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Ok(count) if count > 0 => {}
             _ => self.phase = Phase::Closed,
         }
-        Ok(())
     }
 
     /// Sent once the upgrade is through, by a client without an identity.
@@ -129,11 +128,11 @@ impl Client {
     }
 
     /// Writes what the socket takes.
-    pub(crate) fn flush(&mut self) -> Result<()> {
+    pub(crate) fn flush(&mut self) {
         while self.written < self.output.len() {
             match self.stream.write(&self.output[self.written..]) {
                 Ok(count) => self.written += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => {
                     self.phase = Phase::Closed;
                     break;
@@ -142,7 +141,6 @@ impl Client {
         }
         self.output.clear();
         self.written = 0;
-        Ok(())
     }
 
     /// Reads what there is, answers pings and the challenge, hands every other text to `hear`, then writes.
@@ -165,7 +163,10 @@ impl Client {
         if read > 0 {
             self.take(hear)?;
         }
-        if self.output.is_empty() { Ok(()) } else { self.flush() }
+        if !self.output.is_empty() {
+            self.flush();
+        }
+        Ok(())
     }
 
     fn take(&mut self, hear: &mut dyn FnMut(&mut Vec<u8>, Heard<'_>) -> Result<()>) -> Result<()> {
@@ -268,11 +269,11 @@ pub(crate) fn encode(opcode: u8, payload: &[u8]) -> Vec<u8> {
     match payload.len() {
         length @ ..126 => frame.push(0x80 | length as u8),
         length @ ..65_536 => {
-            frame.push(0x80 | 126);
+            frame.push(0x80 | 0x7e);
             frame.extend((length as u16).to_be_bytes());
         }
         length => {
-            frame.push(0x80 | 127);
+            frame.push(0x80 | 0x7f);
             frame.extend((length as u64).to_be_bytes());
         }
     }
