@@ -110,7 +110,7 @@ fn enqueue(senders: &mut [Client], addresses: &[String]) -> Result<()> {
 fn drain(recipients: &mut [Client]) -> Result<(usize, usize)> {
     let (mut got, mut again) = (HashSet::new(), 0);
     let mut quiet = Instant::now();
-    while quiet.elapsed() < Duration::from_secs(5) && got.len() < TOTAL {
+    while quiet.elapsed() < Duration::from_secs(30) && got.len() < TOTAL {
         for recipient in recipients.iter_mut() {
             recipient.poll(&mut |output, heard| {
                 if let Heard::Message { id } = heard {

@@ -160,7 +160,7 @@ impl Client {
                 0
             }
         };
-        if read > 0 {
+        if read > 0 || !self.input.is_empty() {
             self.take(hear)?;
         }
         if !self.output.is_empty() {
@@ -180,6 +180,7 @@ impl Client {
             }
         }
         let input = std::mem::take(&mut self.input);
+        let before = self.phase;
         let mut at = 0;
         while let Some((opcode, start, end)) = frame(&input[at..]) {
             let payload = &input[at + start..at + end];
@@ -188,6 +189,10 @@ impl Client {
                 TEXT => self.text(std::str::from_utf8(payload)?, hear)?,
                 8 => self.phase = Phase::Closed,
                 _ => {}
+            }
+            // Mail that came with the end of the login is for whoever polls next.
+            if before == Phase::LoggingIn && self.phase == Phase::Live {
+                break;
             }
         }
         self.input = input;
