@@ -103,6 +103,10 @@ enum Fate {
 
 impl Carrier {
     async fn run(mut self, stop: CancellationToken) {
+        // Pauses between tries were meant for the time before the start: whoever was away may be there now.
+        if let Err(error) = self.deps.store.outbox_retry_all((self.deps.now)()).await {
+            tracing::error!(%error, "the outbox was not made due");
+        }
         loop {
             let wait = self.flush().await;
             tokio::select! {
