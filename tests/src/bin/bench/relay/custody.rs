@@ -9,7 +9,7 @@ use threadline::identity::Identity;
 
 use super::logins::{log_in, open};
 use super::subject::Subject;
-use super::wire::{Client, Heard, Template, acknowledge};
+use super::wire::{Client, Heard, Phase, Template, acknowledge};
 use crate::report;
 
 const RECIPIENTS: usize = 200;
@@ -101,6 +101,7 @@ fn enqueue(senders: &mut [Client], addresses: &[String]) -> Result<()> {
                 }
                 Ok(())
             })?;
+            ensure!(sender.phase == Phase::Live, "the relay closed a sender after {answered} answers");
         }
     }
     Ok(())
