@@ -159,7 +159,7 @@ pub struct Submission {
     /// Its members, where a signature is to be checked.
     pub sealed: Option<Box<Envelope>>,
     /// Its text.
-    pub body: Arc<str>,
+    pub body: Arc<[u8]>,
     /// SHA-256 of the text.
     pub hash: [u8; 32],
 }
@@ -169,7 +169,7 @@ impl Submission {
     pub fn new(envelope: Envelope) -> Self {
         let bytes = envelope.to_bytes();
         let hash = Sha256::digest(&bytes).into();
-        let body = String::from_utf8(bytes).unwrap_or_default().into();
+        let body = bytes.into();
         let related = || envelope.text("messageId").filter(|id| id.len() <= 128).map(str::to_owned);
         let header = envelope.header().map_err(|_| related());
         let sealed = envelope.is_sealed().then(|| Box::new(envelope));
@@ -178,7 +178,12 @@ impl Submission {
 
     /// Takes an envelope that is not sealed as the text that it is.
     fn of_text(header: Header, text: &str) -> Self {
-        Self { header: Ok(header), sealed: None, body: text.into(), hash: Sha256::digest(text).into() }
+        Self {
+            header: Ok(header),
+            sealed: None,
+            body: text.as_bytes().into(),
+            hash: Sha256::digest(text).into(),
+        }
     }
 }
 
@@ -202,7 +207,7 @@ pub enum Outgoing {
     /// A frame.
     Frame(Box<ServerFrame>),
     /// A `message` frame around this envelope text.
-    Message(Arc<str>),
+    Message(Arc<[u8]>),
 }
 
 impl Outgoing {
@@ -218,7 +223,7 @@ impl Outgoing {
         match self {
             Self::Message(body) => {
                 out.extend_from_slice(MESSAGE.as_bytes());
-                out.extend_from_slice(body.as_bytes());
+                out.extend_from_slice(body);
                 out.push(b'}');
             }
             Self::Frame(frame) => match &**frame {

@@ -18,7 +18,8 @@ pub use journal::{JournalError, JournalRules};
 pub use medium::{Directory, Medium, Memory};
 pub use peers::Peers;
 pub use queue::{
-    Accept, Accepted, Departed, QueueAnswer, QueueFull, QueueOp, QueueRules, QueueTotals, Row, Standing,
+    Accept, Accepted, Departed, Depth, QueueAnswer, QueueFull, QueueLook, QueueOp, QueueRules, QueueTotals,
+    Row, Standing,
 };
 pub use registry::{
     Listing, Login, LoginOutcome, LoginRules, Profile, RegistryAnswer, RegistryOp, TierCounts, Visibility,

@@ -26,7 +26,7 @@ pub(super) struct Submitted {
     pub(super) recipient: Fingerprint,
     pub(super) id: MessageId,
     pub(super) hash: [u8; 32],
-    pub(super) body: Arc<str>,
+    pub(super) body: Arc<[u8]>,
     pub(super) seq: u64,
     pub(super) at_ms: i64,
     pub(super) expires_ms: i64,
@@ -234,14 +234,14 @@ impl Core {
         self.totals.recipients += u64::from(first);
         self.keep_counts(&message, reply);
         self.contacted(&message.sender, &message.recipient, reply, now_ms);
-        let Submitted { sender, recipient, id, body, seq, expires_ms, .. } = message;
+        let Submitted { sender, recipient, id, body, seq, at_ms, expires_ms, .. } = message;
         let Some(conn) = self.sessions.get(&recipient).copied() else {
             self.counters.queued += 1;
             return self.send_ack(sender, queued(&id, expires_ms, now_ms));
         };
         self.awaiting.insert(seq, Awaiting { sender, id: id.clone(), expires_ms });
         self.patience.push_back((now_ms + PATIENCE_MS, seq));
-        self.offer(conn, Row { seq, sender, id, body, expires_ms }, now_ms);
+        self.offer(conn, Row { seq, sender, id, body, stored_ms: at_ms, expires_ms }, now_ms);
     }
 
     fn keep_counts(&mut self, message: &Submitted, reply: bool) {

@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn the_usual_frames_are_read_at_once() {
         let Some(InboundFrame::Message(submission)) = frame(&frame_around(ENVELOPE)) else { panic!("usual") };
-        assert_eq!(&*submission.body, ENVELOPE);
+        assert_eq!(&*submission.body, ENVELOPE.as_bytes());
         let header = submission.header.as_ref().expect("header");
         assert_eq!(header.message_id.as_str(), "m1");
         let ack = r#"{"type":"ack","messageId":"m1","status":"delivered"}"#;

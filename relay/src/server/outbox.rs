@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     fn message(length: usize) -> Outgoing {
-        Outgoing::Message("x".repeat(length).into())
+        Outgoing::Message(vec![b'x'; length].into())
     }
 
     #[tokio::test]

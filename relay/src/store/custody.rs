@@ -19,7 +19,8 @@ use super::journal::{self, Journal, JournalError, JournalRules, Place, Segment};
 use super::medium::Medium;
 use super::peers::Peers;
 use super::queue::{
-    Accept, Accepted, Departed, QueueAnswer, QueueFull, QueueOp, QueueRules, QueueTotals, Row, Standing,
+    Accept, Accepted, Departed, QueueAnswer, QueueFull, QueueLook, QueueOp, QueueRules, QueueTotals, Row,
+    Standing,
 };
 use super::record::{
     self, BATCH_HEADER, Mail, Recent, Record, Settled, open_body, write_mail, write_recent, write_settled,
@@ -160,8 +161,12 @@ impl<M: Medium> Custody<M> {
             },
         };
         for (op, answer) in ops.zip(&mut answers) {
-            if let QueueOp::Backlog { recipient, after, now_ms, limit, bytes } = op {
-                *answer = Ok(self.backlog(recipient, *after, *now_ms, *limit, *bytes));
+            match op {
+                QueueOp::Backlog { recipient, after, now_ms, limit, bytes } => {
+                    *answer = Ok(self.backlog(recipient, *after, *now_ms, *limit, *bytes));
+                }
+                QueueOp::Look { most, of } => *answer = Ok(self.look(*most as usize, of.as_ref())),
+                _ => {}
             }
         }
         answers
@@ -209,7 +214,11 @@ impl<M: Medium> Custody<M> {
                 self.settle(recipient, seqs.iter().copied(), *now_ms, true).map(QueueAnswer::Confirmed)
             }
             QueueOp::Expire { now_ms, limit } => self.expire(*now_ms, *limit).map(QueueAnswer::Expired),
-            QueueOp::Backlog { .. } => Ok(QueueAnswer::Done),
+            QueueOp::Drop { recipient, now_ms, limit } => {
+                let seqs = self.index.waiting(recipient, *limit as usize);
+                self.settle(recipient, seqs.into_iter(), *now_ms, false).map(QueueAnswer::Dropped)
+            }
+            QueueOp::Look { .. } | QueueOp::Backlog { .. } => Ok(QueueAnswer::Done),
         }
     }
 
@@ -295,7 +304,7 @@ impl<M: Medium> Custody<M> {
             id: id.clone(),
             size: size as u32,
         };
-        write_mail(&mail, message.body.as_bytes(), &self.cipher, &mut self.batch);
+        write_mail(&mail, &message.body, &self.cipher, &mut self.batch);
         let first = enter(&mut self.index, self.journal.segments_mut(), key, &mail, place);
         let mail = Arc::new(mail);
         self.index.keep_fresh(&mail);
@@ -442,10 +451,18 @@ impl<M: Medium> Custody<M> {
                 continue;
             }
             total += body.len() as u64;
-            let Mail { sender, id, expires_ms, .. } = mail;
-            rows.push(Row { seq, sender, id, body: body.into(), expires_ms });
+            let Mail { sender, id, stored_ms, expires_ms, .. } = mail;
+            rows.push(Row { seq, sender, id, body: body.into(), stored_ms, expires_ms });
         }
         QueueAnswer::Backlog { rows, more: false }
+    }
+
+    fn look(&mut self, most: usize, of: Option<&Fingerprint>) -> QueueAnswer {
+        let (by_messages, by_bytes) = self.index.largest(most);
+        let oldest_ms =
+            self.index.oldest().and_then(|place| self.mail(place).ok()).map(|mail| mail.stored_ms);
+        let of = of.map(|recipient| self.index.depth(recipient));
+        QueueAnswer::Look(QueueLook { oldest_ms, by_messages, by_bytes, of })
     }
 
     /// The head of a mail record.

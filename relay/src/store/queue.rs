@@ -24,8 +24,8 @@ pub struct Accept {
     pub id: MessageId,
     /// SHA-256 of the envelope as received.
     pub hash: [u8; 32],
-    /// The envelope as received.
-    pub body: Arc<str>,
+    /// The envelope as received: JSON of v1, or the MessagePack of v2.
+    pub body: Arc<[u8]>,
     /// Now, in Unix milliseconds.
     pub now_ms: i64,
     /// When it is given up, in Unix milliseconds.
@@ -87,7 +87,9 @@ pub struct Row {
     /// Its id.
     pub id: MessageId,
     /// The envelope.
-    pub body: Arc<str>,
+    pub body: Arc<[u8]>,
+    /// When it was stored, in Unix milliseconds.
+    pub stored_ms: i64,
     /// When it is given up, in Unix milliseconds.
     pub expires_ms: i64,
 }
@@ -154,6 +156,22 @@ pub enum QueueOp {
         /// Now, in Unix milliseconds.
         now_ms: i64,
     },
+    /// Gives up what waits for one recipient, oldest first.
+    Drop {
+        /// Whose.
+        recipient: Fingerprint,
+        /// Now, in Unix milliseconds.
+        now_ms: i64,
+        /// Most messages.
+        limit: u32,
+    },
+    /// Looks at the queue for an operator; changes nothing.
+    Look {
+        /// Most recipients in each list.
+        most: u32,
+        /// A recipient of interest.
+        of: Option<Fingerprint>,
+    },
     /// Removes expired messages and old memories.
     Expire {
         /// Now, in Unix milliseconds.
@@ -171,7 +189,7 @@ impl QueueOp {
 
     /// Whether the operation only reads and may overtake writes, so that it works on a full disk.
     pub fn is_read(&self) -> bool {
-        matches!(self, Self::Backlog { .. })
+        matches!(self, Self::Backlog { .. } | Self::Look { .. })
     }
 }
 
@@ -198,8 +216,36 @@ pub enum QueueAnswer {
     },
     /// To [`QueueOp::Confirm`]: those that were still in custody.
     Confirmed(Vec<Departed>),
+    /// To [`QueueOp::Drop`].
+    Dropped(Vec<Departed>),
+    /// To [`QueueOp::Look`].
+    Look(QueueLook),
     /// To [`QueueOp::Expire`].
     Expired(Vec<Departed>),
+}
+
+/// What waits for one recipient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth {
+    /// Whose.
+    pub recipient: Fingerprint,
+    /// Messages.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// The queue as an operator sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueLook {
+    /// When the oldest waiting message was stored, in Unix milliseconds.
+    pub oldest_ms: Option<i64>,
+    /// Recipients with most messages, most first.
+    pub by_messages: Vec<Depth>,
+    /// Recipients with most bytes, most first.
+    pub by_bytes: Vec<Depth>,
+    /// The recipient of interest.
+    pub of: Option<Depth>,
 }
 
 /// Totals of the queue.

@@ -243,10 +243,10 @@ pub fn read(bytes: &[u8]) -> Option<(Record<'_>, usize)> {
 }
 
 /// Body of the mail record in `bytes`, unless any byte of it was changed.
-pub fn open_body(bytes: &[u8], cipher: &BodyCipher) -> Option<String> {
+pub fn open_body(bytes: &[u8], cipher: &BodyCipher) -> Option<Vec<u8>> {
     let (Record::Mail(_, sealed), length) = read(bytes)? else { return None };
     let header = bytes.get(..length - sealed.len())?;
-    String::from_utf8(cipher.open(header, sealed)?).ok()
+    cipher.open(header, sealed)
 }
 
 /// The unread rest of some bytes.
@@ -313,7 +313,7 @@ mod tests {
         write_mail(&header, b"hello", &cipher, &mut out);
         assert_eq!(mail_length(&out), Some(out.len()));
         assert!(!out.windows(5).any(|w| w == b"hello"));
-        assert_eq!(open_body(&out, &cipher).as_deref(), Some("hello"));
+        assert_eq!(open_body(&out, &cipher).as_deref(), Some(&b"hello"[..]));
         for at in 0..out.len() {
             let mut changed = out.clone();
             changed[at] ^= 1;

@@ -137,7 +137,7 @@ pub fn relay_log(data: &[u8]) {
             recipient: me,
             id: "mine".parse().expect("an id"),
             hash: [1; 32],
-            body: "{}".into(),
+            body: (*b"{}").into(),
             now_ms: NOW,
             expires_ms: NOW + 1,
         });

@@ -216,8 +216,8 @@ impl World {
         }
     }
 
-    fn drain_early(&mut self, body: &str) {
-        let Ok(header) = Envelope::parse(body.as_bytes()).and_then(|e| e.header()) else { return };
+    fn drain_early(&mut self, body: &[u8]) {
+        let Ok(header) = Envelope::parse(body).and_then(|e| e.header()) else { return };
         let Some(seq) = self.relay.custody.get(&(header.from, header.message_id)) else { return };
         let op =
             StoreOp::Queue(QueueOp::Confirm { recipient: header.to, seqs: vec![*seq], now_ms: self.now });

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use threadline::Fingerprint;
 
 use crate::store::journal::Place;
-use crate::store::queue::QueueTotals;
+use crate::store::queue::{Depth, QueueTotals};
 use crate::store::record::{Mail, Recent};
 
 /// Newest messages whose heads are kept, so that a quick confirmation need not read them again.
@@ -176,6 +176,38 @@ impl Index {
             let waiting = mailbox.waiting.len() as u64;
             (waiting, mailbox.bytes, u64::from(mailbox.strangers), mailbox.strangers_bytes)
         })
+    }
+
+    /// The first messages of a recipient.
+    pub(super) fn waiting(&self, recipient: &Fingerprint, most: usize) -> Vec<u64> {
+        let waiting = self.mailboxes.get(recipient).map(|mailbox| &mailbox.waiting);
+        waiting.into_iter().flatten().take(most).map(|(seq, _)| *seq).collect()
+    }
+
+    /// What waits for a recipient.
+    pub(super) fn depth(&self, recipient: &Fingerprint) -> Depth {
+        let (messages, bytes, ..) = self.mailbox(recipient);
+        Depth { recipient: *recipient, messages, bytes }
+    }
+
+    /// The fullest mailboxes by messages and by bytes.
+    pub(super) fn largest(&self, most: usize) -> (Vec<Depth>, Vec<Depth>) {
+        let top = |size: fn(&Depth) -> u64| {
+            let mut all: Vec<Depth> = self.mailboxes.keys().map(|recipient| self.depth(recipient)).collect();
+            if most > 0 && all.len() > most {
+                all.select_nth_unstable_by_key(most - 1, |depth| std::cmp::Reverse(size(depth)));
+            }
+            all.truncate(most);
+            all.sort_unstable_by_key(|depth| std::cmp::Reverse(size(depth)));
+            all
+        };
+        (top(|depth| depth.messages), top(|depth| depth.bytes))
+    }
+
+    /// Where the message with the lowest number stands.
+    pub(super) fn oldest(&self) -> Option<Place> {
+        let first = self.mailboxes.values().filter_map(|mailbox| mailbox.waiting.front());
+        first.min_by_key(|(seq, _)| *seq).map(|(_, place)| Place::unpack(*place))
     }
 
     pub(super) fn totals(&self) -> QueueTotals {

@@ -7,6 +7,7 @@ use super::*;
 use crate::config::RelayConfig;
 use crate::store::medium::Memory;
 use crate::store::peers::MIGRATIONS;
+use crate::store::queue::Depth;
 
 const NOW: i64 = 1_768_478_400_000;
 
@@ -83,7 +84,7 @@ impl Bench {
             recipient: addr(to),
             id: id.parse().expect("id"),
             hash: [body.len() as u8; 32],
-            body: body.into(),
+            body: body.as_bytes().into(),
             now_ms: NOW,
             expires_ms: NOW + 1000,
         })
@@ -112,7 +113,7 @@ impl Bench {
     fn read(&mut self, to: u8, after: u64, limit: u32, bytes: u64) -> (Vec<(u64, String)>, bool) {
         let op = QueueOp::Backlog { recipient: addr(to), after, now_ms: NOW, limit, bytes };
         let QueueAnswer::Backlog { rows, more } = self.run(&op) else { panic!("backlog") };
-        (rows.iter().map(|row| (row.seq, row.body.to_string())).collect(), more)
+        (rows.iter().map(|row| (row.seq, String::from_utf8_lossy(&row.body).into_owned())).collect(), more)
     }
 
     fn seqs(&mut self, to: u8) -> Vec<u64> {
@@ -491,4 +492,28 @@ proptest! {
             prop_assert_eq!(bench.custody.totals().messages, count as u64);
         }
     }
+}
+
+#[test]
+fn an_operator_sees_the_fullest_mailboxes_and_can_empty_one() {
+    let mut bench = Bench::new();
+    for (to, id, size) in [(2, "a", 10), (2, "b", 10), (3, "c", 100), (4, "d", 1)] {
+        bench.arrive(to);
+        bench.send_body(1, to, id, &"x".repeat(size));
+    }
+    let look = |bench: &mut Bench, of| match bench.run(&QueueOp::Look { most: 2, of }) {
+        QueueAnswer::Look(look) => look,
+        other => panic!("{other:?}"),
+    };
+    let seen = look(&mut bench, Some(addr(4)));
+    assert_eq!(seen.oldest_ms, Some(NOW));
+    assert_eq!(seen.by_messages[0], Depth { recipient: addr(2), messages: 2, bytes: 20 });
+    let by_bytes: Vec<_> = seen.by_bytes.iter().map(|depth| depth.recipient).collect();
+    assert_eq!(by_bytes, [addr(3), addr(2)]);
+    assert_eq!(seen.of, Some(Depth { recipient: addr(4), messages: 1, bytes: 1 }));
+    let op = QueueOp::Drop { recipient: addr(2), now_ms: NOW, limit: 10 };
+    let QueueAnswer::Dropped(gone) = bench.run(&op) else { panic!("dropped") };
+    assert_eq!(gone.iter().map(|gone| gone.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(look(&mut bench, Some(addr(2))).of.map(|depth| depth.messages), Some(0));
+    assert!(matches!(bench.send(1, 2, "a"), Accepted::Stored { .. }), "what was dropped may come again");
 }
