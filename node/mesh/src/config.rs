@@ -30,6 +30,8 @@ pub struct MeshConfig {
     pub relay_url: Option<String>,
     /// Whether that relay is one of this account, whose custody counts.
     pub relay_is_ours: bool,
+    /// Whether messages may leave without a relay.
+    pub direct_enabled: bool,
     /// Who can find this agent.
     pub visibility: Visibility,
     /// What it says it can do; what this build speaks is added.
@@ -83,6 +85,7 @@ impl MeshConfig {
             enabled: config.get(keys::THREADLINE_ENABLED),
             relay_url: relay_url.filter(|_| config.get(keys::THREADLINE_RELAY_ENABLED)),
             relay_is_ours: false,
+            direct_enabled: config.get(keys::THREADLINE_DIRECT),
             visibility: match config.get(keys::THREADLINE_VISIBILITY).as_str() {
                 "public" => Visibility::Public,
                 "private" => Visibility::Private,

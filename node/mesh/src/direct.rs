@@ -240,8 +240,15 @@ impl Core {
         self.refresh_routes();
     }
 
-    /// Makes the table of routes from pairings and from agents of this host.
+    /// Makes the table of routes from pairings and from agents of this host; it is empty while the relay is to carry
+    /// everything.
     pub(crate) fn refresh_routes(&self) {
+        let routes = if self.config().direct_enabled { self.known_routes() } else { BTreeMap::new() };
+        self.routes.set(routes);
+        self.flush();
+    }
+
+    fn known_routes(&self) -> BTreeMap<Fingerprint, Route> {
         let mut routes = BTreeMap::new();
         for pairing in self.pairings.get().0.values() {
             if let (Some(base), Some(key), Some(token)) = (&pairing.url, pairing.key(), pairing.token()) {
@@ -253,8 +260,7 @@ impl Core {
                 routes.insert(agent.fingerprint, Route::SameHost { name, port: agent.port });
             }
         }
-        self.routes.set(routes);
-        self.direct.flush();
+        routes
     }
 
     fn is_repeated(&self, message: &LocalMessage) -> bool {

@@ -328,6 +328,7 @@ impl Mesh {
         let Ok(core) = &self.core else { return };
         core.config.store(Arc::new(config));
         core.steer_link().await;
+        core.refresh_routes();
         core.dispatch_wake.notify_one();
         core.ingest_wake.notify_one();
     }

@@ -322,6 +322,7 @@ impl Core {
             "listener": {"mode": "embedded", "pid": std::process::id()},
             "relay": {"enabled": config.relay_url.is_some(), "url": config.relay_url,
                 "ours": config.relay_is_ours, "visibility": config.visibility},
+            "direct": {"enabled": config.direct_enabled},
             "registry": {"available": self.registry_open()},
             "queues": {"spool": spool, "unrouted": unrouted, "inSessionInbox": queued, "undelivered": outbox},
             "approvalsPending": approvals,

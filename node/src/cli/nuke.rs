@@ -17,6 +17,8 @@ use instar_state::registry::RegistryError;
 use instar_state::time::{now_ms, rfc3339};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use threadline::v1::local::AgentName;
+use threadline_net::SharedFiles;
 
 use super::init::{blocks, claude, gitignore_block, guide, guide_block};
 use super::{Agent, CommandResult, Ctx, Failure, Reply, owner, programs};
@@ -60,10 +62,13 @@ pub(crate) fn run(ctx: &Ctx, args: &Args) -> CommandResult {
     if claude::unregister(&ctx.account, &agent.paths)? {
         removed.push("MCP entries".to_owned());
     }
-    ctx.registry().edit(now_ms(), |entries| {
+    let namesake = ctx.registry().edit(now_ms(), |entries| {
         entries.remove(agent.paths.project());
-        Ok::<_, RegistryError>(())
+        Ok::<_, RegistryError>(entries.all().iter().any(|entry| entry.name == name))
     })?;
+    if !namesake && forget_shared(ctx, &name)? {
+        removed.push("its token and messages that waited for it".to_owned());
+    }
     let gone = if standalone { agent.paths.project() } else { agent.paths.state() };
     remove_dir(gone)?;
     let _ = std::fs::remove_file(agent.paths.socket());
@@ -79,6 +84,12 @@ pub(crate) fn run(ctx: &Ctx, args: &Args) -> CommandResult {
         "Its address is gone with its key; only the recovery phrase can prove that it was yours.".into(),
     );
     Ok(Reply::new(json!({"agent": name, "removed": removed, "backup": backup}), lines.join("\n")))
+}
+
+/// Removes what other agents of the account use to reach this one.
+fn forget_shared(ctx: &Ctx, name: &str) -> io::Result<bool> {
+    let files = SharedFiles::new(ctx.account.agent_tokens(), ctx.account.drops());
+    AgentName::parse(name).map_or(Ok(false), |name| files.forget(&name))
 }
 
 fn confirm(ctx: &Ctx, agent: &Agent, name: &str) -> Result<(), Failure> {

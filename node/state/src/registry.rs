@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use instar_durable::{FileLock, LockError, create_dir_private, set_aside, write_atomic};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::config::{ConfigFile, lookup};
 use crate::paths::{AccountPaths, AgentPaths};
@@ -23,7 +24,7 @@ pub struct AgentEntry {
     /// Name of the agent.
     pub name: String,
     /// `standalone` or `project-bound`.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default = "standalone")]
     pub kind: String,
     /// Project directory, canonical and absolute.
     pub path: PathBuf,
@@ -36,8 +37,10 @@ pub struct AgentEntry {
     #[serde(default)]
     pub pid_start_time: Option<u64>,
     /// Whether the node runs.
+    #[serde(default)]
     pub status: AgentStatus,
-    /// RFC 3339.
+    /// RFC 3339; empty where nobody noted it.
+    #[serde(default)]
     pub created_at: String,
     /// RFC 3339.
     #[serde(default)]
@@ -45,8 +48,16 @@ pub struct AgentEntry {
     /// Version of the node that ran last.
     #[serde(default)]
     pub instar_version: Option<String>,
-    /// The node's socket.
+    /// The node's socket. Existing installs name none: theirs is where it would lie, and nobody answers there.
+    #[serde(default)]
     pub socket: PathBuf,
+    /// What other builds noted about the agent, kept as it is.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+fn standalone() -> String {
+    "standalone".to_owned()
 }
 
 impl AgentEntry {
@@ -57,14 +68,16 @@ impl AgentEntry {
 }
 
 /// Whether an agent's node runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AgentStatus {
     /// Its process lives.
     Running,
     /// It ended in order, or never ran.
+    #[default]
     Stopped,
-    /// It was said to run and its process is gone.
+    /// It was said to run and its process is gone; also a word that this build does not know.
+    #[serde(other)]
     Stale,
 }
 
@@ -202,6 +215,7 @@ impl Registry {
                 last_heartbeat: None,
                 instar_version: None,
                 socket: paths.socket(),
+                other: Map::new(),
                 path,
             })
         })
@@ -299,7 +313,12 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<AgentEntry>, Unparsable> {
     if version > VERSION {
         return Err(Unparsable::Newer(version));
     }
-    let file: File = serde_json::from_slice(bytes).map_err(|_| Unparsable::Damaged)?;
+    let mut file: File = serde_json::from_slice(bytes).map_err(|_| Unparsable::Damaged)?;
+    for entry in &mut file.entries {
+        if entry.socket.as_os_str().is_empty() {
+            entry.socket = AgentPaths::new(&entry.path).socket();
+        }
+    }
     Ok(file.entries)
 }
 
@@ -322,6 +341,7 @@ mod tests {
             last_heartbeat: None,
             instar_version: None,
             socket: AgentPaths::new(path).socket(),
+            other: Map::new(),
         }
     }
 
@@ -387,6 +407,33 @@ mod tests {
         assert_eq!(std::fs::read_to_string(aside).expect("kept"), "{ torn");
         let list = registry.read()?;
         assert_eq!((list[0].name.as_str(), list[0].port), ("solo", 4077));
+        Ok(())
+    }
+
+    #[test]
+    fn entries_of_existing_installs_are_read_and_keep_what_only_they_know() -> Ok {
+        let dir = tempfile::tempdir().expect("dir");
+        let account = AccountPaths::new(dir.path());
+        let registry = Registry::new(account.clone());
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        std::fs::create_dir_all(old.join(".instar")).expect("dir");
+        std::fs::create_dir_all(account.root()).expect("dir");
+        let file = serde_json::json!({"version": 1, "entries": [{"name": "old", "type": "project-bound",
+            "path": old, "port": 4040, "pid": 7, "status": "crashed", "createdAt": "2025-01-01T00:00:00.000Z",
+            "lastHeartbeat": "2025-01-01T00:00:00.000Z", "instarVersion": "0.9.1", "serverless": {"mode": "x"}}]});
+        std::fs::write(account.registry(), file.to_string()).expect("write");
+        registry.edit(0, |entries| {
+            assert_eq!(entries.rebuilt_from, None, "not damaged");
+            entries.put(entry(&new, 4041));
+            Ok::<_, RegistryError>(())
+        })?;
+        let list = registry.read()?;
+        assert_eq!((list.len(), list[0].port, list[0].status), (2, 4040, AgentStatus::Stale));
+        assert_eq!(list[0].socket, AgentPaths::new(&old).socket());
+        let written: Value =
+            serde_json::from_slice(&std::fs::read(account.registry()).expect("file")).expect("JSON");
+        assert_eq!(written["entries"][0]["serverless"]["mode"], "x");
+        assert_eq!(written["entries"][1].as_object().map(Map::len), Some(11), "{written}");
         Ok(())
     }
 

@@ -46,6 +46,13 @@ fn a_removed_agent_leaves_the_users_files_as_they_were() {
         std::fs::write(path, text).expect("write");
     }
     home.run(&project, &["init"]).ok();
+    let shared = home.home().join(".instar");
+    let (token, drops) = (shared.join("agent-tokens/garden.token"), shared.join("messages/drop/garden"));
+    let (foreign, waiting) = (shared.join("agent-tokens/other.token"), drops.join("m1.json"));
+    for file in [&token, &foreign, &waiting] {
+        std::fs::create_dir_all(file.parent().expect("parent")).expect("dir");
+        std::fs::write(file, "0".repeat(64)).expect("write");
+    }
     home.run(&project, &["nuke", "--here"]).exit(2).says("--yes");
     assert!(project.join(".instar").exists());
     let mut in_session = home.command(&project, &["nuke", "--here", "--yes"]);
@@ -56,6 +63,8 @@ fn a_removed_agent_leaves_the_users_files_as_they_were() {
     for (path, text) in &mine {
         assert_eq!(&std::fs::read_to_string(path).expect("read"), text, "{}", path.display());
     }
+    assert!(!token.exists() && !drops.exists(), "nothing that others reach it by");
+    assert!(foreign.exists());
     let settings = std::fs::read_to_string(project.join(".claude/settings.json")).unwrap_or_default();
     assert!(!settings.contains("instar-hook"));
     assert!(

@@ -20,6 +20,7 @@ pub struct Relay {
     binary: PathBuf,
     data: PathBuf,
     port: u16,
+    metrics: u16,
     process: Option<Child>,
 }
 
@@ -35,8 +36,8 @@ impl Relay {
         let data = world.path().join("relay");
         std::fs::create_dir_all(&data)?;
         std::fs::write(data.join("relay.toml"), settings)?;
-        let port = free_port()?;
-        let mut relay = Self { binary, data, port, process: None };
+        let (port, metrics) = (free_port()?, free_port()?);
+        let mut relay = Self { binary, data, port, metrics, process: None };
         relay.up().await?;
         Ok(relay)
     }
@@ -61,6 +62,7 @@ impl Relay {
             .env("RELAY_DATA_DIR", &self.data)
             .env("RELAY_HOST", "127.0.0.1")
             .env("RELAY_PORT", self.port.to_string())
+            .env("RELAY_METRICS_LISTEN", format!("127.0.0.1:{}", self.metrics))
             .env("RELAY_ADMIN_PORT", free_port()?.to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -82,6 +84,14 @@ impl Relay {
             process.kill().await?;
         }
         Ok(())
+    }
+
+    /// Messages that this process has taken into custody since it started, by its own figures.
+    pub async fn accepted(&self) -> anyhow::Result<i64> {
+        let url = format!("http://127.0.0.1:{}/metrics", self.metrics);
+        let text = reqwest::get(&url).await?.error_for_status()?.text().await?;
+        let figure = text.lines().find_map(|line| line.strip_prefix("threadline_messages_accepted_total "));
+        Ok(figure.with_context(|| text.clone())?.trim().parse()?)
     }
 
     /// What it printed so far.

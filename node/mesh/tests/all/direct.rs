@@ -238,6 +238,30 @@ async fn agents_of_one_host_talk_without_a_relay_and_through_files_while_one_is_
 }
 
 #[tokio::test]
+async fn what_is_to_go_over_the_relay_alone_waits_for_it() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (ann, bob) = (Server::start(dir.path(), "ann", 0).await, Server::start(dir.path(), "bob", 0).await);
+    assert_eq!(bob.hears(&ann, "m1", "Hello, may I ask?").await.status, 200);
+    assert_eq!(ann.hears(&bob, "m1", "Hello yourself, go on?").await.status, 200);
+    ann.trust(&bob).await;
+    bob.trust(&ann).await;
+    let mut config = bench::config("ws://127.0.0.1:1/");
+    config.direct_enabled = false;
+    ann.mesh.set_config(config.clone()).await;
+    let sent = ann.send(bob.fingerprint(), "Which day is it?").await;
+    assert_eq!(sent["deliveryPath"], "queued", "{sent}");
+    assert_eq!(ann.mesh.status().await.expect("status")["direct"]["enabled"], false);
+    assert_eq!(bob.hears(&ann, "m2", "And you?").await.status, 200, "what others bring is taken");
+    assert_eq!(bob.until_inbox(2).await[0]["preview"], "And you?", "nothing of ann's went around the relay");
+
+    config.direct_enabled = true;
+    ann.mesh.set_config(config).await;
+    assert_eq!(bob.until_inbox(3).await[0]["preview"], "Which day is it?");
+    ann.stop().await;
+    bob.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_posted_is_checked_and_taken_once() {
     let dir = tempfile::tempdir().expect("dir");
     let (ann, bob) = (Server::start(dir.path(), "ann", 0).await, Server::start(dir.path(), "bob", 0).await);

@@ -153,6 +153,7 @@ fn new_entry(project: &Path, request: &Request, now: i64) -> AgentEntry {
         last_heartbeat: None,
         instar_version: None,
         socket: PathBuf::new(),
+        other: serde_json::Map::new(),
     }
 }
 

@@ -131,6 +131,8 @@ keys! {
         "threadline.relayUrl", Kind::Url(&["ws://", "wss://"]), Preset::None, operator;
     "Runs or joins the account's own relay while no other is enabled." THREADLINE_LOCAL_RELAY: String =
         "threadline.localRelay", Kind::Choice(&["auto", "off"]), Preset::Text("auto");
+    "Whether messages may leave without a relay: to agents of this host and to paired servers." THREADLINE_DIRECT: bool =
+        "threadline.direct.enabled", Kind::Bool, Preset::Bool(true), operator;
     "Whether others find this agent." THREADLINE_VISIBILITY: String =
         "threadline.visibility", Kind::Choice(&["public", "unlisted", "private"]), Preset::Text("unlisted"), operator;
     "What this agent says it can do." THREADLINE_CAPABILITIES: Vec<String> =

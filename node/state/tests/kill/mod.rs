@@ -146,5 +146,6 @@ fn entry(paths: &AgentPaths) -> AgentEntry {
         last_heartbeat: None,
         instar_version: None,
         socket: paths.socket(),
+        other: serde_json::Map::new(),
     }
 }

@@ -1,6 +1,6 @@
 //! One run: two agents, a relay, several threads, kills, and the check at the end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -40,11 +40,21 @@ pub(super) enum Runtime {
     RealCli,
 }
 
+/// How messages get from one agent to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// Over the relay alone: nothing leaves without one (`threadline.direct.enabled`).
+    Relay,
+    /// As by default: from node to node while both are up, else over the relay.
+    Direct,
+}
+
 /// What a run does.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) runtime: Runtime,
+    pub(super) route: Route,
     pub(super) messages: usize,
 }
 
@@ -75,6 +85,9 @@ pub(super) async fn run(plan: Plan) -> anyhow::Result<()> {
         Runtime::RealCli => account.use_real_cli(&api)?,
     }
     raise_limits(&mut account, &relay);
+    if plan.route == Route::Relay {
+        account.configure(json!({"threadline": {"direct": {"enabled": false}}}));
+    }
     let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
     alpha.up().await?;
     beta.up().await?;
@@ -94,10 +107,11 @@ pub(super) async fn run(plan: Plan) -> anyhow::Result<()> {
         "threads of their own: {threads:?}"
     );
 
-    let mut exchange = Exchange { plan, relay, alpha, beta, threads, seen: 0 };
+    let mut exchange = Exchange { plan, relay, alpha, beta, threads, seen: 0, carried: 0 };
     let kills = exchange.carry_on().await?;
     ensure!(kills >= 10, "only {kills} kills");
-    exchange.check().await
+    exchange.check().await?;
+    exchange.check_route().await
 }
 
 struct Exchange {
@@ -107,6 +121,8 @@ struct Exchange {
     beta: Agent,
     threads: Vec<String>,
     seen: usize,
+    /// Messages that relay processes took before they were killed.
+    carried: i64,
 }
 
 impl Exchange {
@@ -142,6 +158,7 @@ impl Exchange {
     async fn kill(&mut self, killer: &mut Killer, victim: Victim, pause: Duration) -> anyhow::Result<bool> {
         match victim {
             Victim::Relay => {
+                self.carried += self.relay.accepted().await?;
                 self.relay.kill().await?;
                 tokio::time::sleep(pause).await;
                 self.relay.up().await?;
@@ -196,6 +213,31 @@ impl Exchange {
         Ok(())
     }
 
+    /// The messages took the route of the plan, by the relay's figures and by what the recipients stored.
+    async fn check_route(&self) -> anyhow::Result<()> {
+        let over_relay = self.carried + self.relay.accepted().await?;
+        let mut came = BTreeMap::new();
+        for agent in [&self.alpha, &self.beta] {
+            for (transport, count) in transports(agent)? {
+                *came.entry(transport).or_insert(0) += count;
+            }
+        }
+        println!("the relay took {over_relay} messages; they came by {came:?}");
+        let all = self.plan.messages as i64;
+        match self.plan.route {
+            // What a process takes between the reading of its figures and its death is not counted.
+            Route::Relay => ensure!(
+                over_relay >= all * 9 / 10 && came == BTreeMap::from([("relay".to_owned(), all)]),
+                "the relay took {over_relay} of {all} messages, which came by {came:?}"
+            ),
+            Route::Direct => ensure!(
+                came.get("local").is_some_and(|count| *count >= all / 2),
+                "few of {all} messages came without the relay: {came:?}"
+            ),
+        }
+        Ok(())
+    }
+
     /// Everything that may explain why nothing moves.
     async fn diagnosis(&self) -> String {
         let mut lines = Vec::new();
@@ -230,11 +272,23 @@ async fn restart(agent: &mut Agent, pause: Duration) -> anyhow::Result<()> {
     agent.up().await
 }
 
+fn database(agent: &Agent, name: &str) -> anyhow::Result<rusqlite::Connection> {
+    let path = agent.state().join("state").join(name);
+    Ok(rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)?)
+}
+
+/// How the messages that an agent has came to it.
+fn transports(agent: &Agent) -> anyhow::Result<BTreeMap<String, i64>> {
+    let database = database(agent, "threadline.sqlite")?;
+    let mut query = database
+        .prepare("SELECT transport, COUNT(*) FROM messages WHERE direction = 'in' GROUP BY transport")?;
+    let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 /// Rows of the session inbox that wait for something.
 fn open_inputs(agent: &Agent) -> anyhow::Result<Vec<String>> {
-    let path = agent.state().join("state/messaging.sqlite");
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-    let database = rusqlite::Connection::open_with_flags(path, flags)?;
+    let database = database(agent, "messaging.sqlite")?;
     let mut query = database.prepare(
         "SELECT inbox_key, state, attempts, session_id, error FROM session_inbox WHERE state <> 'acked'",
     )?;

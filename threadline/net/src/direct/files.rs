@@ -33,6 +33,17 @@ impl SharedFiles {
         Ok(token)
     }
 
+    /// Removes the token of an agent that is no more, and what waits for it. Whether there was anything. Blocks.
+    pub fn forget(&self, name: &AgentName) -> io::Result<bool> {
+        let absent = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(false),
+            _ => Err(error),
+        };
+        let token = std::fs::remove_file(self.token_path(name)).map(|()| true).or_else(absent)?;
+        let drops = std::fs::remove_dir_all(self.drops_of(name)).map(|()| true).or_else(absent)?;
+        Ok(token || drops)
+    }
+
     /// The token of an agent, if it has a usable one. Blocks.
     pub fn token(&self, name: &AgentName) -> io::Result<Option<String>> {
         let text = match std::fs::read_to_string(self.token_path(name)) {
