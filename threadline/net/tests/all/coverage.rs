@@ -240,7 +240,7 @@ async fn bans_and_displacement(seen: &mut Seen) {
     seen.say(&mut session, json!({"type": "error", "code": "banned", "message": "for abuse"})).await;
     session.ended().await;
     let banned = node.until("banned_until").await;
-    assert!((3_590_000..=3_600_000).contains(&(banned.next_attempt_at.expect("an hour") - now())));
+    assert!((3_590_000..=3_600_100).contains(&(banned.next_attempt_at.expect("an hour") - now())));
 
     let relay = Relay::bind().await;
     let node = Node::start(&relay.url).await;
