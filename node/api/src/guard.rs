@@ -16,6 +16,7 @@ use crate::error::{ApiError, OwnerWanted};
 use crate::idempotency;
 use crate::proof::{ProofError, RequestHash};
 use crate::rate::Group;
+use crate::receipt::confirmed;
 use crate::serve::Peer;
 use crate::state::ApiState;
 
@@ -63,7 +64,7 @@ pub(crate) async fn surface(State(api): State<ApiState>, request: Request, next:
     }
     let ms = started.elapsed().as_millis() as u64;
     tracing::debug!(target: "access", request_id = %id, %method, path, status = response.status().as_u16(), ms);
-    response
+    confirmed(response)
 }
 
 fn admit(api: &ApiState, request: &Request) -> Result<(), ApiError> {

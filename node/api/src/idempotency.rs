@@ -15,6 +15,7 @@ use instar_state::time::now_ms;
 use crate::access::Credential;
 use crate::error::ApiError;
 use crate::guard::{changes_state, hash_request};
+use crate::receipt::CallerGone;
 use crate::state::ApiState;
 
 /// Header that a caller sets.
@@ -84,6 +85,9 @@ async fn once(
     if let Some(first) = answers.get(&caller, &key, now_ms()).await.map_err(ApiError::internal)? {
         return replay(first, hash);
     }
+    let gone = CallerGone::default();
+    request.extensions_mut().insert(gone.clone());
+    let _left = gone.0.drop_guard();
     // The request has its own task, so that neither a time-out nor a caller who hangs up leaves its outcome unknown.
     let working = tokio::spawn(async move {
         let response = kept(&answers, &caller, &key, hash, next.run(request).await).await;

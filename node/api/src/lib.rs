@@ -12,6 +12,7 @@ mod handlers;
 mod idempotency;
 mod proof;
 mod rate;
+mod receipt;
 mod routes;
 mod serve;
 mod state;

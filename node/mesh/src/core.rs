@@ -88,7 +88,7 @@ pub(crate) struct Core {
     pub(crate) secrets: Arc<dyn SecretScan>,
     pub(crate) relay_switch: Arc<dyn RelaySwitch>,
     pub(crate) ingest_wake: Notify,
-    pub(crate) dispatch_wake: Notify,
+    pub(crate) dispatch_wake: Arc<Notify>,
     /// Denied tool calls by session. Held only to count.
     pub(crate) violations: Mutex<HashMap<String, Violations>>,
     pub(crate) clock: fn() -> i64,

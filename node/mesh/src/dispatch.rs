@@ -23,13 +23,14 @@ use threadline::v1::envelope::Authentication;
 use threadline::warrant::{Facts, Warrant, judge};
 use threadline::{ThreadKey, TrustLevel};
 use threadline_net::store::{
-    APPROVED, Auth, Direction, LedgerRow, LedgerStatus, MessageState, Reservation, StoreError, StoredMessage,
+    APPROVED, Auth, Direction, LedgerRow, LedgerStatus, MessageState, StoreError, StoredMessage,
 };
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::core::{Core, conversation_of, inbox_key};
-use crate::waiters::Reply;
+use crate::waiters::{Addressee, Handover};
 
 /// Rows looked at together.
 const BATCH: u32 = 256;
@@ -275,15 +276,16 @@ impl Dispatcher {
             return Ok(());
         }
         let open = core.store.open_spawns().await?;
+        let ledger = core.store.ledger_figures(key.peer, now).await?;
         let facts = NodeFacts {
             peer_sessions: u32::try_from(self.live_sessions(core, &open)).unwrap_or(u32::MAX),
             max_peer_sessions: u32::try_from(config.sessions.max_active).unwrap_or(u32::MAX),
             node_slot_free: true,
             memory_percent: 0,
             context_bytes: u32::try_from(message.body.as_deref().map_or(0, str::len)).unwrap_or(u32::MAX),
-            spawns_of_peer_today: 0,
-            in_flight: 0,
-            ledger_rows: 0,
+            spawns_of_peer_today: ledger.of_peer_today,
+            in_flight: ledger.in_flight,
+            ledger_rows: ledger.rows,
         };
         if let Err(denial) = self.spawns.check(&key.peer, &facts, now) {
             return self.denied(core, message, denial).await;
@@ -297,14 +299,8 @@ impl Dispatcher {
             status: LedgerStatus::Spawning,
             session_id: None,
         };
-        let denial = |reason| Denial { reason, retry_at: Some(now + 3_600_000) };
-        match core.store.reserve_spawn(row.clone(), now).await? {
-            Reservation::Reserved => {}
-            Reservation::Duplicate => return Ok(()),
-            Reservation::PeerFlood => {
-                return self.denied(core, message, denial(DenialReason::PeerSpawnFlood)).await;
-            }
-            Reservation::Full => return self.denied(core, message, denial(DenialReason::LedgerFull)).await,
+        if !core.store.reserve_spawn(row.clone()).await? {
+            return Ok(());
         }
         core.store.record_events(vec![spawn_window], now).await?;
         self.spawns.started(key.peer, now);
@@ -478,11 +474,15 @@ fn start_pause(refused: u32) -> i64 {
     (START_RETRY_MS << refused.saturating_sub(MAX_SPAWN_FAILURES).min(8)).min(START_RETRY_MAX_MS)
 }
 
-/// Gives one stored message to whoever waits for it, or makes it durable in the session inbox. False when the inbox
-/// does not take it now.
+/// Gives one stored message to whoever waits for it, or makes it durable in the session inbox. False when it keeps its
+/// place for now: it is on its way to a caller, or the inbox does not take it.
 async fn route(core: &Core, message: &StoredMessage) -> Result<bool, StoreError> {
     let key = message.key.clone();
     let body = message.body.clone().unwrap_or_default();
+    if core.waiters.is_giving(&key) {
+        // The next one follows when it is known where this one went.
+        return Ok(false);
+    }
     let thread = core.store.thread(key.clone()).await?;
     let previous = core.store.previous_inbound(key.clone(), message.seq).await?;
     let warrant = judge(&Facts {
@@ -496,13 +496,11 @@ async fn route(core: &Core, message: &StoredMessage) -> Result<bool, StoreError>
         let reason = reason.map(str::to_owned);
         core.store.set_inbound_state(key.clone(), message.id.clone(), state, reason, None)
     };
-    if core.waiters.has(&key) && warrant != Warrant::NoAnswer && !core.answers_another(message).await? {
-        let reply = Reply::Text { id: message.id.clone(), body: body.clone() };
-        if core.waiters.answer(&key, message.in_reply_to.as_deref(), reply) {
-            set(MessageState::Delivered, Some("waiter")).await?;
-            core.thread_event("message-processed", &key, message.id.as_str());
-            return Ok(true);
-        }
+    if core.waiters.has(&key)
+        && warrant != Warrant::NoAnswer
+        && core.waiters.give(&key, core.addressee(message).await?, &message.id, &body)
+    {
+        return Ok(false);
     }
     let similar_turns = match warrant {
         Warrant::NoAnswer => {
@@ -649,13 +647,31 @@ impl Core {
         Ok(if let_in { level.max(TrustLevel::Verified) } else { level })
     }
 
-    /// Whether the message names one of ours that no call waits for: a late answer, of which the waiting calls know
-    /// nothing.
-    async fn answers_another(&self, message: &StoredMessage) -> Result<bool, StoreError> {
-        let Some(named) = &message.in_reply_to else { return Ok(false) };
-        let Ok(id) = named.parse() else { return Ok(false) };
-        Ok(!self.waiters.waits_for(&message.key, named)
-            && self.store.message(message.key.peer, id, Direction::Out).await?.is_some())
+    /// Which waiting call a message may be given to: a late answer to one that ended is not for the others.
+    async fn addressee<'a>(&self, message: &'a StoredMessage) -> Result<Addressee<'a>, StoreError> {
+        let Some(named) = message.in_reply_to.as_deref() else { return Ok(Addressee::Anyone) };
+        let Ok(id) = named.parse() else { return Ok(Addressee::Anyone) };
+        let ours = self.store.message(message.key.peer, id, Direction::Out).await?.is_some();
+        Ok(if ours { Addressee::CallOf(named) } else { Addressee::Anyone })
+    }
+
+    /// Notes which replies reached their callers, until the room is stopped.
+    pub(crate) async fn run_handovers(&self, mut confirmed: mpsc::Receiver<Handover>) {
+        loop {
+            let handover = tokio::select! {
+                biased;
+                handover = confirmed.recv() => handover,
+                () = self.stop.cancelled() => None,
+            };
+            let Some(handover) = handover else { return };
+            let (key, id) = handover.message();
+            let reason = Some("waiter".to_owned());
+            let state = MessageState::Delivered;
+            match self.store.set_inbound_state(key.clone(), id.clone(), state, reason, None).await {
+                Ok(_) => self.thread_event("message-processed", key, id.as_str()),
+                Err(error) => tracing::error!(%error, "a reply that was read is given to a session too"),
+            }
+        }
     }
 
     /// Reads the supervisor's heartbeat; a good one makes the spawn verified.

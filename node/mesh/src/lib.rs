@@ -31,4 +31,6 @@ pub use direct::WireAnswer;
 pub use firewall::Authorization;
 pub use mesh::{Mesh, MeshDeps, MeshError, Refusal};
 pub use pairing::SignedRequest;
+pub use service::Answered;
 pub use threadline_net::store::{ApprovalKind, ApprovalStatus};
+pub use waiters::Handover;

@@ -44,7 +44,7 @@ use crate::local::LocalScan;
 use crate::pairing::SignedRequest;
 use crate::records::{ControlStatus, Controls, KnownAgents, Nicknames, Pairings, Record, RecordError};
 use crate::trust::{actor_of, require_owner};
-use crate::waiters::Waiters;
+use crate::waiters::{Handover, Waiters};
 
 /// What the room is built from.
 pub struct MeshDeps {
@@ -111,10 +111,11 @@ pub struct Mesh {
 }
 
 /// What [`Mesh::run`] takes over.
-struct Run {
-    link: threadline_net::LinkFuture,
-    direct: threadline_net::LinkFuture,
-    events: mpsc::Receiver<LinkEvent>,
+pub(crate) struct Run {
+    pub(crate) link: threadline_net::LinkFuture,
+    pub(crate) direct: threadline_net::LinkFuture,
+    pub(crate) events: mpsc::Receiver<LinkEvent>,
+    pub(crate) handovers: mpsc::Receiver<Handover>,
 }
 
 /// Everything that was opened on disk.
@@ -242,6 +243,8 @@ impl Mesh {
                 urgent: true,
             });
         }
+        let dispatch_wake = Arc::new(Notify::new());
+        let (waiters, handovers) = Waiters::new(Arc::clone(&dispatch_wake));
         let core = Arc::new(Core {
             us: identity.fingerprint(),
             identity,
@@ -270,7 +273,7 @@ impl Mesh {
             recent: Mutex::default(),
             audit: opened.audit,
             link_log: LinkLog::new(&deps.paths.logs()),
-            waiters: Waiters::default(),
+            waiters,
             local: LocalScan::new(deps.account, deps.paths.project().to_owned()),
             sessions: deps.sessions,
             notices: deps.notices,
@@ -279,7 +282,7 @@ impl Mesh {
             secrets: deps.secrets,
             relay_switch: deps.relay_switch,
             ingest_wake: Notify::new(),
-            dispatch_wake: Notify::new(),
+            dispatch_wake,
             violations: Mutex::new(HashMap::new()),
             clock: instar_state::time::now_ms,
             stop,
@@ -289,7 +292,7 @@ impl Mesh {
         }
         Ok(Self {
             core: Ok(core),
-            run: Mutex::new(Some(Run { link: link_future, direct: direct_future, events })),
+            run: Mutex::new(Some(Run { link: link_future, direct: direct_future, events, handovers })),
             agent_name: deps.agent_name,
             version: deps.version,
         })
@@ -300,7 +303,7 @@ impl Mesh {
         let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (&self.core, run) {
             (Ok(core), Some(run)) => {
-                crate::upkeep::run(Arc::clone(core), run.link, run.direct, run.events, cancel).await;
+                crate::upkeep::run(Arc::clone(core), run, cancel).await;
             }
             _ => cancel.cancelled().await,
         }

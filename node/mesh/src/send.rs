@@ -23,12 +23,13 @@ use threadline_net::store::{
     Approval, ApprovalDraft, ApprovalKind, Auth, Direction, LedgerStatus, MessageState, OutboundDraft,
     Queued, StoreError, StoredMessage,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::core::{Core, conversation_of, inbox_key, internal};
 use crate::dispatch::Pulse;
 use crate::stage::MeshStage;
 use crate::trust::{actor_of, approval_error};
-use crate::waiters::{Reply, Waiter};
+use crate::waiters::{Handover, Reply, Waiter};
 
 const DAY_MS: i64 = 86_400_000;
 /// Longest wait for a session's proof of life before its text is held.
@@ -60,7 +61,8 @@ impl Core {
         &self,
         caller: &Caller,
         mut request: SendRequest,
-    ) -> Result<SendResult, ServiceError> {
+        gone: &CancellationToken,
+    ) -> Result<(SendResult, Option<Handover>), ServiceError> {
         request.idempotency_key = request.idempotency_key.map(|key| scoped_key(caller, &key));
         if let Some(key) = &request.idempotency_key
             && let Some(earlier) = self.store.by_idempotency_key(key).await.map_err(|e| internal(&e))?
@@ -69,7 +71,7 @@ impl Core {
                 let text = "this idempotencyKey was used for a message to another agent; use a new one";
                 return Err(ServiceError::new("idempotency-key-reused", text));
             }
-            return self.result_of(&earlier).await;
+            return Ok((self.result_of(&earlier).await?, None));
         }
         let timeout = timeout_of(&request)?;
         if request.origin_topic_id.is_some_and(|id| id <= 0) {
@@ -99,7 +101,8 @@ impl Core {
                 return Err(ServiceError::new("duplicate", format!("this text was sent already as {of}")));
             }
             SendOutcome::Held(hold) => {
-                return self.hold(caller, &request, prepared, message.text, &hold, windows).await;
+                let held = self.hold(caller, &request, prepared, message.text, &hold, windows).await?;
+                return Ok((held, None));
             }
         };
         if request.fail_if_offline
@@ -114,10 +117,14 @@ impl Core {
         let encryption = if draft.auth == Auth::E2e { "e2e" } else { "transport" };
         match self.commit(cleared, draft, &prepared).await? {
             Queued::New => {}
-            Queued::Existing(earlier) => return self.result_of(&earlier).await,
+            Queued::Existing(earlier) => return Ok((self.result_of(&earlier).await?, None)),
         }
         self.after_commit(caller, &prepared).await;
-        self.await_reply(caller, &request, prepared, resolved, encryption, waiter, timeout).await
+        let result = self.sent(&request, prepared, resolved, encryption);
+        match waiter {
+            Some(waiter) => self.await_reply(caller, result, waiter, timeout, gone).await,
+            None => Ok((result, None)),
+        }
     }
 
     /// Checks what the caller may say to whom, and settles the thread.
@@ -368,48 +375,65 @@ impl Core {
         None
     }
 
-    #[allow(clippy::too_many_arguments)]
-    async fn await_reply(
+    /// What is true of a message that was just handed to the carriers.
+    fn sent(
         &self,
-        caller: &Caller,
         request: &SendRequest,
         prepared: Prepared,
-        resolved: ResolvedAgent,
+        resolved_agent: ResolvedAgent,
         encryption: &str,
-        waiter: Option<Waiter>,
-        timeout: Duration,
-    ) -> Result<SendResult, ServiceError> {
+    ) -> SendResult {
         let direct = self.routes.leads(&prepared.key.peer);
-        let connected = direct || self.link.status().is_connected();
         let path = if direct { "local" } else { "relay" };
+        let connected = direct || self.link.status().is_connected();
         let encryption = if direct && encryption == "transport" { "local" } else { encryption };
-        let mut result = SendResult {
+        SendResult {
             success: true,
             accepted: false,
             delivered: false,
             outcome: if connected { "sent" } else { "queued" }.into(),
-            message_id: prepared.id.clone(),
-            thread_id: prepared.key.thread.clone(),
-            resolved_agent: resolved,
+            message_id: prepared.id,
+            thread_id: prepared.key.thread,
+            resolved_agent,
             delivery_path: if connected { path } else { "queued" }.into(),
             encryption: encryption.into(),
             reply: None,
             reply_message_id: None,
             topic_linkage_stamped: request.origin_topic_id.is_some(),
             note: None,
+        }
+    }
+
+    /// Waits until the peer answers, the time is over or the caller is gone.
+    async fn await_reply(
+        &self,
+        caller: &Caller,
+        mut result: SendResult,
+        mut waiter: Waiter,
+        timeout: Duration,
+        gone: &CancellationToken,
+    ) -> Result<(SendResult, Option<Handover>), ServiceError> {
+        let mut given = None;
+        let replied = tokio::select! {
+            biased;
+            () = gone.cancelled() => {
+                result.note = Some("The caller left before a reply; it will arrive in this thread".into());
+                return Ok((result, None));
+            }
+            replied = tokio::time::timeout(timeout, waiter.reply()) => replied,
         };
-        let Some(mut waiter) = waiter else {
-            return Ok(result);
-        };
-        match tokio::time::timeout(timeout, waiter.reply()).await {
-            Ok(Some(Reply::Text { id, body })) => {
+        match replied {
+            Ok(Some(Reply::Text { body, handover })) => {
                 result.accepted = true;
                 result.delivered = true;
                 result.outcome = "replied".into();
-                result.delivery_path = path.into();
+                if result.delivery_path == "queued" {
+                    result.delivery_path = "relay".into();
+                }
                 result.reply = Some(framing::enclose(&body, &hex::encode(rand::random::<[u8; 8]>())));
-                result.reply_message_id = Some(id);
+                result.reply_message_id = Some(handover.message().1.clone());
                 self.taint(caller).await;
+                given = Some(handover);
             }
             Ok(Some(Reply::Undeliverable(reason))) => {
                 result.success = false;
@@ -423,7 +447,7 @@ impl Core {
             }
         }
         self.add_evidence(&mut result).await;
-        Ok(result)
+        Ok((result, given))
     }
 
     /// What is known about the delivery by now.

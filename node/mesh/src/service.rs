@@ -4,13 +4,43 @@ use serde_json::{Value, json};
 use threadline::Fingerprint;
 use threadline::TrustLevel;
 use threadline::service::{BoxFuture, Caller, ServiceError, Threadline, ToolCall, TrustAction, TrustRequest};
+use tokio_util::sync::CancellationToken;
 
 use crate::Mesh;
 use crate::core::Core;
 use crate::records::ControlStatus;
+use crate::waiters::Handover;
 
 /// Audit entries in the answer of one tool call.
 const AUDIT_ENTRIES: usize = 50;
+
+/// What a tool call gives, and with it a peer's message that is the caller's once the answer has reached it.
+#[derive(Debug)]
+pub struct Answered {
+    /// The result of the tool.
+    pub result: Value,
+    /// To be confirmed when the result has left for the caller.
+    pub handover: Option<Handover>,
+}
+
+impl Mesh {
+    /// One tool call for a caller that may hang up (`gone`): then nothing is waited for any more, and what was to be its
+    /// reply goes to a session.
+    pub async fn attend(
+        &self,
+        caller: Caller,
+        call: ToolCall,
+        gone: &CancellationToken,
+    ) -> Result<Answered, ServiceError> {
+        let ToolCall::Send(request) = call else {
+            return Ok(Answered { result: self.call(caller, call).await?, handover: None });
+        };
+        let (result, handover) = self.core()?.send(&caller, request, gone).await?;
+        let result =
+            serde_json::to_value(result).map_err(|e| ServiceError::new("internal", e.to_string()))?;
+        Ok(Answered { result, handover })
+    }
+}
 
 impl Threadline for Mesh {
     fn call(&self, caller: Caller, call: ToolCall) -> BoxFuture<'_, Result<Value, ServiceError>> {
@@ -18,9 +48,12 @@ impl Threadline for Mesh {
             let core = self.core()?;
             match call {
                 ToolCall::Discover(request) => core.discover(&caller, request).await,
-                ToolCall::Send(request) => {
-                    let result = core.send(&caller, request).await?;
-                    serde_json::to_value(result).map_err(|e| ServiceError::new("internal", e.to_string()))
+                ToolCall::Send(_) => {
+                    let answered = self.attend(caller, call, &CancellationToken::new()).await?;
+                    if let Some(handover) = answered.handover {
+                        handover.confirm();
+                    }
+                    Ok(answered.result)
                 }
                 ToolCall::History(request) => core.history(&caller, request).await,
                 ToolCall::Agents(request) => core.agents(&caller, &request).await,

@@ -10,14 +10,15 @@ use threadline::time::iso_ms;
 use threadline::trust::TrustSource;
 use threadline::v1::client::DeliveryEvent;
 use threadline::{Fingerprint, MessageId, TrustLevel};
+use threadline_net::LinkEvent;
 use threadline_net::store::{DeliveryRow, StoreError};
-use threadline_net::{LinkEvent, LinkFuture};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::{Core, internal};
 use crate::dispatch::Dispatcher;
+use crate::mesh::Run;
 
 const DAY_MS: i64 = 86_400_000;
 /// Counters reach the disk this often.
@@ -32,13 +33,8 @@ const REGISTRY_EVERY: Duration = Duration::from_secs(5);
 const DELIVERIES: u32 = 500;
 
 /// Runs every task until cancelled; then the link says good-bye and the records are flushed.
-pub(crate) async fn run(
-    core: Arc<Core>,
-    link: LinkFuture,
-    direct: LinkFuture,
-    events: mpsc::Receiver<LinkEvent>,
-    cancel: CancellationToken,
-) {
+pub(crate) async fn run(core: Arc<Core>, run: Run, cancel: CancellationToken) {
+    let Run { link, direct, events, handovers } = run;
     core.boot().await;
     let mut tasks = JoinSet::new();
     tasks.spawn(link);
@@ -49,6 +45,8 @@ pub(crate) async fn run(
     tasks.spawn(async move { task.run_ingest().await });
     let task = Arc::clone(&core);
     tasks.spawn(async move { Dispatcher::new(&task).run(&task).await });
+    let task = Arc::clone(&core);
+    tasks.spawn(async move { task.run_handovers(handovers).await });
     let task = Arc::clone(&core);
     tasks.spawn(async move { task.run_upkeep().await });
     let task = Arc::clone(&core);

@@ -3,6 +3,8 @@
 
 #[path = "all/bench.rs"]
 mod bench;
+#[path = "all/crashes.rs"]
+mod crashes;
 #[path = "all/direct.rs"]
 mod direct;
 #[path = "all/inbound.rs"]

@@ -1,11 +1,11 @@
 //! The mesh (`http-api.md` §13.1).
 
-use axum::Json;
 use axum::extract::Path;
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use instar_mesh::{ApproveOption, Decision};
+use axum::{Extension, Json};
+use instar_mesh::{Answered, ApproveOption, Decision};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -17,6 +17,7 @@ use crate::caller::MeshCaller;
 use crate::error::{ApiError, Problem};
 use crate::extract::{Body, Query};
 use crate::rate::Group;
+use crate::receipt::{CallerGone, Carried};
 use crate::routes::Route;
 use crate::state::Rooms;
 
@@ -325,18 +326,30 @@ async fn status(rooms: Rooms) -> Answer {
 async fn tool(
     rooms: Rooms,
     MeshCaller(caller): MeshCaller,
+    gone: Option<Extension<CallerGone>>,
     Path(name): Path<String>,
     Body(arguments): Body<Value>,
-) -> Answer {
+) -> Result<Response, ApiError> {
     let tool = Tool::from_name(&name).ok_or_else(|| ApiError::not_found("tool", &name))?;
     let call = ToolCall::parse(tool, arguments)?;
-    Ok(Json(rooms.mesh.call(caller, call).await?))
+    let Extension(CallerGone(gone)) = gone.unwrap_or_default();
+    Ok(carrying(StatusCode::OK, rooms.mesh.attend(caller, call, &gone).await?))
+}
+
+/// An answer that may carry a peer's message.
+fn carrying(status: StatusCode, answered: Answered) -> Response {
+    let mut response = (status, Json(answered.result)).into_response();
+    if let Some(handover) = answered.handover {
+        response.extensions_mut().insert(Carried::new(handover));
+    }
+    response
 }
 
 /// `targetAgent` is the name of the target here; unknown members are ignored for older callers.
 async fn relay_send(
     rooms: Rooms,
     MeshCaller(caller): MeshCaller,
+    gone: Option<Extension<CallerGone>>,
     headers: axum::http::HeaderMap,
     Body(mut body): Body<Value>,
 ) -> Result<Response, ApiError> {
@@ -346,9 +359,10 @@ async fn relay_send(
     }
     fields.entry("waitForReply").or_insert(Value::Bool(false));
     let request: SendRequest = serde_json::from_value(body).map_err(|e| invalid("", &e.to_string()))?;
-    let result = rooms.mesh.call(caller, ToolCall::Send(request)).await?;
-    let status = if result["outcome"] == "queued" { StatusCode::ACCEPTED } else { StatusCode::OK };
-    Ok((status, Json(result)).into_response())
+    let Extension(CallerGone(gone)) = gone.unwrap_or_default();
+    let answered = rooms.mesh.attend(caller, ToolCall::Send(request), &gone).await?;
+    let queued = answered.result["outcome"] == "queued";
+    Ok(carrying(if queued { StatusCode::ACCEPTED } else { StatusCode::OK }, answered))
 }
 
 async fn discover(rooms: Rooms, MeshCaller(caller): MeshCaller, Body(arguments): Body<Value>) -> Answer {

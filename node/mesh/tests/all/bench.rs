@@ -1,12 +1,12 @@
 //! One node between a relay and sessions that the test controls.
 
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use instar_mesh::{Mesh, MeshConfig, MeshDeps, RelaySwitch};
+use instar_mesh::{ApprovalStatus, Decision, Mesh, MeshConfig, MeshDeps, RelaySwitch};
 use instar_outbound::{Channel, ChannelId, Pel, PelConfig, SecretScan, SendGateway, StageId};
 use instar_state::BoxFuture;
 use instar_state::config::{Config, Overrides};
@@ -40,11 +40,12 @@ pub struct Node {
     task: Option<JoinHandle<()>>,
 }
 
-struct NoSwitch;
+/// Writes its position into a file.
+struct FileSwitch(PathBuf);
 
-impl RelaySwitch for NoSwitch {
-    fn set(&self, _: bool, _: Option<String>) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async { Ok(()) })
+impl RelaySwitch for FileSwitch {
+    fn set(&self, enabled: bool, _: Option<String>) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { std::fs::write(&self.0, enabled.to_string()).map_err(|e| e.to_string()) })
     }
 }
 
@@ -88,7 +89,7 @@ pub async fn open_as(
         events,
         gateway: Arc::new(gateway),
         secrets,
-        relay_switch: Arc::new(NoSwitch),
+        relay_switch: Arc::new(FileSwitch(dir.join("relay-switch"))),
     };
     (Mesh::open(deps).await.expect("open"), notices)
 }
@@ -141,6 +142,34 @@ impl Node {
         if let Some(task) = self.task.take() {
             tokio::time::timeout(LIMIT, task).await.expect("the room stops").expect("no panic");
         }
+    }
+
+    /// What the relay switch was last set to.
+    pub fn switch(&self) -> PathBuf {
+        self.dir.path().join("relay-switch")
+    }
+
+    /// A file of this agent's state.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join("agent/.instar").join(name)
+    }
+
+    /// The store as others may open it.
+    pub fn database(&self) -> rusqlite::Connection {
+        let database = rusqlite::Connection::open(self.file("state/threadline.sqlite")).expect("database");
+        database.busy_timeout(LIMIT).expect("time-out");
+        database
+    }
+
+    /// The only question that waits for the owner.
+    pub async fn question(&self) -> String {
+        let waiting = self.mesh.approvals(Some(ApprovalStatus::Pending), None).await.expect("approvals");
+        assert_eq!(waiting["count"], 1, "{waiting}");
+        waiting["approvals"][0]["id"].as_str().expect("id").to_owned()
+    }
+
+    pub async fn decide(&self, id: &str, decision: Decision) -> Result<Value, ServiceError> {
+        self.mesh.decide(&Caller::Owner, id, decision).await
     }
 
     pub fn us(&self) -> Fingerprint {

@@ -262,6 +262,51 @@ async fn what_is_to_go_over_the_relay_alone_waits_for_it() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_taken_when_the_node_died_is_not_taken_again() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (ann, bob) = (Server::start(dir.path(), "ann", 0).await, Server::start(dir.path(), "bob", 0).await);
+    assert_eq!(bob.hears(&ann, "m1", "Hello, may I ask?").await.status, 200);
+    assert_eq!(ann.hears(&bob, "m1", "Hello yourself, go on?").await.status, 200);
+    ann.trust(&bob).await;
+    bob.trust(&ann).await;
+    let address = bob.fingerprint();
+    let port = bob.stop().await;
+    let sent = ann.send(address, "And which month?").await;
+    let name = format!("{}.json", sent["messageId"].as_str().expect("id"));
+    let file = dir.path().join("home/.instar/messages/drop/bob").join(name);
+    until("a file waits for bob", || async { file.exists().then_some(()).ok_or("none".into()) }).await;
+    let left = std::fs::read(&file).expect("file");
+
+    // The sender dies after it wrote the file and before it noted that: it writes again.
+    ann.stop().await;
+    let database = dir.path().join("ann/agent/.instar/state/threadline.sqlite");
+    let database = rusqlite::Connection::open(database).expect("database");
+    let forgotten = database
+        .execute("UPDATE deliveries SET state = 'pending', acked_at = NULL, next_retry_at = 0", [])
+        .expect("forgotten");
+    assert_eq!(forgotten, 1);
+    let ann = Server::start(dir.path(), "ann", 0).await;
+    until("ann noted it", || async {
+        let sql = "SELECT state FROM deliveries";
+        let state: String = database.query_row(sql, [], |row| row.get(0)).expect("state");
+        (state != "pending").then_some(()).ok_or(state)
+    })
+    .await;
+
+    let bob = Server::start(dir.path(), "bob", port).await;
+    assert_eq!(bob.until_inbox(2).await[0]["preview"], "And which month?");
+    until("the file is gone", || async { (!file.exists()).then_some(()).ok_or("there".into()) }).await;
+    // The receiver dies after it stored the message and before it deleted the file.
+    bob.stop().await;
+    std::fs::write(&file, left).expect("write");
+    let bob = Server::start(dir.path(), "bob", port).await;
+    until("the file is gone", || async { (!file.exists()).then_some(()).ok_or("there".into()) }).await;
+    assert_eq!(bob.inbox().await.len(), 2, "nothing twice");
+    ann.stop().await;
+    bob.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_posted_is_checked_and_taken_once() {
     let dir = tempfile::tempdir().expect("dir");
     let (ann, bob) = (Server::start(dir.path(), "ann", 0).await, Server::start(dir.path(), "bob", 0).await);
@@ -338,6 +383,42 @@ async fn paired_servers_write_to_each_other_and_read_their_own_threads() {
     ] {
         assert_eq!((answer.status, answer.body["error"]["code"].as_str()), (status, Some(code)));
     }
+    // Its nonce was used up, and bob died before the message was stored: the sender signs anew, and that counts once.
+    let port = bob.stop().await;
+    let bob = Server::start(there.path(), "bob", port).await;
+    let (path, body) = ("/threadline/messages/receive", bob.says(&ann, "s1", "And which month?").to_string());
+    let spent = uuid::Uuid::new_v4();
+    let database = there.path().join("bob/agent/.instar/state/threadline.sqlite");
+    let noted = rusqlite::Connection::open(database).expect("database").execute(
+        "INSERT INTO nonces(nonce, expires_at) VALUES (?1, ?2)",
+        rusqlite::params![spent.to_string(), now_ms() + 60_000],
+    );
+    assert_eq!(noted.expect("noted"), 1);
+    let post = async |bob: &Server, nonce: uuid::Uuid| {
+        let parts = ("POST", path, body.as_bytes());
+        let headers = SignedHeaders::sign(&identity, &token, "ann", parts, nonce, now_ms());
+        let read =
+            SignedHeaders::read(|name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()));
+        bob.mesh.receive_signed(read, SignedRequest { method: "POST", path, body: body.as_bytes() }).await
+    };
+    assert_eq!(post(&bob, spent).await.status, 401, "a replay");
+    let first = uuid::Uuid::new_v4();
+    assert_eq!(post(&bob, first).await.status, 200);
+    bob.until_inbox(2).await;
+    let port = bob.stop().await;
+    let bob = Server::start(there.path(), "bob", port).await;
+    assert_eq!(post(&bob, first).await.status, 401, "a replay after the restart");
+    let again = post(&bob, uuid::Uuid::new_v4()).await;
+    assert_eq!((again.status, &again.body["duplicate"]), (200, &json!(true)), "its answer was lost");
+    assert_eq!(bob.inbox().await.len(), 2, "nothing twice");
+    let ask = async |nonce: uuid::Uuid, now: i64| {
+        let path = format!("/threadline/messages/thread/{thread}");
+        let headers = SignedHeaders::sign(&identity, &token, "ann", ("GET", &path, b""), nonce, now);
+        let read =
+            SignedHeaders::read(|name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()));
+        let request = SignedRequest { method: "GET", path: &path, body: &[] };
+        bob.mesh.thread_signed(read, request, &thread, None, None).await
+    };
     let impostor = Server::start(tempfile::tempdir().expect("dir").path(), "ann", 0).await;
     let stolen =
         impostor.mesh.pair(&Caller::Owner, &bob.base()).await.expect_err("another key under a paired name");

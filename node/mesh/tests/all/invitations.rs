@@ -9,7 +9,7 @@ use threadline::v1::frames::ServerFrame;
 use super::bench::{Node, Peer, payload, until};
 
 /// A sealed control message of a peer that nobody heard of before.
-fn sealed(
+pub fn sealed(
     from: &Identity,
     to: &Invitation,
     kind: &str,
@@ -37,7 +37,7 @@ fn seal_to(
     ServerFrame::Message(envelope::seal(from, &to, &header, &content, &mut rand::rng()).expect("sealed"))
 }
 
-async fn level(node: &Node, peer: Fingerprint) -> String {
+pub async fn level(node: &Node, peer: Fingerprint) -> String {
     let arguments = json!({"action": "get", "fingerprint": peer});
     let profile = node.call(Caller::Owner, Tool::ThreadlineTrust, arguments).await.expect("profile");
     format!(
@@ -48,7 +48,7 @@ async fn level(node: &Node, peer: Fingerprint) -> String {
 }
 
 /// What the node answers to a redemption.
-async fn result(relay: &mut super::bench::Relay, peer: &Peer, issuer: &Invitation) -> Value {
+pub async fn result(relay: &mut super::bench::Relay, peer: &Peer, issuer: &Invitation) -> Value {
     let envelope = relay.message().await;
     let key = issuer.issuer_key.expect("a key");
     let authentic =

@@ -1,10 +1,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use instar_mesh::{ApproveOption, Decision};
+use instar_mesh::{Answered, ApproveOption, Decision};
 use serde_json::{Value, json};
 use threadline::autonomy::Autonomy;
-use threadline::service::{Caller, NetworkCaller, Scope, SessionCaller, Tool};
+use threadline::service::{Caller, NetworkCaller, Scope, SessionCaller, Tool, ToolCall};
+use threadline::v1::envelope::Envelope;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::bench::{Node, Peer, payload, until};
 
@@ -199,6 +202,76 @@ async fn a_late_answer_is_not_given_to_the_call_that_asked_something_else() {
     relay.send(&peer.answers(node.us(), &thread, "r2", "Noon, I think.", &second)).await;
     let result = call.await.expect("no panic").expect("result");
     assert_eq!(result["replyMessageId"], "r2", "{result}");
+}
+
+/// A call that waits for its reply, and what the peer was asked.
+async fn asked(
+    node: &Arc<Node>,
+    relay: &mut super::bench::Relay,
+    peer: &Peer,
+    gone: &CancellationToken,
+) -> (JoinHandle<Answered>, Envelope) {
+    let (asker, gone) = (Arc::clone(node), gone.clone());
+    let arguments = json!({"agentId": peer.fingerprint(), "message": "Which hour is it?"});
+    let call = ToolCall::parse(Tool::ThreadlineSend, arguments).expect("arguments");
+    let waiting =
+        tokio::spawn(async move { asker.mesh.attend(Caller::Local, call, &gone).await.expect("an answer") });
+    (waiting, relay.message().await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_whose_way_to_the_caller_is_not_confirmed_goes_to_a_session() {
+    let mut node = Arc::new(Node::with(|config| config.spawn.drain_enabled = false).await);
+    let mut relay = node.relay().await;
+    let peer = Peer::new(13);
+    node.trust(&peer, "verified").await;
+    let (call, question) = asked(&node, &mut relay, &peer, &CancellationToken::new()).await;
+    let thread = question.text("threadId").expect("thread").to_owned();
+    relay.send(&peer.says(node.us(), &thread, "r1", "Noon, I think. And there?")).await;
+    relay.taken("r1").await;
+    let answered = call.await.expect("no panic");
+    assert_eq!(answered.result["replyMessageId"], "r1");
+    relay.send(&peer.says(node.us(), &thread, "r2", "Or is it later?")).await;
+    relay.taken("r2").await;
+    node.until_state("r2", "stored").await;
+    assert_eq!(node.state_of("r1").await.as_deref(), Some("stored"), "its caller may not have it yet");
+    assert!(node.sessions.rows().is_empty(), "and the next one keeps its place behind it");
+
+    // The node dies with the answer in its hands.
+    drop(relay);
+    Arc::get_mut(&mut node).expect("nobody else holds it").restart().await;
+    drop(answered);
+    node.until_state("r2", "queued").await;
+    assert_eq!(
+        node.sessions.order(),
+        ["r1", "r2"].map(|id| format!("threadline:{}:{id}", peer.fingerprint()))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_left_swallows_no_message() {
+    let node = Arc::new(Node::with(|config| config.spawn.drain_enabled = false).await);
+    let mut relay = node.relay().await;
+    let peer = Peer::new(14);
+    node.trust(&peer, "verified").await;
+    let gone = CancellationToken::new();
+    let (call, question) = asked(&node, &mut relay, &peer, &gone).await;
+    gone.cancel();
+    let answered = call.await.expect("no panic");
+    assert_eq!((&answered.result["outcome"], &answered.result["reply"]), (&json!("sent"), &Value::Null));
+    let thread = question.text("threadId").expect("thread").to_owned();
+    relay.send(&peer.says(node.us(), &thread, "r1", "Noon, I think. And there?")).await;
+    relay.taken("r1").await;
+    node.until_state("r1", "queued").await;
+
+    let (call, question) = asked(&node, &mut relay, &peer, &CancellationToken::new()).await;
+    let thread = question.text("threadId").expect("thread").to_owned();
+    relay.send(&peer.says(node.us(), &thread, "r2", "Noon still. And with you?")).await;
+    relay.taken("r2").await;
+    let answered = call.await.expect("no panic");
+    assert_eq!(answered.result["replyMessageId"], "r2");
+    drop(answered);
+    node.until_state("r2", "queued").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,17 +1,11 @@
 //! The spawn ledger: one row per session that was started for a peer, before it is started.
 
 use rusqlite::{OptionalExtension, Row, params};
-use threadline::ThreadKey;
+use threadline::{Fingerprint, ThreadKey};
 
 use super::types::key_of;
 use super::{Store, StoreError};
 
-/// Spawns of one peer in 24 h.
-const MAX_PER_PEER_DAY: u32 = 1_000;
-/// Rows in all.
-const MAX_ROWS: u32 = 100_000;
-/// Spawns that are neither completed nor failed.
-const MAX_IN_FLIGHT: u32 = 1_000;
 const DAY_MS: i64 = 86_400_000;
 
 /// Where a spawn stands.
@@ -75,49 +69,49 @@ impl std::fmt::Debug for LedgerRow {
     }
 }
 
-/// Answer of a reservation.
+/// What the ledger says about a peer, for the decision whether it gets another session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reservation {
-    /// Go ahead.
-    Reserved,
-    /// This event already has a row.
-    Duplicate,
-    /// This peer spawned too often today.
-    PeerFlood,
-    /// The ledger takes no more.
-    Full,
+pub struct LedgerFigures {
+    /// Spawns of the peer in 24 h.
+    pub of_peer_today: u32,
+    /// Spawns of all peers that are neither completed nor failed.
+    pub in_flight: u32,
+    /// Rows in all.
+    pub rows: u32,
 }
 
 impl Store {
-    /// Reserves a spawn; caps are checked in the same transaction.
-    pub async fn reserve_spawn(&self, row: LedgerRow, now: i64) -> Result<Reservation, StoreError> {
+    /// Counts what the limits of the spawn manager are about.
+    pub async fn ledger_figures(&self, peer: Fingerprint, now: i64) -> Result<LedgerFigures, StoreError> {
+        self.db
+            .read(move |c| {
+                let mut counts = c.prepare_cached(
+                    "SELECT count(*) FILTER (WHERE peer_fp = ?1 AND spawned_at > ?2),
+                        count(*) FILTER (WHERE status IN ('spawning', 'verified')), count(*) FROM spawn_ledger",
+                )?;
+                Ok(counts.query_row(params![peer.to_string(), now - DAY_MS], |r| {
+                    Ok(LedgerFigures { of_peer_today: r.get(0)?, in_flight: r.get(1)?, rows: r.get(2)? })
+                })?)
+            })
+            .await
+    }
+
+    /// Notes a spawn before it begins. False when this event already has a row.
+    pub async fn reserve_spawn(&self, row: LedgerRow) -> Result<bool, StoreError> {
         self.db
             .write(move |c| {
-                let peer = row.key.peer.to_string();
-                let exists = c
-                    .query_row("SELECT 1 FROM spawn_ledger WHERE event_id = ?1", [&row.event_id], |_| Ok(()))
-                    .optional()?;
-                if exists.is_some() {
-                    return Ok(Reservation::Duplicate);
-                }
-                let (all, in_flight, of_peer): (u32, u32, u32) = c.query_row(
-                    "SELECT count(*), count(*) FILTER (WHERE status IN ('spawning', 'verified')),
-                        count(*) FILTER (WHERE peer_fp = ?1 AND spawned_at > ?2) FROM spawn_ledger",
-                    params![peer, now - DAY_MS],
-                    |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
-                )?;
-                if of_peer >= MAX_PER_PEER_DAY {
-                    return Ok(Reservation::PeerFlood);
-                }
-                if all >= MAX_ROWS || in_flight >= MAX_IN_FLIGHT {
-                    return Ok(Reservation::Full);
-                }
-                c.execute(
+                let noted = c.execute(
                     "INSERT INTO spawn_ledger(event_id, peer_fp, thread_id, nonce, spawned_at, status)
-                     VALUES (?1, ?2, ?3, ?4, ?5, 'spawning')",
-                    params![row.event_id, peer, row.key.thread.as_str(), row.nonce, row.spawned_at],
+                     VALUES (?1, ?2, ?3, ?4, ?5, 'spawning') ON CONFLICT (event_id) DO NOTHING",
+                    params![
+                        row.event_id,
+                        row.key.peer.to_string(),
+                        row.key.thread.as_str(),
+                        row.nonce,
+                        row.spawned_at
+                    ],
                 )?;
-                Ok(Reservation::Reserved)
+                Ok(noted > 0)
             })
             .await
     }

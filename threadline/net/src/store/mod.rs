@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 pub use approvals::{ApprovalDraft, ApprovalQueueLimits, Decided};
 pub use inbound::{APPROVED, Accepted, HELD_BY_PAUSE, Inbound};
 pub use invitations::{IssuedInvitation, Join};
-pub use ledger::{LedgerRow, LedgerStatus, Reservation};
+pub use ledger::{LedgerFigures, LedgerRow, LedgerStatus};
 pub use outbox::{DeliveryHealth, DeliveryRow, OutboundDraft, OutboxRow, Queued};
 pub use peers::KnownPeer;
 pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled, UNKNOWN_SENDER};

@@ -300,11 +300,19 @@ async fn a_spawn_is_reserved_once() {
         status: LedgerStatus::Spawning,
         session_id: None,
     };
-    assert_eq!(bench.store.reserve_spawn(row.clone(), NOW).await.expect("first"), Reservation::Reserved);
+    assert!(bench.store.reserve_spawn(row.clone()).await.expect("first"));
     let bench = bench.killed();
-    assert_eq!(bench.store.reserve_spawn(row, NOW).await.expect("second"), Reservation::Duplicate);
+    assert!(!bench.store.reserve_spawn(row.clone()).await.expect("second"));
+    let yesterday = LedgerRow { event_id: "e0".into(), spawned_at: NOW - 86_400_001, ..row.clone() };
+    let other = LedgerRow { event_id: "e2".into(), key: key(2, "t1"), ..row.clone() };
+    for row in [yesterday, other] {
+        assert!(bench.store.reserve_spawn(row).await.expect("reserved"));
+    }
+    let figures = async || bench.store.ledger_figures(row.key.peer, NOW).await.expect("figures");
+    assert_eq!(figures().await, LedgerFigures { of_peer_today: 1, in_flight: 3, rows: 3 });
     assert!(bench.store.set_spawn("e1", LedgerStatus::Failed, Some("dead"), None, NOW).await.expect("fail"));
     assert!(!bench.store.set_spawn("e1", LedgerStatus::Verified, None, None, NOW).await.expect("terminal"));
+    assert_eq!(figures().await, LedgerFigures { of_peer_today: 1, in_flight: 2, rows: 3 });
 }
 
 #[tokio::test]
