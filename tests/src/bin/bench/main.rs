@@ -42,6 +42,9 @@ fn options() -> Result<Options> {
 }
 
 fn main() -> Result<()> {
+    if std::env::args().nth(2).is_some_and(|part| part == relay::ECHO) {
+        return relay::serve_echo();
+    }
     let options = options()?;
     match options.part.as_str() {
         "process" => {
@@ -55,7 +58,6 @@ fn main() -> Result<()> {
         }
         "registry" => registry::all(&options.bin_dir, 100_000, 300)?,
         "relay" => relay::all(&options.bin_dir, &options.relay)?,
-        relay::ECHO => return relay::serve_echo(),
         _ => anyhow::bail!(USAGE),
     }
     options.json.map_or(Ok(()), |path| report::write_json(&path))
