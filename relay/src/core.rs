@@ -19,6 +19,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
+use foldhash::fast::RandomState;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use sha2::{Digest as _, Sha256};
@@ -41,6 +42,9 @@ use windows::CoreWindows;
 
 /// Number of a connection, never used twice by one edge.
 pub type ConnId = u64;
+
+/// A map by numbers that the relay gives out itself: nobody can choose keys that collide.
+pub(crate) type NumberMap<K, V> = HashMap<K, V, RandomState>;
 
 /// Where a connection comes from: IPv4 address or IPv6 /64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -407,21 +411,21 @@ pub struct Core {
     relay_id: String,
     signer: SigningKey,
     rng: StdRng,
-    conns: HashMap<ConnId, Conn>,
+    conns: NumberMap<ConnId, Conn>,
     sessions: HashMap<Fingerprint, ConnId>,
     leaving: HashMap<Fingerprint, Leaving>,
     presences: Presences,
     windows: CoreWindows,
     abuse: Abuse,
-    pending: HashMap<u64, Pending>,
+    pending: NumberMap<u64, Pending>,
     next_ticket: u64,
     last_seq: u64,
     /// Accepted messages whose sender has not heard yet, by number.
-    awaiting: HashMap<u64, Awaiting>,
+    awaiting: NumberMap<u64, Awaiting>,
     /// When each of them hears `queued`, in order: everybody waits equally long.
     patience: VecDeque<(i64, u64)>,
     /// Confirmed messages whose removal is not committed yet.
-    confirming: HashSet<u64>,
+    confirming: HashSet<u64, RandomState>,
     timers: BTreeSet<(i64, Timer)>,
     effects: VecDeque<Effect>,
     custody_open: bool,
@@ -441,18 +445,18 @@ impl Core {
             relay_id: start.relay_id,
             signer: start.signer,
             rng: StdRng::from_seed(start.seed),
-            conns: HashMap::new(),
+            conns: NumberMap::default(),
             sessions: HashMap::new(),
             leaving: HashMap::new(),
             presences: Presences::default(),
             windows,
             abuse,
-            pending: HashMap::new(),
+            pending: NumberMap::default(),
             next_ticket: 0,
             last_seq: start.last_seq,
-            awaiting: HashMap::new(),
+            awaiting: NumberMap::default(),
             patience: VecDeque::new(),
-            confirming: HashSet::new(),
+            confirming: HashSet::default(),
             timers: BTreeSet::from([(now_ms, Timer::Sweep)]),
             effects: VecDeque::new(),
             custody_open: true,

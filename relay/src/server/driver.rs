@@ -1,6 +1,6 @@
 //! Carries out the effects of the core: the one task that owns it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::clock::Clock;
 use super::outbox::Outbox;
 use super::queue::{Group, QueueHandle};
-use crate::core::{ConnId, Core, Counters, Effect, Event, Inbound, Outgoing, Snapshot, Source};
+use crate::core::{ConnId, Core, Counters, Effect, Event, Inbound, NumberMap, Outgoing, Snapshot, Source};
 use crate::store::{RegistryOp, StoreAnswer, StoreFailed, StoreOp, registry};
 
 /// What waits for the core, each at most one read of a connection; when full, connections wait and stop reading.
@@ -135,7 +135,7 @@ pub(super) struct Driver {
     core: Core,
     clock: Clock,
     commands: mpsc::Receiver<Command>,
-    outboxes: HashMap<ConnId, Arc<Outbox>>,
+    outboxes: NumberMap<ConnId, Arc<Outbox>>,
     next_conn: ConnId,
     queue: QueueHandle,
     /// Operations for the queue that are not handed over yet.
@@ -161,7 +161,7 @@ impl Driver {
             core,
             clock,
             commands,
-            outboxes: HashMap::new(),
+            outboxes: NumberMap::default(),
             next_conn: 0,
             queue,
             queue_ops: Vec::new(),
