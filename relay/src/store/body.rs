@@ -1,8 +1,7 @@
 //! Message bodies at rest: XChaCha20-Poly1305, bound to the record that they stand in.
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use chacha20::hchacha;
-use chacha20::variants::R20;
+use chacha20::{R20, hchacha};
 use rand::Rng as _;
 use zeroize::Zeroizing;
 
@@ -64,7 +63,7 @@ impl BodyCipher {
     /// (draft-irtf-cfrg-xchacha-03 §2.3); the inner cipher is the assembly that TLS uses.
     fn for_nonce(&self, nonce: &[u8; NONCE]) -> (LessSafeKey, Nonce) {
         let (first, last) = nonce.split_first_chunk::<16>().expect("24 bytes");
-        let derived = Zeroizing::new(hchacha::<R20>(&(*self.key).into(), first.into()));
+        let derived = Zeroizing::new(<[u8; 32]>::from(hchacha::<R20>(&(*self.key).into(), first.into())));
         let key = UnboundKey::new(&CHACHA20_POLY1305, derived.as_slice()).expect("32 bytes");
         let mut short = [0; 12];
         short[4..].copy_from_slice(last);
