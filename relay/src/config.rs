@@ -45,6 +45,14 @@ pub struct Limits {
     pub global_per_minute: u32,
     /// `discover` frames per agent and minute.
     pub discover_per_minute: u32,
+    /// LOOKUP and SEARCH frames per agent and minute.
+    pub lookup_frames_per_minute: u32,
+    /// KEYS_CLAIM frames per agent and minute.
+    pub claims_per_minute: u32,
+    /// KEYS_CLAIM frames per agent, agent asked for, and hour.
+    pub claims_per_pair_hour: u32,
+    /// One-time keys of one agent that strangers get per hour.
+    pub claims_per_target_hour: u32,
     /// Frames other than messages per session and minute; above, the session is closed.
     pub frames_per_minute: u32,
     /// Malformed frames per session and minute; above, the session is closed.
@@ -164,6 +172,8 @@ pub struct Sybil {
 pub struct Queue {
     /// Seconds a message is kept.
     pub ttl_s: u32,
+    /// Most seconds that a sender of v2 may ask for.
+    pub max_ttl_s: u32,
     /// Messages one sender may have waiting for one recipient.
     pub per_pair: u32,
     /// Messages waiting for one recipient.
@@ -269,6 +279,10 @@ impl Default for RelayConfig {
                 source_per_minute: 120,
                 global_per_minute: 5000,
                 discover_per_minute: 10,
+                lookup_frames_per_minute: 60,
+                claims_per_minute: 30,
+                claims_per_pair_hour: 10,
+                claims_per_target_hour: 20,
                 frames_per_minute: 600,
                 junk_per_minute: 20,
                 search_per_minute: 120,
@@ -299,6 +313,7 @@ impl Default for RelayConfig {
             },
             queue: Queue {
                 ttl_s: 86_400,
+                max_ttl_s: 2_592_000,
                 per_pair: 100,
                 per_recipient: 500,
                 bytes_per_recipient: 10 << 20,

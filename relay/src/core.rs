@@ -12,7 +12,9 @@ mod inspect;
 mod login;
 mod pipeline;
 mod presence;
+mod refusal;
 mod scan;
+mod v2;
 mod windows;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -24,20 +26,24 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use sha2::{Digest as _, Sha256};
 use threadline::Fingerprint;
+use threadline::identity::PublicIdentity;
 use threadline::v1::close;
-use threadline::v1::envelope::{Envelope, Header};
+use threadline::v1::envelope::{self, Envelope, Header};
 use threadline::v1::frames::{Ack, AckStatus, ClientFrame, ErrorCode, FrameError, RelayError, ServerFrame};
 
 use crate::abuse::{Abuse, Pattern};
 use crate::config::RelayConfig;
-use crate::metrics::{Figures, Reject};
+use crate::metrics::Figures;
 use crate::store::{
-    QueueAnswer, QueueOp, QueueTotals, RegistryAnswer, RegistryOp, StoreAnswer, StoreFailed, StoreOp,
+    Departed, QueueAnswer, QueueOp, QueueTotals, RegistryAnswer, RegistryOp, StoreAnswer, StoreFailed,
+    StoreOp,
 };
+use crate::sybil::Price;
 use conn::{Conn, Phase, Session};
 pub use inspect::SessionInfo;
 use pipeline::{Awaiting, Submitted};
 use presence::{Leaving, Presences};
+pub use v2::{V2Carrier, V2Frame};
 use windows::CoreWindows;
 
 /// Number of a connection, never used twice by one edge.
@@ -63,8 +69,10 @@ pub struct Start {
     pub totals: QueueTotals,
     /// Name in tokens.
     pub relay_id: String,
-    /// Key that signs tokens.
+    /// Key that signs tokens, and what v2 says of the relay.
     pub signer: SigningKey,
+    /// Names that this relay answers for.
+    pub hosts: Vec<String>,
     /// Seed of everything random: nonces, session ids, jitter.
     pub seed: [u8; 32],
 }
@@ -79,7 +87,16 @@ pub enum Event {
         /// Where it comes from.
         source: Source,
     },
-    /// A text message arrived.
+    /// A connection that speaks v2 begins.
+    OpenedV2 {
+        /// Its number.
+        conn: ConnId,
+        /// Where it comes from.
+        source: Source,
+        /// What carries it.
+        carrier: V2Carrier,
+    },
+    /// A message arrived.
     Received {
         /// On which connection.
         conn: ConnId,
@@ -124,6 +141,11 @@ pub enum Event {
         /// The agent's key.
         key: [u8; 32],
     },
+    /// An operator emptied a mailbox.
+    Dropped {
+        /// What was in it.
+        gone: Vec<Departed>,
+    },
     /// An agent changed its entry by REST.
     Listed {
         /// Its key.
@@ -135,10 +157,10 @@ pub enum Event {
     Tick,
 }
 
-/// A text message of a client, read.
+/// A message of a client, read.
 #[derive(Debug)]
 pub struct Inbound {
-    /// Bytes of the text.
+    /// Bytes of it.
     pub bytes: usize,
     /// The frame, or why it is none.
     pub content: Result<InboundFrame, FrameError>,
@@ -151,6 +173,8 @@ pub enum InboundFrame {
     Message(Box<Submission>),
     /// Any other frame.
     Other(Box<ClientFrame>),
+    /// A frame of v2.
+    V2(Box<V2Frame>),
     /// A ping or pong of the carrier.
     Control,
 }
@@ -160,12 +184,35 @@ pub enum InboundFrame {
 pub struct Submission {
     /// Who writes to whom, or the id of what is malformed, where it has one.
     pub header: Result<Header, Option<String>>,
-    /// Its members, where a signature is to be checked.
-    pub sealed: Option<Box<Envelope>>,
-    /// Its text.
+    /// What is known of its signature.
+    pub signature: Signature,
+    /// The envelope as it came.
     pub body: Arc<[u8]>,
     /// SHA-256 of the text.
     pub hash: [u8; 32],
+}
+
+/// What is known of the signature of an envelope.
+#[derive(Debug)]
+pub enum Signature {
+    /// It needs none.
+    None,
+    /// A sealed envelope of v1, to be checked with the key of the session.
+    V1(Box<Envelope>),
+    /// An envelope of v2: whether it was signed by the key in its header.
+    V2(bool),
+}
+
+impl Signature {
+    /// Whether the envelope was signed by whom it needs to be.
+    fn holds(&self, key: &[u8; 32]) -> bool {
+        match self {
+            Self::None => true,
+            Self::V1(sealed) => PublicIdentity::from_bytes(key)
+                .is_ok_and(|key| envelope::check_signature(sealed, &key).is_ok()),
+            Self::V2(holds) => *holds,
+        }
+    }
 }
 
 impl Submission {
@@ -176,15 +223,22 @@ impl Submission {
         let body = bytes.into();
         let related = || envelope.text("messageId").filter(|id| id.len() <= 128).map(str::to_owned);
         let header = envelope.header().map_err(|_| related());
-        let sealed = envelope.is_sealed().then(|| Box::new(envelope));
-        Self { header, sealed, body, hash }
+        let signature =
+            if envelope.is_sealed() { Signature::V1(Box::new(envelope)) } else { Signature::None };
+        Self { header, signature, body, hash }
+    }
+
+    /// Takes an envelope as the bytes that it is.
+    fn of_bytes(header: Result<Header, Option<String>>, signature: Signature, bytes: Vec<u8>) -> Self {
+        let hash = Sha256::digest(&bytes).into();
+        Self { header, signature, body: bytes.into(), hash }
     }
 
     /// Takes an envelope that is not sealed as the text that it is.
     fn of_text(header: Header, text: &str) -> Self {
         Self {
             header: Ok(header),
-            sealed: None,
+            signature: Signature::None,
             body: text.as_bytes().into(),
             hash: Sha256::digest(text).into(),
         }
@@ -212,6 +266,32 @@ pub enum Outgoing {
     Frame(Box<ServerFrame>),
     /// A `message` frame around this envelope text.
     Message(Arc<[u8]>),
+    /// A frame of v2.
+    V2(Written),
+    /// A ping of the carrier.
+    Ping,
+}
+
+/// A frame of v2, ready to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Length and frame.
+    pub bytes: Vec<u8>,
+    /// What kind of frame it is, for carriers with several streams.
+    pub lane: Lane,
+}
+
+/// On which stream of a carrier with several a frame belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The one of the session; WELCOME is the first frame after which the client may say more.
+    Welcome,
+    /// The one of the session.
+    Control,
+    /// The stream that the SEND with this number came on.
+    Answer(u32),
+    /// The stream of what one sender says in one thread.
+    Delivery([u8; 16], [u8; 8]),
 }
 
 impl Outgoing {
@@ -236,6 +316,8 @@ impl Outgoing {
                 }
                 frame => out.extend_from_slice(frame.to_text().as_bytes()),
             },
+            Self::V2(frame) => out.extend_from_slice(&frame.bytes),
+            Self::Ping => {}
         }
     }
 
@@ -243,7 +325,8 @@ impl Outgoing {
     pub fn text_length(&self) -> Option<usize> {
         match self {
             Self::Message(body) => Some(MESSAGE.len() + body.len() + 1),
-            Self::Frame(_) => None,
+            Self::V2(frame) => Some(frame.bytes.len()),
+            Self::Frame(_) | Self::Ping => None,
         }
     }
 }
@@ -358,6 +441,10 @@ pub struct Snapshot {
     pub agents: usize,
     /// Open sockets.
     pub connections: usize,
+    /// Live sessions by what carries them.
+    pub carriers: [(&'static str, usize); 3],
+    /// Messages written and not confirmed.
+    pub unconfirmed: usize,
     /// Totals of the queue.
     pub queue: QueueTotals,
     /// Agents with a message in the last five minutes.
@@ -384,7 +471,10 @@ enum Pending {
     Standing(Box<Submitted>),
     Backlog(ConnId),
     Confirm(Fingerprint, Vec<u64>),
+    /// A message that its recipient does not want.
+    Refused(Fingerprint, u64),
     Discover(ConnId, threadline::v1::frames::DiscoverFilter),
+    V2(ConnId, v2::Pending),
     Ban(Fingerprint),
     /// Whether the address somebody wrote to was ever here.
     Lookup(Fingerprint),
@@ -410,9 +500,14 @@ pub struct Core {
     config: Arc<RelayConfig>,
     relay_id: String,
     signer: SigningKey,
+    hosts: Vec<String>,
     rng: StdRng,
     conns: NumberMap<ConnId, Conn>,
+    /// Sessions of v1.
     sessions: HashMap<Fingerprint, ConnId>,
+    /// Sessions of v2: one per device.
+    devices: HashMap<Fingerprint, Vec<ConnId>>,
+    price: Price,
     leaving: HashMap<Fingerprint, Leaving>,
     presences: Presences,
     windows: CoreWindows,
@@ -444,9 +539,12 @@ impl Core {
             config,
             relay_id: start.relay_id,
             signer: start.signer,
+            hosts: start.hosts,
             rng: StdRng::from_seed(start.seed),
             conns: NumberMap::default(),
             sessions: HashMap::new(),
+            devices: HashMap::new(),
+            price: Price::default(),
             leaving: HashMap::new(),
             presences: Presences::default(),
             windows,
@@ -471,6 +569,7 @@ impl Core {
     pub fn handle(&mut self, event: Event, now_ms: i64) {
         match event {
             Event::Opened { conn, source } => self.opened(conn, source, now_ms),
+            Event::OpenedV2 { conn, source, carrier } => self.opened_v2(conn, source, carrier, now_ms),
             Event::Received { conn, inbound } => self.received(conn, inbound, now_ms),
             Event::Closed { conn } => self.closed(conn, now_ms),
             Event::Stored { ticket, answer } => self.stored(ticket, answer, now_ms),
@@ -478,6 +577,7 @@ impl Core {
             Event::Banned { address, until_ms } => self.end_banned(&address, until_ms, now_ms),
             Event::UnknownLookup { key } => self.looked_up_unknown(&key, now_ms),
             Event::BridgeAwaits { agent, thread, waits } => self.bridge_awaits(agent, thread, waits),
+            Event::Dropped { gone } => self.dropped(gone, now_ms),
             Event::Listed { key, listed } => self.listed(&key, listed),
             Event::Tick => {}
         }
@@ -498,14 +598,26 @@ impl Core {
 
     /// Whether the agent has a live session, or had one less than three seconds ago.
     pub fn is_online(&self, address: &Fingerprint) -> bool {
-        self.sessions.contains_key(address) || self.leaving.contains_key(address)
+        self.is_live(address) || self.leaving.contains_key(address)
     }
 
     /// Numbers for `/health`.
     pub fn snapshot(&mut self, now_ms: i64) -> Snapshot {
+        let mut carriers = [("ws1", 0), ("ws2", 0), ("quic", 0)];
+        let mut unconfirmed = 0;
+        for session in self.conns.values().filter_map(Conn::session) {
+            unconfirmed += session.delivery.flight.len();
+            let carrier = session.device.as_ref().map_or("ws1", |device| device.carrier());
+            if let Some((_, count)) = carriers.iter_mut().find(|(name, _)| *name == carrier) {
+                *count += 1;
+            }
+        }
         Snapshot {
-            agents: self.sessions.len(),
+            agents: self.sessions.len()
+                + self.devices.keys().filter(|address| !self.sessions.contains_key(address)).count(),
             connections: self.conns.len(),
+            carriers,
+            unconfirmed,
             queue: self.totals,
             tracked_agents: self.abuse.tracked(),
             new_agents: self.windows.newcomers.count(&(), now_ms) as usize,
@@ -525,16 +637,26 @@ impl Core {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.bytes_before_login += inbound.bytes;
         let phase = match &conn.phase {
+            Phase::Greeting(_) if conn.bytes_before_login > v2::MAX_BYTES => {
+                return self.drop_conn(id, close::TOO_LARGE, "Too much before login", now_ms);
+            }
             Phase::Challenged(_) | Phase::LoggingIn(_) if conn.bytes_before_login > login::MAX_BYTES => {
                 return self.drop_conn(id, close::TOO_LARGE, "Too much before login", now_ms);
             }
             phase => phase.kind(),
         };
+        let v2 = conn.is_v2();
         let frame = match inbound.content {
             Ok(frame) => frame,
             Err(error) => return self.junk(id, &error, now_ms),
         };
         match (phase, frame) {
+            (_, InboundFrame::V2(frame)) => self.received_v2(id, *frame, now_ms),
+            (_, _) if v2 => {
+                if let Some(session) = self.session_mut(id) {
+                    session.unanswered = 0;
+                }
+            }
             (conn::Kind::Before, InboundFrame::Other(frame)) if matches!(*frame, ClientFrame::Auth(_)) => {
                 if let ClientFrame::Auth(auth) = *frame {
                     self.authenticate(id, *auth, now_ms);
@@ -606,11 +728,11 @@ impl Core {
             (Pending::Accept(sub), Ok(StoreAnswer::Queue(QueueAnswer::Accepted(outcome)))) => {
                 self.accepted(*sub, outcome, now_ms);
             }
-            (Pending::Accept(sub), _) => self.not_stored(*sub),
+            (Pending::Accept(sub), _) => self.not_stored(&sub),
             (Pending::Standing(sub), Ok(StoreAnswer::Queue(QueueAnswer::Standing { standing, reply }))) => {
                 self.standing(*sub, standing, reply, now_ms);
             }
-            (Pending::Standing(sub), _) => self.reject(sub.sender, &sub.id, "Relay storage unavailable"),
+            (Pending::Standing(sub), _) => self.reject(&sub, &refusal::Refusal::Storage),
             (Pending::Backlog(conn), Ok(StoreAnswer::Queue(QueueAnswer::Backlog { rows, more }))) => {
                 self.backlog(conn, rows, more, now_ms);
             }
@@ -619,7 +741,15 @@ impl Core {
                 for message in &gone {
                     self.figures.deliver.add((now_ms - message.stored_ms) as f64);
                 }
-                self.confirmed(&seqs, gone);
+                self.confirmed(&seqs, gone, now_ms);
+            }
+            (Pending::Refused(_, seq), Ok(StoreAnswer::Queue(QueueAnswer::Confirmed(gone)))) => {
+                self.confirming.remove(&seq);
+                self.awaiting.remove(&seq);
+                self.dropped(gone, now_ms);
+            }
+            (Pending::Refused(recipient, seq), _) => {
+                self.timers.insert((now_ms + RETRY_MS, Timer::Confirm(recipient, vec![seq])));
             }
             (Pending::Confirm(recipient, seqs), _) => {
                 self.timers.insert((now_ms + RETRY_MS, Timer::Confirm(recipient, seqs)));
@@ -633,6 +763,7 @@ impl Core {
             (Pending::Lookup(sender), Ok(StoreAnswer::Registry(RegistryAnswer::Known(false)))) => {
                 self.wrote_to_unknown(&sender, now_ms);
             }
+            (Pending::V2(conn, pending), answer) => self.stored_v2(conn, pending, answer, now_ms),
             (Pending::Ban(address), answer) => self.banned(&address, answer, now_ms),
             (Pending::Sweep, Ok(StoreAnswer::Queue(QueueAnswer::Expired(gone)))) => {
                 self.expired(gone, now_ms);
@@ -683,6 +814,7 @@ impl Core {
                     self.drop_conn(id, close::AUTH_TIMEOUT, "Authentication timed out", now_ms);
                 }
             }
+            Phase::Greeting(_) => self.greeting_due(id, now_ms),
             Phase::TokenOnly => self.drop_conn(id, close::NORMAL, "Token session ended", now_ms),
             Phase::Live(_) => self.session_due(id, now_ms),
         }
@@ -712,7 +844,8 @@ impl Core {
 
     /// Closes a connection from our side and forgets it.
     fn drop_conn(&mut self, id: ConnId, code: u16, reason: &'static str, now_ms: i64) {
-        if self.conns.contains_key(&id) {
+        if let Some(conn) = self.conns.get(&id) {
+            let code = if conn.is_v2() { v2::close_code(code) } else { code };
             self.effects.push_back(Effect::Close { conn: id, code, reason });
             self.closed(id, now_ms);
         }
@@ -727,9 +860,21 @@ impl Core {
         if let Phase::Live(session) = conn.phase {
             self.presences.forget(id, &session);
             self.give_back(&session);
-            if self.sessions.get(&session.address) == Some(&id) {
-                self.sessions.remove(&session.address);
-                self.start_leaving(*session, now_ms);
+            let address = session.address;
+            let listed = if session.device.is_some() {
+                self.forget_device(&address, id)
+            } else if self.sessions.get(&address) == Some(&id) {
+                self.sessions.remove(&address).is_some()
+            } else {
+                false
+            };
+            if listed {
+                let device = session.device.as_ref().map(|device| device.id);
+                if self.is_live(&address) {
+                    self.left_beside_others(&address, device, session.key, now_ms);
+                } else {
+                    self.start_leaving(*session, now_ms);
+                }
             }
         }
     }
@@ -749,6 +894,12 @@ impl Core {
     }
 
     fn send(&mut self, conn: ConnId, frame: ServerFrame) {
+        if self.conns.get(&conn).is_some_and(Conn::is_v2) {
+            if let Some(frame) = v2::translate(&frame) {
+                self.write_v2(conn, frame);
+            }
+            return;
+        }
         self.effects.push_back(Effect::Send { conn, what: Outgoing::Frame(Box::new(frame)) });
     }
 

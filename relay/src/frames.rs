@@ -12,7 +12,7 @@ pub enum Incoming<'a> {
     /// A text message.
     Text(&'a str),
     /// A binary message.
-    Binary,
+    Binary(&'a [u8]),
     /// To be answered with a pong.
     Ping(&'a [u8]),
     /// An answer that nobody asked for.
@@ -172,7 +172,7 @@ fn message(
     hear: &mut impl FnMut(Incoming<'_>) -> bool,
 ) -> Result<bool, ProtocolError> {
     if !text {
-        return Ok(hear(Incoming::Binary));
+        return Ok(hear(Incoming::Binary(payload)));
     }
     std::str::from_utf8(payload).map(|text| hear(Incoming::Text(text))).map_err(|_| NOT_UTF8)
 }
@@ -224,8 +224,12 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
 
 /// Opcode of a text frame.
 pub const TEXT: u8 = 1;
+/// Opcode of a binary frame.
+pub const BINARY: u8 = 2;
 /// Opcode of a close frame.
 pub const CLOSE: u8 = 8;
+/// Opcode of a ping.
+pub const PING: u8 = 9;
 /// Opcode of a pong.
 pub const PONG: u8 = 10;
 

@@ -18,6 +18,7 @@ mod rest;
 mod source;
 mod tls;
 mod webhook;
+mod well_known;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -28,13 +29,14 @@ use std::time::Duration;
 use instar_durable::{Database, DatabaseError, Durability, OpenOptions};
 use rand::Rng as _;
 use threadline::identity::Identity;
+use threadline::v2::frames::{Frame, GoAway};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
 use crate::config::{DurabilityMode, RelayConfig};
-use crate::core::{Core, Counters, Start};
+use crate::core::{Core, Counters, Lane, Outgoing, Start, Written};
 use crate::keys;
 use crate::lock::{DataDirError, DataDirLock};
 use crate::registry::import::Report;
@@ -50,6 +52,10 @@ use queue::QueueHandle;
 /// Longest time over which the closes of a stop are spread.
 const SPREAD: Duration = Duration::from_secs(5);
 const SPREAD_EACH: Duration = Duration::from_millis(50);
+/// Time in which clients of v2 shall have gone elsewhere, in milliseconds.
+const AWAY_MS: u64 = 5_000;
+/// WebSocket/2: the relay stops.
+const AWAY_V2: u16 = 4_000 + threadline::v2::session::close::DRAINING;
 
 /// Why the relay does not run.
 #[derive(Debug, thiserror::Error)]
@@ -178,7 +184,8 @@ pub async fn serve(
     let listener =
         tokio::net::TcpListener::from_std(listener).map_err(|source| listen_error(&config, source))?;
 
-    let mut core = prepared.core(Arc::clone(&config), &clock);
+    let hosts = well_known::hosts(&config, address);
+    let mut core = prepared.core(Arc::clone(&config), hosts.clone(), &clock);
     let bridge = prepared
         .bridge
         .map(|key| Arc::new(a2a::Bridge::new(Identity::from_seed(&key.to_bytes()), &config.a2a)));
@@ -202,6 +209,9 @@ pub async fn serve(
         grown,
         relay_id: prepared.relay_id,
         verifier: prepared.signer.verifying_key(),
+        signer: prepared.signer,
+        hosts,
+        quic: None,
         cursor_secret: prepared.cursor_secret,
         sources: source::Sources::new(&prepared.source_key, config.trusted_proxies.clone()),
         limits: rest::RestLimits::new(&config),
@@ -305,9 +315,13 @@ async fn drain(state: &Shared, hurry: &CancellationToken) {
 /// Closes all sessions with 1001, spread over time.
 async fn close_all(state: &Shared, hurry: &CancellationToken) {
     let outboxes = state.driver.outboxes().await;
+    let away = GoAway { code: "draining".into(), after_ms: AWAY_MS, alt: Vec::new() };
+    let away = Outgoing::V2(Written { bytes: Frame::from(away).encode(), lane: Lane::Control });
+    outboxes.iter().filter(|outbox| outbox.is_v2()).for_each(|outbox| outbox.push(&away));
     let pause = SPREAD_EACH.min(SPREAD / u32::try_from(outboxes.len()).unwrap_or(u32::MAX).max(1));
     for outbox in outboxes {
-        outbox.close(threadline::v1::close::GOING_AWAY, "Relay is stopping");
+        let code = if outbox.is_v2() { AWAY_V2 } else { threadline::v1::close::GOING_AWAY };
+        outbox.close(code, "Relay is stopping");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = hurry.cancelled() => {}
@@ -339,6 +353,11 @@ struct Shared {
     grown: Arc<tokio::sync::Notify>,
     relay_id: String,
     verifier: ed25519_dalek::VerifyingKey,
+    signer: ed25519_dalek::SigningKey,
+    /// Names that this relay answers for.
+    hosts: Vec<String>,
+    /// Where QUIC is spoken.
+    quic: Option<SocketAddr>,
     cursor_secret: [u8; 32],
     sources: source::Sources,
     limits: rest::RestLimits,
@@ -402,12 +421,13 @@ impl Prepared {
         Ok(Self { queue, registry, signer, bridge, relay_id, source_key, cursor_secret, last_seq, totals })
     }
 
-    fn core(&self, config: Arc<RelayConfig>, clock: &Clock) -> Core {
+    fn core(&self, config: Arc<RelayConfig>, hosts: Vec<String>, clock: &Clock) -> Core {
         let start = Start {
             last_seq: self.last_seq,
             totals: self.totals,
             relay_id: self.relay_id.clone(),
             signer: self.signer.clone(),
+            hosts,
             seed: *fresh(),
         };
         Core::new(config, start, clock.now_ms())

@@ -26,3 +26,5 @@ mod process;
 mod service;
 #[path = "all/storage.rs"]
 mod storage;
+#[path = "all/v2.rs"]
+mod v2;

@@ -51,6 +51,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("transcript_line", transcript_line),
     ("startup_dialogs", startup_dialogs),
     ("relay_session", relay::relay_session),
+    ("relay_v2_session", relay::relay_v2_session),
     ("relay_request", relay::relay_request),
     ("relay_search", relay::relay_search),
     ("relay_a2a", relay::relay_a2a),

@@ -55,7 +55,7 @@ impl Core {
         }
         match self.abuse.contacted(sender, recipient, now_ms) {
             Contact::Again => {}
-            Contact::Fresh if self.sessions.contains_key(recipient) => {}
+            Contact::Fresh if self.is_live(recipient) => {}
             Contact::Fresh => {
                 self.store_registry(Pending::Lookup(*sender), RegistryOp::Known { address: *recipient });
             }
@@ -73,7 +73,7 @@ impl Core {
     pub(super) fn looked_up_unknown(&mut self, key: &[u8; 32], now_ms: i64) {
         let Some(address) = key.first_chunk().map(|bytes| Fingerprint::from_bytes(*bytes)) else { return };
         let Some(pattern) = self.abuse.unknown_address(&address, now_ms) else { return };
-        if self.sessions.contains_key(&address) {
+        if self.is_live(&address) {
             self.judge(&address, Some(pattern), now_ms);
         } else {
             self.ban(*key, address, pattern, now_ms);
@@ -83,12 +83,15 @@ impl Core {
     /// Bans the key of a live session; the session ends when the ban is stored.
     fn judge(&mut self, address: &Fingerprint, found: Option<Pattern>, now_ms: i64) {
         let Some(pattern) = found else { return };
-        let Some(conn) = self.sessions.get(address).copied() else { return };
-        let Some(session) = self.session_mut(conn) else { return };
-        if std::mem::replace(&mut session.banned, true) {
-            return;
+        let conns = self.conns_of(address);
+        let mut key = None;
+        for conn in conns {
+            let Some(session) = self.session_mut(conn) else { continue };
+            if !std::mem::replace(&mut session.banned, true) {
+                key = Some(session.key);
+            }
         }
-        let key = session.key;
+        let Some(key) = key else { return };
         self.ban(key, *address, pattern, now_ms);
     }
 
@@ -115,7 +118,7 @@ impl Core {
 
     /// Ends the session of a banned identity.
     pub(super) fn end_banned(&mut self, address: &Fingerprint, until_ms: i64, now_ms: i64) {
-        if let Some(conn) = self.sessions.get(address).copied() {
+        for conn in self.conns_of(address) {
             self.send_error(conn, ErrorCode::Banned, banned_text(until_ms));
             self.drop_conn(conn, close::BANNED, "Banned", now_ms);
         }

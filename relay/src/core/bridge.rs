@@ -20,6 +20,11 @@ impl Core {
         self.bridge = Some(Bridge { address, awaited: HashSet::new() });
     }
 
+    /// The bridge's address.
+    pub(super) fn bridge_address(&self) -> Option<Fingerprint> {
+        self.bridge.as_ref().map(|bridge| bridge.address)
+    }
+
     /// Whether this is the bridge, whose callers have limits of their own.
     pub(super) fn is_bridge(&self, address: &Fingerprint) -> bool {
         self.bridge.as_ref().is_some_and(|bridge| bridge.address == *address)

@@ -7,6 +7,7 @@ use threadline::identity::LoginNonce;
 use threadline::v1::frames::{Auth, Metadata, Visibility};
 
 use super::Source;
+use super::v2::{Device, Greeting};
 use crate::store::{Row, TierCounts};
 
 pub(super) struct Conn {
@@ -25,6 +26,8 @@ pub(super) enum Phase {
     LoggingIn(Box<LoggingIn>),
     /// Has a token, may do nothing.
     TokenOnly,
+    /// Speaks v2 and is not logged in yet.
+    Greeting(Box<Greeting>),
     /// Logged in.
     Live(Box<Session>),
 }
@@ -39,7 +42,7 @@ pub(super) enum Kind {
 impl Phase {
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Challenged(_) | Self::LoggingIn(_) => Kind::Before,
+            Self::Challenged(_) | Self::LoggingIn(_) | Self::Greeting(_) => Kind::Before,
             Self::TokenOnly => Kind::TokenOnly,
             Self::Live(_) => Kind::Live,
         }
@@ -73,6 +76,10 @@ pub(super) struct Session {
     pub(super) heartbeat_ms: i64,
     pub(super) unanswered: u8,
     pub(super) banned: bool,
+    /// Who may see it even when it is private.
+    pub(super) siblings: Box<[Fingerprint]>,
+    /// Its device, if it speaks v2.
+    pub(super) device: Option<Box<Device>>,
     pub(super) delivery: Delivery,
 }
 
@@ -96,6 +103,8 @@ pub(super) struct Delivery {
     /// Whether nothing is waiting in storage behind `read_to`.
     pub(super) caught_up: bool,
     pub(super) reading: bool,
+    /// The read that is under way began too late: it counts for nothing.
+    pub(super) outdated: bool,
     /// Something was stored while a read was under way.
     pub(super) behind: bool,
     pub(super) flight: VecDeque<InFlight>,
@@ -109,6 +118,8 @@ pub(super) struct Delivery {
     pub(super) ping_due_ms: Option<i64>,
     pub(super) redeliver_ms: Option<i64>,
     pub(super) retry_ms: Option<i64>,
+    /// Deliveries that were not taken and are offered again later: when, and which.
+    pub(super) deferred: VecDeque<(i64, u64)>,
     /// Second of the slow drain, and messages drained in it.
     pub(super) drained: (i64, u32),
 }
@@ -143,6 +154,15 @@ impl Conn {
         match &mut self.phase {
             Phase::Live(session) => Some(session),
             _ => None,
+        }
+    }
+
+    /// Whether it speaks v2.
+    pub(super) fn is_v2(&self) -> bool {
+        match &self.phase {
+            Phase::Greeting(_) => true,
+            Phase::Live(session) => session.device.is_some(),
+            Phase::Challenged(_) | Phase::LoggingIn(_) | Phase::TokenOnly => false,
         }
     }
 

@@ -4,6 +4,8 @@ use threadline::v1::close;
 use threadline::v1::frames::{Ack, AckStatus, ServerFrame};
 
 use super::conn::{Delivery, InFlight, Ping, Session};
+use super::pipeline::is_sealed;
+use super::v2::Device;
 use super::{ConnId, Core, Effect, Outgoing, Pending, RETRY_MS};
 use crate::store::{QueueOp, Row};
 
@@ -22,6 +24,9 @@ const PONG_WITHIN_MS: i64 = 20_000;
 /// Unanswered pings after which the next heartbeat closes.
 const MISSED: u8 = 3;
 const PINGS_KEPT: usize = 64;
+/// The carrier of v2 is pinged this often.
+pub(super) const HEARTBEAT_V2_MS: i64 = 30_000;
+const MISSED_V2: u8 = 2;
 
 impl Core {
     pub(super) fn read_backlog(&mut self, id: ConnId, now_ms: i64) {
@@ -41,6 +46,9 @@ impl Core {
     pub(super) fn backlog(&mut self, id: ConnId, rows: Vec<Row>, more: bool, now_ms: i64) {
         let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
         delivery.reading = false;
+        if std::mem::take(&mut delivery.outdated) {
+            return self.read_backlog(id, now_ms);
+        }
         let new = rows.into_iter().filter(|row| row.seq > delivery.read_to);
         delivery.ready.extend(new);
         delivery.read_to = delivery.ready.back().map_or(delivery.read_to, |row| row.seq);
@@ -75,18 +83,31 @@ impl Core {
     }
 
     /// Writes what may be written now.
-    fn pump(&mut self, id: ConnId, now_ms: i64) {
+    pub(super) fn pump(&mut self, id: ConnId, now_ms: i64) {
+        let Some(address) = self.address(id) else { return };
+        // A newer session may have taken over.
+        if self.reader(&address, false) != Some(id) {
+            return;
+        }
+        let bridge = self.bridge_address();
         let Some(session) = self.conns.get_mut(&id).and_then(|conn| conn.session_mut()) else { return };
-        let delivery = &mut session.delivery;
+        let Session { delivery, device, .. } = session;
         let mut wake = None;
         while let Some(row) = delivery.ready.front() {
             let again = delivery.flight.iter().position(|sent| sent.seq == row.seq);
             let written = again.and_then(|at| delivery.flight.get(at)).is_some_and(|sent| !sent.again);
-            if written || row.expires_ms <= now_ms || self.confirming.contains(&row.seq) {
+            let unreadable = device.is_none() && is_sealed(&row.body);
+            let deferred = delivery.deferred.iter().any(|(_, seq)| *seq == row.seq);
+            if written
+                || row.expires_ms <= now_ms
+                || unreadable
+                || deferred
+                || self.confirming.contains(&row.seq)
+            {
                 delivery.ready.pop_front();
                 continue;
             }
-            if again.is_none() && !delivery.has_room_for(row.body.len()) {
+            if again.is_none() && !delivery.has_room_for(row.body.len(), device.as_deref()) {
                 break;
             }
             if row.seq <= delivery.old_to {
@@ -102,12 +123,18 @@ impl Core {
             }
             let Some(row) = delivery.ready.pop_front() else { break };
             delivery.note_written(&row, again);
+            if let Some(device) = device {
+                if let Some(what) = device.delivery(&row, bridge.as_ref()) {
+                    self.effects.push_back(Effect::Send { conn: id, what });
+                }
+                continue;
+            }
             let due = delivery.ping_due_ms.get_or_insert(now_ms + PING_AFTER_MS);
             wake = Some(wake.map_or(*due, |at: i64| at.min(*due)));
             self.effects.push_back(Effect::Send { conn: id, what: Outgoing::Message(row.body) });
         }
         let next = delivery.ready.front().map_or(0, |row| row.body.len());
-        let full = !delivery.has_room_for(next.max(1));
+        let full = !delivery.has_room_for(next.max(1), device.as_deref());
         let more = delivery.ready.is_empty() && !delivery.caught_up && (!full || delivery.resends());
         let ping_now = full && delivery.ping_due_ms.is_some();
         if let Some(at) = wake {
@@ -122,6 +149,9 @@ impl Core {
     }
 
     fn ping(&mut self, id: ConnId, now_ms: i64) {
+        if self.conns.get(&id).is_some_and(super::conn::Conn::is_v2) {
+            return self.effects.push_back(Effect::Send { conn: id, what: Outgoing::Ping });
+        }
         let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
         delivery.ping_due_ms = None;
         delivery.written += 1;
@@ -179,11 +209,20 @@ impl Core {
         true
     }
 
-    fn confirm(&mut self, id: ConnId, seqs: Vec<u64>, now_ms: i64) {
+    pub(super) fn confirm(&mut self, id: ConnId, seqs: Vec<u64>, now_ms: i64) {
         let Some(recipient) = self.address(id) else { return };
         self.confirming.extend(&seqs);
         let pending = Pending::Confirm(recipient, seqs.clone());
         self.store_queue(pending, QueueOp::Confirm { recipient, seqs, now_ms });
+        self.pump(id, now_ms);
+    }
+
+    /// The node does not want a message: it leaves custody.
+    pub(super) fn drop_delivery(&mut self, id: ConnId, seq: u64, now_ms: i64) {
+        let Some(recipient) = self.address(id) else { return };
+        self.confirming.insert(seq);
+        let op = QueueOp::Confirm { recipient, seqs: vec![seq], now_ms };
+        self.store_queue(Pending::Refused(recipient, seq), op);
         self.pump(id, now_ms);
     }
 
@@ -196,11 +235,13 @@ impl Core {
     pub(super) fn session_due(&mut self, id: ConnId, now_ms: i64) {
         let Some(session) = self.session_mut(id) else { return };
         if session.heartbeat_ms <= now_ms {
-            if session.unanswered >= MISSED {
+            let missed = if session.device.is_some() { MISSED_V2 } else { MISSED };
+            if session.unanswered >= missed {
                 return self.drop_conn(id, close::HEARTBEAT_LOST, "Heartbeat lost", now_ms);
             }
             session.unanswered += 1;
-            let next = now_ms + self.next_heartbeat();
+            let v2 = session.device.is_some();
+            let next = now_ms + if v2 { HEARTBEAT_V2_MS } else { self.next_heartbeat() };
             if let Some(session) = self.session_mut(id) {
                 session.heartbeat_ms = next;
             }
@@ -215,15 +256,42 @@ impl Core {
         if redeliver {
             self.redeliver(id);
         }
+        self.offer_deferred(id, now_ms);
         self.pump(id, now_ms);
         if ping {
             self.ping(id, now_ms);
         }
         let Some(session) = self.session(id) else { return };
         let delivery = &session.delivery;
-        let due = [delivery.ping_due_ms, delivery.redeliver_ms, delivery.retry_ms];
+        let deferred = delivery.deferred.front().map(|(at, _)| *at);
+        let due = [delivery.ping_due_ms, delivery.redeliver_ms, delivery.retry_ms, deferred];
         let next = due.into_iter().flatten().fold(session.heartbeat_ms, i64::min);
         self.wake(id, next);
+    }
+
+    /// Deliveries that were not taken are offered again when their time has come.
+    fn offer_deferred(&mut self, id: ConnId, now_ms: i64) {
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
+        let mut first = None;
+        while let Some((at, seq)) = delivery.deferred.front().copied()
+            && at <= now_ms
+        {
+            delivery.deferred.pop_front();
+            first = Some(first.map_or(seq, |first: u64| first.min(seq)));
+        }
+        if let Some(first) = first {
+            self.counters.redelivered += 1;
+            self.read_again_from(id, first);
+        }
+    }
+
+    /// What is stored from `first` on is looked at again; what is in flight is passed over.
+    pub(super) fn read_again_from(&mut self, id: ConnId, first: u64) {
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
+        delivery.ready.clear();
+        delivery.read_to = delivery.read_to.min(first.saturating_sub(1));
+        delivery.caught_up = false;
+        delivery.outdated = delivery.reading;
     }
 
     fn redeliver(&mut self, id: ConnId) {
@@ -234,20 +302,17 @@ impl Core {
         let Some(first) = delivery.flight.iter().map(|sent| sent.seq).min() else { return };
         delivery.resent_at = delivery.written;
         delivery.flight.iter_mut().for_each(|sent| sent.again = true);
-        delivery.ready.clear();
-        delivery.read_to = first - 1;
-        delivery.caught_up = false;
-        // A read that is under way began behind the rows that are needed again.
-        delivery.behind = true;
         let again = delivery.flight.len() as u64;
         self.counters.redelivered += again;
+        self.read_again_from(id, first);
     }
 }
 
 impl Delivery {
-    fn has_room_for(&self, size: usize) -> bool {
-        self.flight.is_empty()
-            || (self.flight.len() < IN_FLIGHT && self.flight_bytes + size <= IN_FLIGHT_BYTES)
+    fn has_room_for(&self, size: usize, device: Option<&Device>) -> bool {
+        let places = device.map_or(self.flight.len() < IN_FLIGHT, |device| device.machine.credit() > 0);
+        let first = self.flight.is_empty() && device.is_none();
+        first || (places && (self.flight.is_empty() || self.flight_bytes + size <= IN_FLIGHT_BYTES))
     }
 
     fn resends(&self) -> bool {

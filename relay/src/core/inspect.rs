@@ -28,6 +28,10 @@ pub struct SessionInfo {
     pub source: [u8; 16],
     /// Counters of a young identity.
     pub tier: Option<TierCounts>,
+    /// What carries it: `ws1`, `ws2` or `quic`.
+    pub carrier: &'static str,
+    /// Its device, if it speaks v2.
+    pub device: Option<String>,
     /// Messages written and not confirmed.
     pub in_flight: usize,
 }
@@ -35,19 +39,20 @@ pub struct SessionInfo {
 impl Core {
     /// The live session of an agent.
     pub fn session_info(&self, address: &Fingerprint) -> Option<SessionInfo> {
-        let conn = *self.sessions.get(address)?;
+        let conn = self.active_device(address).or_else(|| self.sessions.get(address).copied())?;
         self.session(conn).map(|session| info(conn, session))
     }
 
     /// Live sessions in the order of their addresses, from behind `after` on.
     pub fn sessions_after(&self, after: Option<Fingerprint>, most: usize) -> Vec<SessionInfo> {
         let behind = |address: &&Fingerprint| after.is_none_or(|after| **address > after);
-        let mut addresses: Vec<Fingerprint> = self.sessions.keys().filter(behind).copied().collect();
+        let mut addresses: Vec<Fingerprint> =
+            self.sessions.keys().chain(self.devices.keys()).filter(behind).copied().collect();
+        addresses.sort_unstable();
+        addresses.dedup();
         if addresses.len() > most {
-            addresses.select_nth_unstable(most);
             addresses.truncate(most);
         }
-        addresses.sort_unstable();
         addresses.iter().filter_map(|address| self.session_info(address)).collect()
     }
 }
@@ -63,6 +68,8 @@ fn info(conn: ConnId, session: &Session) -> SessionInfo {
         first_seen_ms: session.first_seen_ms,
         source: session.source.pseudonym,
         tier: session.tier.as_deref().cloned(),
+        carrier: session.device.as_ref().map_or("ws1", |device| device.carrier()),
+        device: session.device.as_ref().map(|device| hex::encode(device.id.0)),
         in_flight: session.delivery.flight.len(),
     }
 }

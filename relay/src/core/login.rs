@@ -4,7 +4,7 @@ use threadline::Fingerprint;
 use threadline::identity::LoginNonce;
 use threadline::time::iso_ms;
 use threadline::v1::close;
-use threadline::v1::frames::{Auth, AuthOk, ErrorCode, ServerFrame, Visibility};
+use threadline::v1::frames::{Auth, AuthOk, ErrorCode, Metadata, RegistryWish, ServerFrame, Visibility};
 
 use super::conn::{Conn, Delivery, LoggingIn, Phase, Session, Subscription};
 use super::{ConnId, Core, Pending, Source};
@@ -22,7 +22,24 @@ const HEARTBEAT_MS: u64 = 60_000;
 const BEFORE_LOGIN: u32 = 1_024;
 const BEFORE_LOGIN_PER_SOURCE: u32 = 16;
 /// An identity is young for a day.
-const YOUNG_MS: i64 = 86_400_000;
+pub(super) const YOUNG_MS: i64 = 86_400_000;
+
+/// What an agent tells of itself and wants, whatever it speaks.
+pub(super) struct Wish<'a> {
+    pub(super) metadata: &'a Metadata,
+    pub(super) registry: Option<&'a RegistryWish>,
+    pub(super) visibility: Visibility,
+    pub(super) token_only: bool,
+    pub(super) v2: bool,
+}
+
+/// What storage says of an identity that is let in.
+pub(super) struct Admitted {
+    pub(super) first_seen_ms: i64,
+    pub(super) counts: TierCounts,
+    pub(super) listing: Listing,
+    pub(super) framework_visible: bool,
+}
 
 /// Text of a `banned` error; clients look for `until <ISO>`.
 pub(super) fn banned_text(until_ms: i64) -> String {
@@ -31,22 +48,26 @@ pub(super) fn banned_text(until_ms: i64) -> String {
 
 impl Core {
     pub(super) fn opened(&mut self, id: ConnId, source: Source, now_ms: i64) {
-        self.counters.connections += 1;
         if let Some(refusal) = self.refuse_connection(&source, now_ms) {
             self.send_auth_error(id, ErrorCode::RateLimited, refusal);
             let (code, reason) = (close::AUTH_RATE_LIMITED, "Too many connections");
             return self.effects.push_back(super::Effect::Close { conn: id, code, reason });
         }
-        self.windows.entered(&source);
         let nonce = LoginNonce::from_bytes(&self.random());
         self.send(id, ServerFrame::Challenge(nonce.as_str().to_owned()));
-        let phase = Phase::Challenged(Box::new(nonce));
-        let conn = Conn { source, opened_ms: now_ms, bytes_before_login: 0, phase, wake_at: None };
-        self.conns.insert(id, conn);
+        self.enter(id, source, Phase::Challenged(Box::new(nonce)), now_ms);
         self.wake(id, now_ms + TIMEOUT_MS);
     }
 
-    fn refuse_connection(&mut self, source: &Source, now_ms: i64) -> Option<&'static str> {
+    pub(super) fn enter(&mut self, id: ConnId, source: Source, phase: Phase, now_ms: i64) {
+        self.windows.entered(&source);
+        let conn = Conn { source, opened_ms: now_ms, bytes_before_login: 0, phase, wake_at: None };
+        self.conns.insert(id, conn);
+    }
+
+    /// Why a connection is refused before it says anything.
+    pub(super) fn refuse_connection(&mut self, source: &Source, now_ms: i64) -> Option<&'static str> {
+        self.counters.connections += 1;
         if self.windows.before_login >= BEFORE_LOGIN {
             return Some("Too many connections that are not logged in");
         }
@@ -83,38 +104,62 @@ impl Core {
             Ok(key) => key,
             Err(refusal) => return self.refuse(id, ErrorCode::AuthFailed, refusal.to_string(), now_ms),
         };
-        let admitted = self.is_bridge(&key.fingerprint()) || self.is_admitted(key.as_bytes());
-        if self.config.mode == Mode::Private && !admitted {
-            let text = "this relay is private and does not know the key";
-            return self.refuse(id, ErrorCode::AuthFailed, text, now_ms);
-        }
         let token_only = auth.agent_id.is_none();
-        if !token_only
-            && self.sessions.len() >= self.config.max_sessions as usize
-            && !self.sessions.contains_key(&key.fingerprint())
-        {
-            return self.refuse(id, ErrorCode::InternalError, "the relay is full", now_ms);
+        if !self.may_enter(id, key.as_bytes(), token_only, now_ms) {
+            return;
         }
-        let login = Login {
-            key: *key.as_bytes(),
-            now_ms,
-            source: source.pseudonym,
-            profile: clean::profile(&auth.metadata, auth.registry.as_ref()),
+        let wish = Wish {
+            metadata: &auth.metadata,
+            registry: auth.registry.as_ref(),
             visibility: auth.visibility.unwrap_or_default(),
             token_only,
-            listed: auth.registry.as_ref().map(|wish| wish.listed),
-            rules: LoginRules {
-                aging_ms: self.config.aging_ms(),
-                identities_per_hour: self.windows.per_source.then_some(self.config.sybil.identities_per_hour),
-                relay_id: self.relay_id.clone(),
-            },
+            v2: false,
         };
+        let login = self.login(key.as_bytes(), &source, &wish, now_ms);
         let logging_in = LoggingIn { key: *key.as_bytes(), address: key.fingerprint(), auth };
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.phase = Phase::LoggingIn(Box::new(logging_in));
         }
         let key = *key.as_bytes();
         self.store_registry(Pending::Login { conn: id, key }, RegistryOp::Login(Box::new(login)));
+    }
+
+    /// Whether the relay takes this key in at all; refuses the connection otherwise.
+    pub(super) fn may_enter(&mut self, id: ConnId, key: &[u8; 32], token_only: bool, now_ms: i64) -> bool {
+        let Some(address) = key.first_chunk().map(|bytes| Fingerprint::from_bytes(*bytes)) else {
+            return false;
+        };
+        let admitted = self.is_bridge(&address) || self.is_admitted(key);
+        if self.config.mode == Mode::Private && !admitted {
+            let text = "this relay is private and does not know the key";
+            self.refuse(id, ErrorCode::AuthFailed, text, now_ms);
+            return false;
+        }
+        let full = self.sessions.len() + self.devices.len() >= self.config.max_sessions as usize;
+        if !token_only && full && !self.is_live(&address) {
+            self.refuse(id, ErrorCode::InternalError, "the relay is full", now_ms);
+            return false;
+        }
+        true
+    }
+
+    /// The question to storage whether an identity may log in.
+    pub(super) fn login(&self, key: &[u8; 32], source: &Source, wish: &Wish<'_>, now_ms: i64) -> Login {
+        Login {
+            key: *key,
+            now_ms,
+            source: source.pseudonym,
+            profile: clean::profile(wish.metadata, wish.registry),
+            visibility: wish.visibility,
+            v2: wish.v2,
+            token_only: wish.token_only,
+            listed: wish.registry.map(|wish| wish.listed),
+            rules: LoginRules {
+                aging_ms: self.config.aging_ms(),
+                identities_per_hour: self.windows.per_source.then_some(self.config.sybil.identities_per_hour),
+                relay_id: self.relay_id.clone(),
+            },
+        }
     }
 
     fn is_admitted(&self, key: &[u8; 32]) -> bool {
@@ -129,13 +174,18 @@ impl Core {
     pub(super) fn logged_in(&mut self, id: ConnId, key: &[u8; 32], outcome: LoginOutcome, now_ms: i64) {
         let Some(conn) = self.conns.get_mut(&id) else { return self.unlist_unless_live(key, now_ms) };
         let source = conn.source;
-        let (first_seen_ms, counts, listing, framework_visible) = match outcome {
+        let welcome = match outcome {
             LoginOutcome::Welcome { first_seen_ms, first, counts, listing, framework_visible } => {
                 if first {
                     self.figures.new_identities += 1;
                     self.windows.newcomers.add(&(), now_ms);
+                    self.price.newcomer(now_ms);
                 }
-                (first_seen_ms, counts, listing, framework_visible)
+                Admitted { first_seen_ms, counts, listing, framework_visible }
+            }
+            LoginOutcome::NoV1 => {
+                let text = "this identity does not log in by v1";
+                return self.refuse(id, ErrorCode::AuthFailed, text, now_ms);
             }
             LoginOutcome::Banned { until_ms, reason } => {
                 self.counters.auth_failures += 1;
@@ -156,6 +206,10 @@ impl Core {
                 return self.drop_conn(id, close::AUTH_RATE_LIMITED, text, now_ms);
             }
         };
+        if matches!(conn.phase, Phase::Greeting(_)) {
+            return self.admitted(id, welcome, now_ms);
+        }
+        let Admitted { first_seen_ms, counts, listing, framework_visible } = welcome;
         let Phase::LoggingIn(login) = std::mem::replace(&mut conn.phase, Phase::TokenOnly) else { return };
         self.windows.logged_in(&source);
         let LoggingIn { key, address, auth } = *login;
@@ -184,18 +238,24 @@ impl Core {
             heartbeat_ms: now_ms + self.next_heartbeat(),
             unanswered: 0,
             banned: false,
+            siblings: Box::default(),
+            device: None,
             delivery: Delivery { old_to: self.last_seq, ..Delivery::default() },
         };
-        let notice = self.notice(&auth, &session, now_ms);
+        let explicit = auth.registry.as_ref().is_some_and(|wish| wish.listed);
+        let notice = self.notice(explicit, &session, now_ms);
         let ok = self.auth_ok(&key, Some(listing), notice, now_ms);
         let heartbeat_ms = session.heartbeat_ms;
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.phase = Phase::Live(Box::new(session));
         }
+        let there = self.is_live(&address);
         self.sessions.insert(address, id);
         self.send(id, ServerFrame::AuthOk(ok));
         self.wake(id, heartbeat_ms);
-        self.came(id, now_ms);
+        if !there {
+            self.came(id, now_ms);
+        }
         self.store_queue(Pending::Quiet, QueueOp::Arrived { recipient: address });
         self.read_backlog(id, now_ms);
         if !self.is_bridge(&address) {
@@ -218,8 +278,7 @@ impl Core {
     }
 
     /// What a listed agent should know: that it can be seen, and from when.
-    fn notice(&self, auth: &Auth, session: &Session, now_ms: i64) -> Option<String> {
-        let explicit = auth.registry.as_ref().is_some_and(|wish| wish.listed);
+    pub(super) fn notice(&self, explicit: bool, session: &Session, now_ms: i64) -> Option<String> {
         let visible_at = session.first_seen_ms + self.config.aging_ms();
         let hidden = visible_at > now_ms;
         let listing = explicit && session.listed && session.visibility != Visibility::Public;
@@ -243,8 +302,7 @@ impl Core {
         notice: Option<String>,
         now_ms: i64,
     ) -> AuthOk {
-        let now_s = now_ms.div_euclid(1000);
-        let token_id = hex::encode(self.random::<8>());
+        let (token, token_ends_ms) = self.token(key, now_ms);
         let session_id = format!("relay-{}", hex::encode(self.random::<8>()));
         AuthOk {
             session_id,
@@ -257,10 +315,18 @@ impl Core {
                 }
                 .to_owned()
             }),
-            registry_token: Some(token::issue(&self.signer, &self.relay_id, key, now_s, Some(token_id))),
-            registry_token_expires: Some(iso_ms((now_s + token::LIFETIME_S) * 1000)),
+            registry_token: Some(token),
+            registry_token_expires: Some(iso_ms(token_ends_ms)),
             registry_notice: notice,
         }
+    }
+
+    /// A registry token and when it ends, in Unix milliseconds.
+    pub(super) fn token(&mut self, key: &[u8; 32], now_ms: i64) -> (String, i64) {
+        let now_s = now_ms.div_euclid(1000);
+        let token_id = hex::encode(self.random::<8>());
+        let token = token::issue(&self.signer, &self.relay_id, key, now_s, Some(token_id));
+        (token, (now_s + token::LIFETIME_S) * 1000)
     }
 
     /// Milliseconds to the next heartbeat: 60 s ± 15 s.
@@ -268,7 +334,7 @@ impl Core {
         45_000 + i64::from(u32::from_le_bytes(self.random::<4>()) % 30_001)
     }
 
-    fn refuse(&mut self, id: ConnId, code: ErrorCode, text: impl Into<String>, now_ms: i64) {
+    pub(super) fn refuse(&mut self, id: ConnId, code: ErrorCode, text: impl Into<String>, now_ms: i64) {
         self.counters.auth_failures += 1;
         if let Some(conn) = self.conns.get(&id) {
             let source = conn.source;
@@ -287,7 +353,7 @@ impl Core {
         let counts = session.tier.as_deref_mut()?;
         let hour = age.div_euclid(3_600_000);
         if counts.hour != hour {
-            *counts = TierCounts { hour, ..TierCounts::default() };
+            *counts = TierCounts { hour, worked: counts.worked, ..TierCounts::default() };
         }
         Some(counts)
     }

@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use threadline::identity::PublicIdentity;
 use threadline::v1::MAX_ENVELOPE;
-use threadline::v1::envelope::{self, Content, Envelope, Header};
+use threadline::v1::envelope::{self, Content, Header};
 use threadline::v1::frames::{
     Ack, AckStatus, DeliveryExpired, ErrorCode, FlatMessage, RelayError, ServerFrame,
 };
+use threadline::v2::frames::{self, Custody, FrameId, Outcome, Rejected, Standing as StandingWord, Status};
+use threadline::v2::{Bin, Code};
 use threadline::{Fingerprint, MessageId};
 
 use super::conn::Session;
-use super::{ConnId, Core, Pending, Reject, SWEEP_BATCH, Source, Submission};
-use crate::store::{Accept, Accepted, Departed, QueueFull, QueueOp, RegistryOp, Row, Standing, TierCounts};
+use super::refusal::Refusal;
+use super::v2::unsigned;
+use super::{ConnId, Core, Pending, SWEEP_BATCH, Source, Submission};
+use crate::store::{Accept, Accepted, Departed, QueueOp, RegistryOp, Row, Standing, TierCounts};
 
 /// Milliseconds a sender waits for `delivered` before it hears `queued`.
 const PATIENCE_MS: i64 = 2_000;
-const REPLAY: &str = "Duplicate message ID (replay detected)";
+/// Versions of one message of v2: sealed anew under its id.
+const VERSIONS: u8 = 3;
 
 /// A message between its arrival and the answer of storage.
 pub(super) struct Submitted {
@@ -25,6 +29,7 @@ pub(super) struct Submitted {
     pub(super) source: Source,
     pub(super) recipient: Fingerprint,
     pub(super) id: MessageId,
+    pub(super) origin: Origin,
     pub(super) hash: [u8; 32],
     pub(super) body: Arc<[u8]>,
     pub(super) seq: u64,
@@ -39,12 +44,25 @@ pub(super) struct Awaiting {
     expires_ms: i64,
 }
 
-/// Why the limits of steps 6 and 7 refuse.
-enum Over {
-    Rate(&'static str),
-    Tier(String),
-    /// Too many new recipients; a reply is exempt.
-    Recipients(String),
+/// Which frame brought a message, and so what its answer looks like.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    /// `message` of v1.
+    V1,
+    /// SEND of v2.
+    V2(Box<SendOrigin>),
+}
+
+/// A SEND.
+#[derive(Debug, Clone)]
+pub(super) struct SendOrigin {
+    pub(super) rid: u32,
+    pub(super) id: FrameId,
+    /// What is wrong with the frame, if anything is.
+    pub(super) fault: Option<Refusal>,
+    pub(super) expires_ms: i64,
+    /// Which version of the message is tried.
+    pub(super) version: u8,
 }
 
 impl Core {
@@ -63,6 +81,11 @@ impl Core {
     }
 
     pub(super) fn submit(&mut self, conn: ConnId, submission: Submission, now_ms: i64) {
+        self.submit_from(conn, submission, Origin::V1, now_ms);
+    }
+
+    /// The one way in for messages of every carrier.
+    pub(super) fn submit_from(&mut self, conn: ConnId, submission: Submission, origin: Origin, now_ms: i64) {
         self.counters.routed += 1;
         self.windows.routed.add(&(), now_ms);
         let Some(session) = self.session(conn) else { return };
@@ -70,6 +93,9 @@ impl Core {
         let header = match submission.header {
             Ok(header) => header,
             Err(related_message_id) => {
+                if let Origin::V2(send) = &origin {
+                    return self.reject_send(conn, send, &Refusal::Frame(Code::BadRequest));
+                }
                 let message =
                     "Invalid message frame: from, to, messageId, threadId or timestamp is malformed";
                 let code = ErrorCode::InvalidFrame;
@@ -81,36 +107,50 @@ impl Core {
         if self.session(conn).is_some_and(|session| session.banned)
             || !bridge && self.attempted(&sender, now_ms)
         {
-            return self.send_error(conn, ErrorCode::Banned, "Banned");
-        }
-        if header.from != sender {
-            return self.reject(sender, &header.message_id, "Sender fingerprint mismatch");
+            return match &origin {
+                Origin::V1 => self.send_error(conn, ErrorCode::Banned, "Banned"),
+                Origin::V2(send) => self.reject_send(conn, send, &Refusal::Frame(Code::Banned)),
+            };
         }
         let size = submission.body.len();
-        if size > MAX_ENVELOPE {
-            let reason = format!("Envelope too large ({size} > {MAX_ENVELOPE})");
-            self.reject(sender, &header.message_id, reason);
-            return self.strike(conn, now_ms);
-        }
-        if submission.sealed.is_some_and(|envelope| !is_signed(&envelope, &key)) {
-            return self.reject(sender, &header.message_id, "invalid_signature");
-        }
-        if self.is_unasked(sender, &header.to, header.thread_id.as_ref()) {
-            let reason = "No pending A2A task for this thread";
-            return self.reject(sender, &header.message_id, reason);
-        }
+        let expires_ms = match &origin {
+            Origin::V1 => now_ms + i64::from(self.config.queue.ttl_s) * 1000,
+            Origin::V2(send) => send.expires_ms,
+        };
         let submitted = Submitted {
             conn,
             sender,
             source,
             recipient: header.to,
             id: header.message_id,
+            origin,
             hash: submission.hash,
             body: submission.body,
             seq: 0,
             at_ms: now_ms,
-            expires_ms: now_ms + i64::from(self.config.queue.ttl_s) * 1000,
+            expires_ms,
         };
+        let fault = match &submitted.origin {
+            Origin::V2(send) => send.fault.clone(),
+            Origin::V1 => None,
+        };
+        let wrong = if header.from != sender {
+            Some(Refusal::Mismatch)
+        } else if size > MAX_ENVELOPE {
+            self.reject(&submitted, &Refusal::TooLarge(size));
+            return self.strike(conn, now_ms);
+        } else if fault.is_some() {
+            fault
+        } else if !submission.signature.holds(&key) {
+            Some(Refusal::Signature)
+        } else if self.is_unasked(sender, &header.to, header.thread_id.as_ref()) {
+            Some(Refusal::Unasked)
+        } else {
+            None
+        };
+        if let Some(refusal) = wrong {
+            return self.reject(&submitted, &refusal);
+        }
         if bridge || self.over_limit(&submitted, false, now_ms).is_none() {
             return self.accept(submitted);
         }
@@ -121,19 +161,21 @@ impl Core {
         self.store_queue(Pending::Standing(Box::new(submitted)), op);
     }
 
-    fn over_limit(&mut self, message: &Submitted, reply: bool, now_ms: i64) -> Option<Over> {
+    fn over_limit(&mut self, message: &Submitted, reply: bool, now_ms: i64) -> Option<Refusal> {
         let windows = &mut self.windows;
-        if windows.minute.check(&message.sender, now_ms).is_err() {
-            return Some(Over::Rate("per_agent_minute"));
+        if let Err(over) = windows.minute.check(&message.sender, now_ms) {
+            return Some(Refusal::Rate("per_agent_minute", over.retry_ms));
         }
-        if windows.hour.check(&message.sender, now_ms).is_err() {
-            return Some(Over::Rate("per_agent_hour"));
+        if let Err(over) = windows.hour.check(&message.sender, now_ms) {
+            return Some(Refusal::Rate("per_agent_hour", over.retry_ms));
         }
-        if windows.per_source && windows.source.check(&message.source.net, now_ms).is_err() {
-            return Some(Over::Rate("per_source_minute"));
+        if windows.per_source
+            && let Err(over) = windows.source.check(&message.source.net, now_ms)
+        {
+            return Some(Refusal::Rate("per_source_minute", over.retry_ms));
         }
-        if windows.global.check(&(), now_ms).is_err() {
-            return Some(Over::Rate("global_minute"));
+        if let Err(over) = windows.global.check(&(), now_ms) {
+            return Some(Refusal::Rate("global_minute", over.retry_ms));
         }
         let session = self.session_mut(message.conn)?;
         young_limit(session, &message.recipient, reply, now_ms)
@@ -141,7 +183,7 @@ impl Core {
 
     fn accept(&mut self, mut message: Submitted) {
         if !self.custody_open {
-            return self.reject(message.sender, &message.id, "Relay storage unavailable");
+            return self.reject(&message, &Refusal::Storage);
         }
         self.last_seq += 1;
         message.seq = self.last_seq;
@@ -180,18 +222,37 @@ impl Core {
 
     pub(super) fn standing(&mut self, message: Submitted, standing: Standing, reply: bool, now_ms: i64) {
         if standing != Standing::Unknown {
-            return self.repeat(&message, standing, now_ms);
+            return self.repeat(message, standing, now_ms);
         }
-        let reason = match self.over_limit(&message, reply, now_ms) {
-            None => return self.accept(message),
-            Some(Over::Rate(which)) => format!("Rate limited ({which})"),
-            Some(Over::Tier(text) | Over::Recipients(text)) => text,
-        };
+        let Some(refusal) = self.over_limit(&message, reply, now_ms) else { return self.accept(message) };
         self.contacted(&message.sender, &message.recipient, reply, now_ms);
-        self.reject(message.sender, &message.id, reason);
+        self.reject(&message, &refusal);
     }
 
-    fn repeat(&mut self, message: &Submitted, standing: Standing, now_ms: i64) {
+    fn repeat(&mut self, mut message: Submitted, standing: Standing, now_ms: i64) {
+        if let Origin::V2(send) = &mut message.origin {
+            match standing {
+                Standing::Queued { expires_ms, .. } => {
+                    self.accept_send(message.conn, send, expires_ms, AcceptedAs::Known(StandingWord::Queued));
+                }
+                Standing::Delivered => {
+                    let expires_ms = send.expires_ms;
+                    self.accept_send(message.conn, send, expires_ms, AcceptedAs::Known(StandingWord::Live));
+                    let status = Status { id: send.id.clone(), st: Outcome::Taken, at: unsigned(now_ms) };
+                    self.send_v2(message.conn, status);
+                }
+                // The same message, sealed anew.
+                Standing::OtherBytes if is_sealed(&message.body) && send.version < VERSIONS => {
+                    send.version += 1;
+                    if let Some(id) = version_id(&send.id, send.version) {
+                        message.id = id;
+                        self.accept(message);
+                    }
+                }
+                Standing::OtherBytes | Standing::Unknown => self.reject(&message, &Refusal::Duplicate),
+            }
+            return;
+        }
         match standing {
             // The first copy is still waiting for its answer, which this session will hear.
             Standing::Queued { seq, .. } if self.awaiting.contains_key(&seq) => {}
@@ -201,13 +262,13 @@ impl Core {
             Standing::Delivered => {
                 self.send_ack(message.sender, Ack::new(message.id.as_str(), AckStatus::Delivered));
             }
-            Standing::OtherBytes | Standing::Unknown => self.reject(message.sender, &message.id, REPLAY),
+            Standing::OtherBytes | Standing::Unknown => self.reject(&message, &Refusal::Duplicate),
         }
     }
 
-    pub(super) fn not_stored(&mut self, message: Submitted) {
-        self.uncount(&message);
-        self.reject(message.sender, &message.id, "Relay storage unavailable");
+    pub(super) fn not_stored(&mut self, message: &Submitted) {
+        self.uncount(message);
+        self.reject(message, &Refusal::Storage);
     }
 
     pub(super) fn accepted(&mut self, message: Submitted, outcome: Accepted, now_ms: i64) {
@@ -215,16 +276,11 @@ impl Core {
             Accepted::Stored { reply, first } => (reply, first),
             Accepted::Repeat(standing) => {
                 self.uncount(&message);
-                return self.repeat(&message, standing, now_ms);
+                return self.repeat(message, standing, now_ms);
             }
             Accepted::Full(full) => {
                 self.uncount(&message);
-                let which = match full {
-                    QueueFull::Sender => "queue_full_sender",
-                    QueueFull::Recipient => "queue_full_recipient",
-                    QueueFull::Bytes => "queue_full_bytes",
-                };
-                return self.reject(message.sender, &message.id, format!("Offline queue full ({which})"));
+                return self.reject(&message, &Refusal::Full(full));
             }
         };
         self.counters.accepted += 1;
@@ -234,13 +290,22 @@ impl Core {
         self.totals.recipients += u64::from(first);
         self.keep_counts(&message, reply);
         self.contacted(&message.sender, &message.recipient, reply, now_ms);
-        let Submitted { sender, recipient, id, body, seq, at_ms, expires_ms, .. } = message;
-        let Some(conn) = self.sessions.get(&recipient).copied() else {
-            self.counters.queued += 1;
-            return self.send_ack(sender, queued(&id, expires_ms, now_ms));
-        };
-        self.awaiting.insert(seq, Awaiting { sender, id: id.clone(), expires_ms });
-        self.patience.push_back((now_ms + PATIENCE_MS, seq));
+        let Submitted { conn: from, sender, recipient, id, origin, body, seq, at_ms, expires_ms, .. } =
+            message;
+        let reader = self.reader(&recipient, is_sealed(&body));
+        self.counters.queued += u64::from(reader.is_none());
+        match &origin {
+            Origin::V2(send) => {
+                let word = if reader.is_some() { StandingWord::Live } else { StandingWord::Queued };
+                self.accept_send(from, send, expires_ms, AcceptedAs::New(word));
+            }
+            Origin::V1 if reader.is_some() => {
+                self.awaiting.insert(seq, Awaiting { sender, id: id.clone(), expires_ms });
+                self.patience.push_back((now_ms + PATIENCE_MS, seq));
+            }
+            Origin::V1 => self.send_ack(sender, queued(&id, expires_ms, now_ms)),
+        }
+        let Some(conn) = reader else { return };
         self.offer(conn, Row { seq, sender, id, body, stored_ms: at_ms, expires_ms }, now_ms);
     }
 
@@ -262,7 +327,7 @@ impl Core {
         }
     }
 
-    pub(super) fn confirmed(&mut self, seqs: &[u64], gone: Vec<Departed>) {
+    pub(super) fn confirmed(&mut self, seqs: &[u64], gone: Vec<Departed>, now_ms: i64) {
         for seq in seqs {
             self.confirming.remove(seq);
             self.awaiting.remove(seq);
@@ -275,7 +340,9 @@ impl Core {
         for message in gone {
             self.depart(&message);
             self.counters.delivered += 1;
-            self.send_ack(message.sender, Ack::new(message.id.as_str(), AckStatus::Delivered));
+            if !self.tell_sender(&message, Outcome::Taken, now_ms) {
+                self.send_ack(message.sender, Ack::new(message.id.as_str(), AckStatus::Delivered));
+            }
         }
     }
 
@@ -286,13 +353,30 @@ impl Core {
         for message in gone {
             self.depart(&message);
             self.counters.expired += 1;
-            let notice = DeliveryExpired {
-                message_id: message.id.as_str().to_owned(),
-                recipient_id: message.recipient.to_string(),
-                queued_at: threadline::time::iso_ms(message.stored_ms),
-            };
-            self.send_to(message.sender, ServerFrame::DeliveryExpired(notice));
+            if !self.tell_sender(&message, Outcome::Expired, now_ms) {
+                self.tell_expired(&message);
+            }
         }
+    }
+
+    /// An operator emptied a mailbox; the senders hear of it.
+    pub(super) fn dropped(&mut self, gone: Vec<Departed>, now_ms: i64) {
+        for message in gone {
+            self.depart(&message);
+            self.counters.expired += 1;
+            if !self.tell_sender(&message, Outcome::Dropped, now_ms) {
+                self.tell_expired(&message);
+            }
+        }
+    }
+
+    fn tell_expired(&mut self, message: &Departed) {
+        let notice = DeliveryExpired {
+            message_id: message.id.as_str().to_owned(),
+            recipient_id: message.recipient.to_string(),
+            queued_at: threadline::time::iso_ms(message.stored_ms),
+        };
+        self.send_to(message.sender, ServerFrame::DeliveryExpired(notice));
     }
 
     fn depart(&mut self, message: &Departed) {
@@ -301,18 +385,78 @@ impl Core {
         self.totals.recipients = self.totals.recipients.saturating_sub(u64::from(message.last));
     }
 
-    pub(super) fn reject(&mut self, sender: Fingerprint, id: &MessageId, reason: impl Into<String>) {
-        self.counters.rejected += 1;
-        let reason = reason.into();
-        self.figures.rejects[Reject::of(&reason) as usize] += 1;
+    /// Tells a sender that speaks v2 what became of its message; `false` when v1 has to.
+    pub(super) fn tell_sender(&mut self, message: &Departed, st: Outcome, now_ms: i64) -> bool {
+        let sealed = sealed_id(&message.id);
+        let Some(conn) = self.active_device(&message.sender) else { return sealed.is_some() };
+        if sealed.is_none() && self.sessions.contains_key(&message.sender) {
+            return false;
+        }
+        let id = sealed.unwrap_or_else(|| FrameId::Text(message.id.as_str().to_owned()));
+        self.send_v2(conn, Status { id, st, at: unsigned(now_ms) });
+        true
+    }
+
+    pub(super) fn reject(&mut self, message: &Submitted, refusal: &Refusal) {
+        if let Origin::V2(send) = &message.origin {
+            return self.reject_send(message.conn, send, refusal);
+        }
+        self.count_refusal(refusal);
         let ack = Ack {
-            message_id: id.as_str().to_owned(),
+            message_id: message.id.as_str().to_owned(),
             status: AckStatus::Rejected,
-            reason: Some(reason),
+            reason: Some(refusal.text()),
             ttl: None,
         };
-        self.send_ack(sender, ack);
+        self.send_ack(message.sender, ack);
     }
+
+    fn count_refusal(&mut self, refusal: &Refusal) {
+        self.counters.rejected += 1;
+        self.figures.rejects[refusal.label() as usize] += 1;
+    }
+
+    fn reject_send(&mut self, conn: ConnId, send: &SendOrigin, refusal: &Refusal) {
+        self.count_refusal(refusal);
+        let (code, retry_ms) = (refusal.code(), refusal.retry_ms());
+        self.send_v2(conn, Rejected { rid: send.rid, id: send.id.clone(), code, retry_ms });
+    }
+
+    fn accept_send(&mut self, conn: ConnId, send: &SendOrigin, expires_ms: i64, how: AcceptedAs) {
+        let (dup, st) = match how {
+            AcceptedAs::New(st) => (false, st),
+            AcceptedAs::Known(st) => (true, st),
+        };
+        let (rid, id, exp) = (send.rid, send.id.clone(), unsigned(expires_ms));
+        self.send_v2(conn, frames::Accepted { rid, id, cu: Custody::Durable, st, exp, dup });
+    }
+}
+
+/// How a SEND was taken.
+enum AcceptedAs {
+    New(StandingWord),
+    Known(StandingWord),
+}
+
+/// Whether a stored envelope is one of v2: JSON never begins like this.
+pub(super) fn is_sealed(body: &[u8]) -> bool {
+    body.first() == Some(&0x95)
+}
+
+const SEALED: &str = "v2:";
+
+/// The id under which a version of a message of v2 is kept.
+pub(super) fn version_id(id: &FrameId, version: u8) -> Option<MessageId> {
+    let FrameId::Bin(id) = id else { return None };
+    let hex = hex::encode(id.0);
+    let text = if version == 1 { format!("{SEALED}{hex}") } else { format!("{SEALED}{hex}:{version}") };
+    text.parse().ok()
+}
+
+fn sealed_id(id: &MessageId) -> Option<FrameId> {
+    let hex = id.as_str().strip_prefix(SEALED)?;
+    let bytes = hex::decode(hex.get(..32)?).ok()?;
+    Some(FrameId::Bin(Bin(bytes.try_into().ok()?)))
 }
 
 fn queued(id: &MessageId, expires_ms: i64, now_ms: i64) -> Ack {
@@ -320,22 +464,18 @@ fn queued(id: &MessageId, expires_ms: i64, now_ms: i64) -> Ack {
     Ack { message_id: id.as_str().to_owned(), status: AckStatus::Queued, reason: None, ttl: Some(ttl) }
 }
 
-fn is_signed(envelope: &Envelope, key: &[u8; 32]) -> bool {
-    PublicIdentity::from_bytes(key).is_ok_and(|key| envelope::check_signature(envelope, &key).is_ok())
-}
-
 /// Limits of the first day (`relay.md` §11.1).
-fn young_limit(session: &mut Session, recipient: &Fingerprint, reply: bool, now_ms: i64) -> Option<Over> {
+fn young_limit(session: &mut Session, recipient: &Fingerprint, reply: bool, now_ms: i64) -> Option<Refusal> {
     let counts: &TierCounts = Core::tier_of(session, now_ms)?;
     let (messages, recipients, name) = match counts.hour {
-        ..=0 => (Some(10), 5, "in first hour"),
-        1 => (Some(30), 10, "in second hour"),
+        ..=0 => (Some(if counts.worked { 30 } else { 10 }), 5, "in first hour"),
+        1 => (Some(if counts.worked { 60 } else { 30 }), 10, "in second hour"),
         _ => (None, 50, "per hour"),
     };
     if let Some(most) = messages.filter(|most| counts.messages >= *most) {
-        return Some(Over::Tier(format!("New agent rate limit: {most} messages {name}")));
+        return Some(Refusal::Young(format!("New agent rate limit: {most} messages {name}")));
     }
     let new = !reply && !counts.recipients.contains(recipient);
     (new && counts.recipients.len() >= recipients)
-        .then(|| Over::Recipients(format!("New agent rate limit: {recipients} new recipients {name}")))
+        .then(|| Refusal::Young(format!("New agent rate limit: {recipients} new recipients {name}")))
 }

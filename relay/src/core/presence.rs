@@ -7,8 +7,10 @@ use threadline::time::iso_ms;
 use threadline::v1::frames::{
     DiscoverFilter, DiscoveredAgent, ErrorCode, Metadata, Presence, PresenceChange, ServerFrame, Visibility,
 };
+use threadline::v2::{Bin, frames};
 
 use super::conn::{Session, Subscription};
+use super::v2::unsigned;
 use super::{ConnId, Core, Pending, Timer};
 use crate::registry::clean;
 use crate::store::RegistryOp;
@@ -52,15 +54,18 @@ pub(super) struct Leaving {
 
 impl Core {
     pub(super) fn subscribe(&mut self, id: ConnId, ids: Option<Vec<String>>) {
+        self.watch(id, ids.map(|ids| ids.iter().filter_map(|id| id.parse().ok()).collect()));
+    }
+
+    pub(super) fn watch(&mut self, id: ConnId, addresses: Option<Vec<Fingerprint>>) {
         let Some(Some(session)) = self.conns.get_mut(&id).map(|conn| conn.session_mut()) else { return };
         self.presences.forget(id, session);
         session.subscription = Subscription::None;
-        let Some(ids) = ids else {
+        let Some(mut addresses) = addresses else {
             session.subscription = Subscription::All;
             self.presences.all.insert(id);
             return;
         };
-        let mut addresses: Vec<Fingerprint> = ids.iter().filter_map(|id| id.parse().ok()).collect();
         addresses.sort_unstable();
         addresses.dedup();
         addresses.truncate(NAMED_PER_SESSION.min(NAMED_IN_ALL.saturating_sub(self.presences.count)));
@@ -81,7 +86,8 @@ impl Core {
         let Some(session) = self.session(id) else { return };
         let audience = self.audience(session, now_ms);
         let metadata = (*session.metadata).clone();
-        self.announce(&audience, address, Presence::Online, Some(metadata));
+        let key = session.key;
+        self.announce(&audience, key, Presence::Online, Some(metadata), now_ms);
     }
 
     pub(super) fn start_leaving(&mut self, session: Session, now_ms: i64) {
@@ -93,16 +99,17 @@ impl Core {
     pub(super) fn offline_due(&mut self, address: &Fingerprint, now_ms: i64) {
         let Some(Leaving { session, .. }) = self.leaving.remove(address) else { return };
         let audience = self.audience(&session, now_ms);
-        self.announce(&audience, *address, Presence::Offline, None);
+        self.announce(&audience, session.key, Presence::Offline, None, now_ms);
         self.store_registry(Pending::Quiet, RegistryOp::Left { key: session.key, at_ms: now_ms });
     }
 
     fn audience(&self, session: &Session, now_ms: i64) -> Vec<ConnId> {
-        if session.visibility == Visibility::Private {
-            return Vec::new();
-        }
         let mut audience: Vec<ConnId> =
             self.presences.named.get(&session.address).cloned().unwrap_or_default();
+        if session.visibility == Visibility::Private {
+            audience.retain(|conn| self.address(*conn).is_some_and(|who| session.siblings.contains(&who)));
+            return audience;
+        }
         if session.is_open(self.config.aging_ms(), now_ms) {
             audience.extend(&self.presences.all);
         }
@@ -113,12 +120,23 @@ impl Core {
     fn announce(
         &mut self,
         audience: &[ConnId],
-        agent_id: Fingerprint,
+        key: [u8; 32],
         status: Presence,
         metadata: Option<Metadata>,
+        now_ms: i64,
     ) {
-        let itself = self.sessions.get(&agent_id).copied();
-        for conn in audience.iter().filter(|conn| Some(**conn) != itself) {
+        let Some(agent_id) = key.first_chunk().map(|bytes| Fingerprint::from_bytes(*bytes)) else { return };
+        for conn in audience {
+            if self.address(*conn) == Some(agent_id) {
+                continue;
+            }
+            if self.conns.get(conn).is_some_and(super::conn::Conn::is_v2) {
+                let on = status == Presence::Online;
+                let change =
+                    frames::Presence { key: Bin(key), dev: None, on, role: None, at: unsigned(now_ms) };
+                self.send_v2(*conn, change);
+                continue;
+            }
             let change = PresenceChange { agent_id, status, metadata: metadata.clone() };
             self.send(*conn, ServerFrame::PresenceChange(change));
         }
@@ -126,8 +144,8 @@ impl Core {
 
     pub(super) fn listed(&mut self, key: &[u8; 32], listed: bool) {
         let Some(address) = key.first_chunk().map(|bytes| Fingerprint::from_bytes(*bytes)) else { return };
-        let conn = self.sessions.get(&address).copied();
-        if let Some(session) = conn.and_then(|conn| self.session_mut(conn)) {
+        for conn in self.conns_of(&address) {
+            let Some(session) = self.session_mut(conn) else { continue };
             session.listed = listed;
             if !listed && session.visibility == Visibility::Public {
                 session.visibility = Visibility::Unlisted;
@@ -160,6 +178,7 @@ impl Core {
         let listed: HashSet<Fingerprint> = agents.iter().map(|agent| agent.agent_id).collect();
         let aging = self.config.aging_ms();
         let live = self.conns.values().filter_map(|conn| conn.session());
+        let live = live.filter(|session| session.device.as_ref().is_none_or(|device| device.is_active()));
         let more = live
             .filter(|s| s.is_open(aging, now_ms) && !listed.contains(&s.address) && matches(s, filter))
             .take(DISCOVERED.saturating_sub(agents.len()))
@@ -170,7 +189,8 @@ impl Core {
 
     fn entry(&self, found: &Found, now_ms: i64) -> Option<DiscoveredAgent> {
         let address = Fingerprint::from_bytes(*found.key.first_chunk()?);
-        let conn = self.sessions.get(&address).and_then(|conn| self.session(*conn));
+        let conn = self.active_device(&address).or_else(|| self.sessions.get(&address).copied());
+        let conn = conn.and_then(|conn| self.session(conn));
         let leaving = self.leaving.get(&address).map(|leaving| &leaving.session);
         let session = conn.or(leaving).filter(|session| session.visibility != Visibility::Private);
         let seen = if session.is_some() { now_ms } else { found.last_seen_ms };

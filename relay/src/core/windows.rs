@@ -13,6 +13,7 @@ const AGENTS: usize = 26_000;
 const SOURCES: usize = 8_000;
 const SESSIONS: usize = 18_000;
 const FEW: usize = 5_000;
+const FEWER: usize = 1_500;
 
 /// Connections of one source that are not logged in, and all of them.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,6 +39,12 @@ pub(super) struct CoreWindows {
     /// Identities that came for the first time.
     pub(super) newcomers: Windows<()>,
     pub(super) discover: Windows<Fingerprint>,
+    /// LOOKUP and SEARCH.
+    pub(super) lookups: Windows<Fingerprint>,
+    /// KEYS_CLAIM by the one who claims, by the pair, and by the one whose keys strangers claim.
+    pub(super) claims: Windows<Fingerprint>,
+    pub(super) claims_of_pair: Windows<(Fingerprint, Fingerprint)>,
+    pub(super) claims_of_target: Windows<Fingerprint>,
     pub(super) frames: Windows<ConnId>,
     pub(super) junk: Windows<ConnId>,
     turn: usize,
@@ -65,6 +72,10 @@ impl CoreWindows {
             routed: Windows::new(minute(u32::MAX), 1),
             newcomers: Windows::new(hour(u32::MAX), 1),
             discover: Windows::new(minute(limits.discover_per_minute), FEW),
+            lookups: Windows::new(minute(limits.lookup_frames_per_minute), FEWER),
+            claims: Windows::new(minute(limits.claims_per_minute), FEWER),
+            claims_of_pair: Windows::new(hour(limits.claims_per_pair_hour), FEWER),
+            claims_of_target: Windows::new(hour(limits.claims_per_target_hour), FEWER),
             frames: Windows::new(minute(limits.frames_per_minute), SESSIONS),
             junk: Windows::new(minute(limits.junk_per_minute), FEW),
             turn: 0,
@@ -111,7 +122,7 @@ impl CoreWindows {
     /// Drops what is older than its window. Each call does a part, so that none takes long.
     pub(super) fn forget_idle(&mut self, now_ms: i64) {
         self.turn += 1;
-        match self.turn % 9 {
+        match self.turn % 13 {
             0 => self.connections.forget_idle(now_ms),
             1 => self.auth.forget_idle(now_ms),
             2 => self.auth_failed.forget_idle(now_ms),
@@ -120,6 +131,10 @@ impl CoreWindows {
             5 => self.hour.forget_idle(now_ms),
             6 => self.discover.forget_idle(now_ms),
             7 => self.frames.forget_idle(now_ms),
+            8 => self.lookups.forget_idle(now_ms),
+            9 => self.claims.forget_idle(now_ms),
+            10 => self.claims_of_pair.forget_idle(now_ms),
+            11 => self.claims_of_target.forget_idle(now_ms),
             _ => self.junk.forget_idle(now_ms),
         }
         self.shut_out.retain(|_, (until, length)| *until + *length > now_ms);
@@ -134,10 +149,12 @@ impl CoreWindows {
     #[cfg(test)]
     pub(super) fn bound_bytes(&self) -> usize {
         let sources = [&self.connections, &self.auth, &self.auth_failed, &self.source];
-        let agents = [&self.minute, &self.hour, &self.discover];
+        let agents =
+            [&self.minute, &self.hour, &self.discover, &self.lookups, &self.claims, &self.claims_of_target];
         let sessions = [&self.frames, &self.junk];
         sources.map(Windows::bound_bytes).iter().sum::<usize>()
             + agents.map(Windows::bound_bytes).iter().sum::<usize>()
+            + self.claims_of_pair.bound_bytes()
             + sessions.map(Windows::bound_bytes).iter().sum::<usize>()
     }
 }

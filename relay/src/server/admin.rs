@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{any, delete, get, post};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,6 +24,7 @@ use crate::core::{Event, SessionInfo};
 use crate::keys;
 use crate::registry::search;
 use crate::store::registry::operator::{self, Ban, Identity};
+use crate::store::{Depth, QueueAnswer, QueueOp};
 
 /// Length of a ban that names none.
 const BAN_MS: i64 = 3_600_000;
@@ -31,6 +32,10 @@ const LONGEST_BAN_MS: i64 = 10 * 365 * 86_400_000;
 const PAGE: u32 = 100;
 const LONGEST_PAGE: u32 = 1_000;
 const REASON: usize = 200;
+/// Recipients in a list of the fullest mailboxes.
+const LARGEST: u32 = 20;
+/// Messages given up at a time.
+const DROPPED: u32 = 500;
 
 type Failure = Box<Response>;
 
@@ -48,6 +53,7 @@ pub(super) fn router(shared: Arc<Shared>, key: &str) -> Router {
         .route("/drain", post(drain))
         .route("/undrain", post(undrain))
         .route("/queue", get(queue))
+        .route("/queue/{id}", delete(empty_queue))
         .route("/data/{id}", get(export).delete(erase))
         .route("/backup", post(back_up));
     Router::new()
@@ -174,7 +180,8 @@ fn live_json(session: &SessionInfo) -> Value {
         "status": "online",
         "connectedSince": iso_ms(session.since_ms),
         "sessionId": format!("conn-{}", session.conn),
-        "carrier": "ws1",
+        "carrier": session.carrier,
+        "device": session.device,
         "source_hash": hex::encode(session.source),
         "unconfirmed": session.in_flight,
     })
@@ -200,6 +207,11 @@ async fn agent(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Res
         let address = address_of(&identity).ok_or_else(|| bad("agentId is malformed"))?;
         let session = shared.driver.inspect(move |core| core.session_info(&address)).await.flatten();
         let entry = shared.registry_read(move |c| search::entry(c, &key)).await?;
+        let look = shared.driver.queue(QueueOp::Look { most: 0, of: Some(address) }).await;
+        let depth = match look {
+            Some(QueueAnswer::Look(look)) => look.of,
+            _ => None,
+        };
         let ban =
             shared.registry_read(move |c| crate::store::registry::banned_until(c, &key, now_ms)).await?;
         let counts = session.as_ref().and_then(|s| s.tier.as_ref()).unwrap_or(&identity.counts);
@@ -209,6 +221,7 @@ async fn agent(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Res
             "firstSeen": iso_ms(identity.first_seen_ms),
             "sessions": session.iter().map(live_json).collect::<Vec<_>>(),
             "registered": entry.is_some(),
+            "queue": depth.as_ref().map(depth_json),
             "tier": {
                 "hourOfLife": (now_ms - identity.first_seen_ms).div_euclid(3_600_000),
                 "limited": shared.config.tiers() && now_ms - identity.first_seen_ms < 86_400_000,
@@ -327,12 +340,47 @@ async fn undrain(State(shared): State<Arc<Shared>>) -> Response {
 async fn queue(State(shared): State<Arc<Shared>>) -> Response {
     let Some(snapshot) = shared.driver.snapshot().await else { return health::stopping() };
     let queue = snapshot.queue;
+    let look = shared.driver.queue(QueueOp::Look { most: LARGEST, of: None }).await;
+    let Some(QueueAnswer::Look(look)) = look else { return health::stopping() };
     let body = json!({
         "recipientCount": queue.recipients,
         "totalMessages": queue.messages,
         "totalBytes": queue.bytes,
+        "oldest": look.oldest_ms.map(iso_ms),
+        "largest": {
+            "byMessages": look.by_messages.iter().map(depth_json).collect::<Vec<_>>(),
+            "byBytes": look.by_bytes.iter().map(depth_json).collect::<Vec<_>>(),
+        },
     });
     axum::Json(body).into_response()
+}
+
+fn depth_json(depth: &Depth) -> Value {
+    json!({"agentId": depth.recipient.to_string(), "messages": depth.messages, "bytes": depth.bytes})
+}
+
+/// `DELETE /admin/queue/{id}`: gives up the mail of one agent; its senders hear of it.
+async fn empty_queue(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+    let address = match keys::decode_public(&id) {
+        Some(key) => key.first_chunk().map(|bytes| Fingerprint::from_bytes(*bytes)),
+        None => id.parse().ok(),
+    };
+    let Some(recipient) = address else {
+        return *bad("the agent is an address of 32 hex digits or a base64 key");
+    };
+    let mut dropped = 0;
+    loop {
+        let op = QueueOp::Drop { recipient, now_ms: shared.clock.now_ms(), limit: DROPPED };
+        let Some(QueueAnswer::Dropped(gone)) = shared.driver.queue(op).await else {
+            return health::stopping();
+        };
+        dropped += gone.len();
+        if gone.len() < DROPPED as usize {
+            break;
+        }
+    }
+    tracing::info!(dropped, "an operator emptied a mailbox");
+    axum::Json(json!({"agentId": recipient.to_string(), "dropped": dropped})).into_response()
 }
 
 async fn export(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {

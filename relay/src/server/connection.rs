@@ -17,12 +17,14 @@ use hyper_util::rt::TokioIo;
 use sha1::{Digest as _, Sha1};
 use threadline::v1::MAX_FRAME;
 use threadline::v1::frames::FrameError;
+use threadline::v2::frames::FramePhase;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Shared;
+use super::clock::Clock;
 use super::outbox::{Next, Outbox};
-use crate::core::{ConnId, Event, Inbound, InboundFrame, Source};
+use crate::core::{ConnId, Event, Inbound, InboundFrame, Source, V2Carrier, V2Frame};
 use crate::frames::{Decoder, Incoming, ProtocolError};
 
 /// A client that takes nothing for this long is closed.
@@ -79,26 +81,26 @@ pub(super) fn handshake(
 }
 
 /// Takes an upgraded connection over and serves it until it is closed by either side.
-pub(super) async fn run(upgrade: OnUpgrade, source: Source, shared: Arc<Shared>) {
+pub(super) async fn run(upgrade: OnUpgrade, source: Source, v2: bool, shared: Arc<Shared>) {
     let Ok(upgraded) = upgrade.await else { return };
     match upgraded.downcast::<TokioIo<TcpStream>>() {
         Ok(parts) => {
             let (reader, writer) = parts.io.into_inner().into_split();
-            serve(reader, writer, parts.read_buf.to_vec(), source, &shared).await;
+            serve(reader, writer, parts.read_buf.to_vec(), (source, v2), &shared).await;
         }
-        Err(other) => other_stream(other, source, &shared).await,
+        Err(other) => other_stream(other, (source, v2), &shared).await,
     }
 }
 
 /// A stream that is no plain TCP: boxed, since it is larger and rarer.
 fn other_stream<'a>(
     upgraded: Upgraded,
-    source: Source,
+    from: (Source, bool),
     shared: &'a Shared,
 ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
     Box::pin(async move {
         let (reader, writer) = tokio::io::split(TokioIo::new(upgraded));
-        serve(reader, writer, Vec::new(), source, shared).await;
+        serve(reader, writer, Vec::new(), from, shared).await;
     })
 }
 
@@ -106,12 +108,14 @@ async fn serve(
     reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
     early: Vec<u8>,
-    source: Source,
+    (source, v2): (Source, bool),
     shared: &Shared,
 ) {
-    let outbox = Arc::new(Outbox::default());
-    let Some(id) = shared.driver.open(source, Arc::clone(&outbox)).await else { return };
-    let mut incoming = Reading { reader, decoder: Decoder::default(), outbox: &outbox, early, deaf: false };
+    let outbox = Arc::new(if v2 { Outbox::v2() } else { Outbox::default() });
+    let carrier = v2.then_some(V2Carrier::WebSocket);
+    let Some(id) = shared.driver.open(source, Arc::clone(&outbox), carrier).await else { return };
+    let (decoder, clock) = (Decoder::default(), shared.clock.clone());
+    let mut incoming = Reading { reader, decoder, outbox: &outbox, early, deaf: false, clock };
     let closed = {
         let reading = std::pin::pin!(incoming.pass_on(id, shared));
         let writing = std::pin::pin!(write_out(&mut writer, &outbox));
@@ -151,6 +155,7 @@ struct Reading<'a, R> {
     early: Vec<u8>,
     /// The rest of a message that is too large is not looked at.
     deaf: bool,
+    clock: Clock,
 }
 
 /// What one read brought.
@@ -179,10 +184,10 @@ impl<R: AsyncRead + Unpin> Reading<'_, R> {
     }
 
     async fn read(&mut self) -> Result<Brought, ProtocolError> {
-        let Self { reader, decoder, outbox, early, deaf } = self;
+        let Self { reader, decoder, outbox, early, deaf, clock } = self;
         if !early.is_empty() {
             let mut early = std::mem::take(early);
-            return decode(decoder, outbox, deaf, &mut early);
+            return decode(decoder, outbox, deaf, &mut early, clock.now_ms());
         }
         poll_fn(|context| {
             SCRATCH.with_borrow_mut(|scratch| {
@@ -192,7 +197,7 @@ impl<R: AsyncRead + Unpin> Reading<'_, R> {
                 Poll::Ready(if read.is_err() || filled.is_empty() {
                     Ok(Brought { end: true, ..Brought::default() })
                 } else {
-                    decode(decoder, outbox, deaf, filled)
+                    decode(decoder, outbox, deaf, filled, clock.now_ms())
                 })
             })
         })
@@ -217,21 +222,41 @@ impl<R: AsyncRead + Unpin> Reading<'_, R> {
     }
 }
 
+fn phase(admitted: bool) -> FramePhase {
+    if admitted { FramePhase::Open } else { FramePhase::Early }
+}
+
 fn decode(
     decoder: &mut Decoder,
     outbox: &Outbox,
     deaf: &mut bool,
     bytes: &mut [u8],
+    now_ms: i64,
 ) -> Result<Brought, ProtocolError> {
     let mut brought = Brought::default();
     if *deaf || outbox.is_closing() {
         return Ok(brought);
     }
-    let most = if outbox.is_admitted() { MAX_FRAME } else { BEFORE_LOGIN };
+    let most = match (outbox.is_v2(), outbox.is_admitted()) {
+        (false, true) => MAX_FRAME,
+        (false, false) => BEFORE_LOGIN,
+        (true, admitted) => phase(admitted).largest() + 4,
+    };
     decoder.feed(bytes, most, &mut |incoming| {
         match incoming {
+            Incoming::Binary(bytes) if outbox.is_v2() => {
+                let frame = V2Frame::read(bytes, phase(outbox.is_admitted()), now_ms);
+                brought
+                    .frames
+                    .push(Inbound { bytes: bytes.len(), content: Ok(InboundFrame::V2(Box::new(frame))) });
+            }
+            // A text is no frame of v2.
+            Incoming::Text(_) if outbox.is_v2() => {
+                let frame = V2Frame::read(&[], FramePhase::Early, now_ms);
+                brought.frames.push(Inbound { bytes: 0, content: Ok(InboundFrame::V2(Box::new(frame))) });
+            }
             Incoming::Text(text) => brought.frames.push(Inbound::read(text)),
-            Incoming::Binary => brought.frames.push(Inbound::read("")),
+            Incoming::Binary(_) => brought.frames.push(Inbound::read("")),
             Incoming::Ping(payload) => {
                 outbox.pong(payload);
                 brought.frames.push(Inbound { bytes: payload.len(), content: Ok(InboundFrame::Control) });

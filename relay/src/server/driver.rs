@@ -13,8 +13,10 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::clock::Clock;
 use super::outbox::Outbox;
 use super::queue::{Group, QueueHandle};
-use crate::core::{ConnId, Core, Counters, Effect, Event, Inbound, NumberMap, Outgoing, Snapshot, Source};
-use crate::store::{RegistryOp, StoreAnswer, StoreFailed, StoreOp, registry};
+use crate::core::{
+    self, ConnId, Core, Counters, Effect, Event, Inbound, NumberMap, Outgoing, Snapshot, Source, V2Carrier,
+};
+use crate::store::{QueueAnswer, QueueOp, RegistryOp, StoreAnswer, StoreFailed, StoreOp, registry};
 
 /// What waits for the core, each at most one read of a connection; when full, connections wait and stop reading.
 const EVENTS: usize = 256;
@@ -33,6 +35,7 @@ enum Command {
     Open {
         source: Source,
         outbox: Arc<Outbox>,
+        v2: Option<V2Carrier>,
         reply: oneshot::Sender<ConnId>,
     },
     /// Boxed, for it is large and every connection has room for a command.
@@ -44,6 +47,7 @@ enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
     Outboxes(oneshot::Sender<Vec<Arc<Outbox>>>),
     Inspect(Box<dyn FnOnce(&Core) + Send>),
+    Queue(QueueOp, oneshot::Sender<QueueAnswer>),
     Stop,
 }
 
@@ -55,9 +59,14 @@ pub(super) struct DriverHandle {
 
 impl DriverHandle {
     /// Announces a socket.
-    pub(super) async fn open(&self, source: Source, outbox: Arc<Outbox>) -> Option<ConnId> {
+    pub(super) async fn open(
+        &self,
+        source: Source,
+        outbox: Arc<Outbox>,
+        v2: Option<V2Carrier>,
+    ) -> Option<ConnId> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Open { source, outbox, reply }).await.ok()?;
+        self.commands.send(Command::Open { source, outbox, v2, reply }).await.ok()?;
         answer.await.ok()
     }
 
@@ -93,6 +102,13 @@ impl DriverHandle {
         let (reply, answer) = oneshot::channel();
         let look = Box::new(move |core: &Core| drop(reply.send(look(core))));
         self.commands.send(Command::Inspect(look)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Asks the queue, in the order of everything else that is asked of it.
+    pub(super) async fn queue(&self, op: QueueOp) -> Option<QueueAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Queue(op, reply)).await.ok()?;
         answer.await.ok()
     }
 
@@ -142,6 +158,9 @@ pub(super) struct Driver {
     queue_ops: Group,
     /// Operations of the queue without an answer.
     queue_open: usize,
+    /// Questions of an operator, by their tickets, which the core never gives out.
+    asked: HashMap<u64, oneshot::Sender<QueueAnswer>>,
+    next_asked: u64,
     registry: Database,
     registry_lane: Lane,
     /// Bytes of mail since `grown` was rung.
@@ -166,6 +185,8 @@ impl Driver {
             queue,
             queue_ops: Vec::new(),
             queue_open: 0,
+            asked: HashMap::new(),
+            next_asked: u64::MAX,
             registry,
             registry_lane: Lane::default(),
             fresh_bytes: 0,
@@ -213,12 +234,15 @@ impl Driver {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Open { source, outbox, reply } => {
+            Command::Open { source, outbox, v2, reply } => {
                 self.next_conn += 1;
                 let conn = self.next_conn;
                 self.outboxes.insert(conn, outbox);
                 let _ = reply.send(conn);
-                self.handle(Event::Opened { conn, source });
+                self.handle(match v2 {
+                    None => Event::Opened { conn, source },
+                    Some(carrier) => Event::OpenedV2 { conn, source, carrier },
+                });
             }
             Command::Event(event) => {
                 let closed = match &*event {
@@ -231,6 +255,12 @@ impl Driver {
                 }
             }
             Command::Inspect(look) => look(&self.core),
+            Command::Queue(op, reply) => {
+                self.next_asked -= 1;
+                self.asked.insert(self.next_asked, reply);
+                self.queue_open += 1;
+                self.queue_ops.push((self.next_asked, op));
+            }
             Command::Received { conn, frames } => {
                 let now_ms = self.clock.now_ms();
                 for inbound in frames {
@@ -257,6 +287,15 @@ impl Driver {
     fn report(&mut self, answers: Answers) {
         let now_ms = self.clock.now_ms();
         for (ticket, answer) in answers {
+            if let Some(reply) = self.asked.remove(&ticket) {
+                let Ok(StoreAnswer::Queue(answer)) = answer else { continue };
+                if let QueueAnswer::Dropped(gone) = &answer {
+                    self.core.handle(Event::Dropped { gone: gone.clone() }, now_ms);
+                }
+                // Whoever asked may have gone.
+                let _ = reply.send(answer);
+                continue;
+            }
             self.core.handle(Event::Stored { ticket, answer }, now_ms);
         }
         self.carry_out();
@@ -267,8 +306,12 @@ impl Driver {
             match effect {
                 Effect::Send { conn, what } => {
                     if let Some(outbox) = self.outboxes.get(&conn) {
-                        if matches!(&what, Outgoing::Frame(frame) if matches!(**frame, ServerFrame::AuthOk(_)))
-                        {
+                        let admits = match &what {
+                            Outgoing::Frame(frame) => matches!(**frame, ServerFrame::AuthOk(_)),
+                            Outgoing::V2(frame) => frame.lane == core::Lane::Welcome,
+                            Outgoing::Message(_) | Outgoing::Ping => false,
+                        };
+                        if admits {
                             outbox.admit();
                         }
                         outbox.push(&what);

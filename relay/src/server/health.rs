@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use super::{Shared, rest};
 use crate::core::Snapshot;
 use crate::metrics::{Exposition, Histogram, Reject, bans};
+use crate::store::{QueueAnswer, QueueOp};
 
 const FRESH_MS: i64 = 1_000;
 
@@ -104,6 +105,11 @@ pub(super) async fn metrics(shared: &Shared) -> Option<String> {
     let gauge = "gauge";
     out.single(gauge, "threadline_queue_messages", "Messages in custody.", snapshot.queue.messages);
     out.single(gauge, "threadline_queue_bytes", "Bytes in custody.", snapshot.queue.bytes);
+    let look = shared.driver.queue(QueueOp::Look { most: 1, of: None }).await;
+    if let Some(QueueAnswer::Look(look)) = look {
+        let age_s = look.oldest_ms.map_or(0, |at| (now_ms - at).max(0) / 1000);
+        out.single(gauge, "threadline_queue_oldest_seconds", "Age of the oldest waiting message.", age_s);
+    }
     out.labelled(
         (gauge, "threadline_registry_entries", "Directory entries."),
         "visibility",
@@ -152,7 +158,7 @@ fn totals(out: &mut Exposition, snapshot: &Snapshot) {
     ] {
         out.single("counter", name, help, value);
     }
-    let (gauge, sessions) = ("gauge", [("ws1", snapshot.agents)]);
+    let (gauge, sessions) = ("gauge", snapshot.carriers);
     out.single(gauge, "threadline_connections_active", "Open sockets.", snapshot.connections);
     out.labelled((gauge, "threadline_sessions", "Live sessions."), "carrier", sessions);
     out.single(
@@ -160,6 +166,13 @@ fn totals(out: &mut Exposition, snapshot: &Snapshot) {
         "threadline_messages_per_minute",
         "Messages of the last minute.",
         snapshot.messages_per_minute,
+    );
+    out.single(gauge, "threadline_unconfirmed", "Messages written and not confirmed.", snapshot.unconfirmed);
+    let (posed, solved) = figures.puzzles;
+    out.labelled(
+        ("counter", "threadline_pow_total", "Puzzles of new identities."),
+        "result",
+        [("posed", posed), ("solved", solved)],
     );
     let rejects = Reject::ALL.iter().map(|(_, label)| *label).zip(figures.rejects);
     out.labelled(("counter", "threadline_rejects_total", "Messages refused, by reason."), "reason", rejects);

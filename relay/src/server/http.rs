@@ -21,12 +21,13 @@ use tower::Service as _;
 
 use super::connection::NotWebSocket;
 use super::tls::Acceptor;
-use super::{Shared, a2a, connection, health, page, rest};
+use super::{Shared, a2a, connection, health, page, rest, well_known};
 use crate::core::Source;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADERS: usize = 16 << 10;
 const MAX_BODY: usize = 64 << 10;
+const SUBPROTOCOL: &str = "threadline.2.msgpack";
 
 /// Accepts connections until `stop` and serves them with `router`.
 pub(super) async fn accept(
@@ -106,6 +107,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
     let only_get = |route: axum::routing::MethodRouter<Arc<Shared>>| route.fallback(not_allowed_get);
     Router::new()
         .route("/v1/connect", only_get(get(connect)))
+        .route("/v2/connect", only_get(get(connect_v2)))
+        .route("/.well-known/threadline", only_get(get(well_known::document)))
         .route("/health", only_get(get(health::health)))
         .route("/ready", only_get(get(health::ready)))
         .nest("/v1/registry", rest::routes())
@@ -150,15 +153,39 @@ pub(super) fn not_allowed(allow: &'static str) -> Response {
 async fn connect(
     State(shared): State<Arc<Shared>>,
     Extension(source): Extension<Source>,
-    mut request: axum::extract::Request,
+    request: axum::extract::Request,
 ) -> Response {
+    upgrade(&shared, source, request, false)
+}
+
+async fn connect_v2(
+    State(shared): State<Arc<Shared>>,
+    Extension(source): Extension<Source>,
+    request: axum::extract::Request,
+) -> Response {
+    let offered = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL);
+    let words = offered.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    if !words.map(str::trim).any(|word| word == SUBPROTOCOL) {
+        let error =
+            json!({"error": format!("This route speaks WebSocket with the subprotocol {SUBPROTOCOL}")});
+        return (StatusCode::UPGRADE_REQUIRED, [(header::UPGRADE, "websocket")], axum::Json(error))
+            .into_response();
+    }
+    let mut answer = upgrade(&shared, source, request, true);
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        answer.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    answer
+}
+
+fn upgrade(shared: &Arc<Shared>, source: Source, mut request: axum::extract::Request, v2: bool) -> Response {
     if shared.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"error": "Draining"}))).into_response();
     }
     let upgrade = request.extensions_mut().remove();
     match connection::handshake(request.method(), request.headers(), upgrade) {
         Ok((upgrade, answer)) => {
-            shared.connections.spawn(connection::run(upgrade, source, Arc::clone(&shared)));
+            shared.connections.spawn(connection::run(upgrade, source, v2, Arc::clone(shared)));
             answer
         }
         Err(refusal) => {

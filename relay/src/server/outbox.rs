@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::core::Outgoing;
-use crate::frames::{self, CLOSE, PONG, TEXT};
+use crate::frames::{self, BINARY, CLOSE, PING, PONG, TEXT};
 
 /// Above this nothing more is read from the client until it has taken what is waiting.
 const FULL_BYTES: usize = 768 << 10;
@@ -19,6 +19,8 @@ const CHUNK: usize = 64 << 10;
 /// The write queue of a connection. It is kept small: an idle connection costs no more than this struct.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
+    /// Whether the client speaks v2.
+    v2: bool,
     state: Mutex<State>,
     changed: Notify,
     /// Rung when something was written.
@@ -51,18 +53,25 @@ pub(super) enum Next {
 }
 
 impl Outbox {
+    /// For a client that speaks v2.
+    pub(super) fn v2() -> Self {
+        Self { v2: true, ..Self::default() }
+    }
+
+    /// Whether the client speaks v2.
+    pub(super) fn is_v2(&self) -> bool {
+        self.v2
+    }
+
     /// Appends a frame. After a close nothing is taken any more.
     pub(super) fn push(&self, what: &Outgoing) {
-        self.append(|chunk| {
-            if let Some(length) = what.text_length() {
-                frames::write_header(TEXT, length, chunk);
-                what.write_text(chunk);
-            } else {
-                let mut text = Vec::with_capacity(128);
-                what.write_text(&mut text);
-                frames::write_header(TEXT, text.len(), chunk);
-                chunk.extend_from_slice(&text);
+        self.append(|chunk| match what {
+            Outgoing::V2(frame) => {
+                frames::write_header(BINARY, frame.bytes.len(), chunk);
+                chunk.extend_from_slice(&frame.bytes);
             }
+            Outgoing::Ping => frames::write_header(PING, 0, chunk),
+            text => push_text(text, chunk),
         });
     }
 
@@ -174,6 +183,18 @@ impl Outbox {
     // A panic while the lock is held cannot leave the queue half changed in a way that matters.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn push_text(what: &Outgoing, chunk: &mut Vec<u8>) {
+    if let Some(length) = what.text_length() {
+        frames::write_header(TEXT, length, chunk);
+        what.write_text(chunk);
+    } else {
+        let mut text = Vec::with_capacity(128);
+        what.write_text(&mut text);
+        frames::write_header(TEXT, text.len(), chunk);
+        chunk.extend_from_slice(&text);
     }
 }
 

@@ -459,8 +459,8 @@ impl<M: Medium> Custody<M> {
 
     fn look(&mut self, most: usize, of: Option<&Fingerprint>) -> QueueAnswer {
         let (by_messages, by_bytes) = self.index.largest(most);
-        let oldest_ms =
-            self.index.oldest().and_then(|place| self.mail(place).ok()).map(|mail| mail.stored_ms);
+        let oldest = if most > 0 { self.index.oldest() } else { None };
+        let oldest_ms = oldest.and_then(|place| self.mail(place).ok()).map(|mail| mail.stored_ms);
         let of = of.map(|recipient| self.index.depth(recipient));
         QueueAnswer::Look(QueueLook { oldest_ms, by_messages, by_bytes, of })
     }

@@ -1,6 +1,7 @@
 //! `registry.db`: who was ever here, who is banned, who wants to be found.
 
 pub mod a2a;
+pub mod devices;
 pub mod operator;
 
 use instar_durable::Migration;
@@ -61,6 +62,7 @@ CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT 
     },
     Migration { sql: include_str!("registry/second.sql") },
     Migration { sql: include_str!("registry/third.sql") },
+    Migration { sql: include_str!("registry/fourth.sql") },
 ];
 
 /// Milliseconds for which a deleted entry is not made again by a mere public login.
@@ -115,6 +117,8 @@ pub struct Login {
     pub profile: Profile,
     /// Who can find it.
     pub visibility: Visibility,
+    /// Whether the agent speaks v2; some do not want to be logged in by v1.
+    pub v2: bool,
     /// Only a token is wanted: the directory is left as it is.
     pub token_only: bool,
     /// Explicit wish about the registry.
@@ -144,6 +148,8 @@ pub struct TierCounts {
     pub messages: u32,
     /// Recipients first written to in that hour.
     pub recipients: Vec<Fingerprint>,
+    /// Whether the identity proved work.
+    pub worked: bool,
 }
 
 /// Outcome of a login.
@@ -171,6 +177,8 @@ pub enum LoginOutcome {
     },
     /// Another key has this address.
     Conflict,
+    /// The identity wants no logins by v1.
+    NoV1,
     /// Too many new identities from this source in one hour.
     TooManyIdentities,
 }
@@ -221,6 +229,8 @@ pub enum RegistryOp {
         /// Most entries.
         limit: u32,
     },
+    /// On devices and their keys.
+    Devices(devices::DeviceOp),
 }
 
 /// An entry as `discover` needs it.
@@ -251,6 +261,8 @@ pub enum RegistryAnswer {
     Known(bool),
     /// To [`RegistryOp::Discover`].
     Found(Vec<Found>),
+    /// To [`RegistryOp::Devices`].
+    Devices(devices::DeviceAnswer),
 }
 
 /// Runs one operation inside the caller's transaction.
@@ -279,6 +291,7 @@ pub fn apply(c: &Connection, op: &RegistryOp) -> rusqlite::Result<RegistryAnswer
             search::discover(c, name.as_deref(), capability.as_deref(), framework.as_deref(), *now_ms, *limit)
                 .map(RegistryAnswer::Found)
         }
+        RegistryOp::Devices(op) => devices::apply(c, op).map(RegistryAnswer::Devices),
     }
 }
 
@@ -307,6 +320,9 @@ pub fn was_here(c: &Connection, id: &str) -> rusqlite::Result<bool> {
 fn judge_login(c: &Connection, login: &Login) -> rusqlite::Result<LoginOutcome> {
     if let Some((until_ms, reason)) = banned_until(c, &login.key, login.now_ms)? {
         return Ok(LoginOutcome::Banned { until_ms, reason });
+    }
+    if !login.v2 && devices::refuses_v1(c, &login.key)? {
+        return Ok(LoginOutcome::NoV1);
     }
     let address = &login.key[..16];
     let look = || {
@@ -543,6 +559,7 @@ mod tests {
     fn login(key: [u8; 32], visibility: Visibility, listed: Option<bool>) -> Login {
         Login {
             key,
+            v2: false,
             now_ms: NOW,
             source: [1; 16],
             profile: Profile { name: Some("n".into()), ..Profile::default() },

@@ -44,7 +44,7 @@ async fn paths_methods_and_health() {
     assert_eq!(health["offlineQueue"]["recipientCount"], 1);
     assert_eq!(health["throughput"]["messagesRouted"], 1);
     assert_eq!(get(&relay, "/ready", None).await.0, 200);
-    for path in ["/", "/.well-known/threadline", "/v2/connect", "/admin/status", "/v1/registry/other"] {
+    for path in ["/", "/admin/status", "/v1/registry/other"] {
         assert_eq!(
             get(&relay, path, None).await,
             (StatusCode::NOT_FOUND, json!({"error": "Not found"})),

@@ -5,9 +5,14 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use threadline::identity::{Identity, LoginNonce};
 use threadline::v1::frames::{Auth, ClientFrame, Metadata, ServerFrame, Visibility};
+use threadline::v2::frames::{Frame, FrameBuffer, FramePhase, Hello, Role};
+use threadline::v2::objects::{DeviceCert, DeviceList, Signed};
+use threadline::v2::{Bin, Blob};
 use threadline_relay::RelayConfig;
 use threadline_relay::a2a;
-use threadline_relay::core::{Core, Effect, Event, Inbound, Outgoing, Source, Start};
+use threadline_relay::core::{
+    Core, Effect, Event, Inbound, InboundFrame, Outgoing, Source, Start, V2Carrier, V2Frame,
+};
 use threadline_relay::frames::{Decoder, Incoming};
 use threadline_relay::registry::clean;
 use threadline_relay::registry::cursor::Cursor;
@@ -30,6 +35,7 @@ pub fn relay_session(data: &[u8]) {
         totals: store.totals(),
         relay_id: "relay".into(),
         signer: threadline_relay::keys::SigningKey::from_bytes(&[1; 32]),
+        hosts: vec!["localhost".into()],
         seed: [2; 32],
     };
     let mut core = Core::new(config, start, NOW);
@@ -64,6 +70,109 @@ fn handle(core: &mut Core, store: &mut Store, event: Event) -> Vec<ServerFrame> 
 
 fn read(what: &Outgoing) -> ServerFrame {
     ServerFrame::parse(&what.to_text()).expect("a client can read every frame")
+}
+
+/// Frames of a device that is logged in by v2, cut from a stream; every answer is a frame that a node can read.
+///
+/// # Panics
+/// If an answer is no frame, or the counters of the queue are wrong.
+pub fn relay_v2_session(data: &[u8]) {
+    let mut config = RelayConfig::default();
+    config.sybil.tiers = false;
+    let config = Arc::new(config);
+    let mut store = Store::in_memory(QueueRules { queue: config.queue.clone() }).expect("memory");
+    let start = Start {
+        last_seq: 0,
+        totals: store.totals(),
+        relay_id: "relay".into(),
+        signer: threadline_relay::keys::SigningKey::from_bytes(&[1; 32]),
+        hosts: vec!["localhost".into()],
+        seed: [2; 32],
+    };
+    let mut core = Core::new(config, start, NOW);
+    let source = Source { net: [0; 8], pseudonym: [0; 16] };
+    let identity = Identity::from_seed(&[3; 32]);
+    let carrier = V2Carrier::Quic { key: *identity.public().as_bytes() };
+    handle_v2(&mut core, &mut store, Event::OpenedV2 { conn: 1, source, carrier });
+    let say = |core: &mut Core, store: &mut Store, frame| {
+        let frame = V2Frame::of(frame, NOW);
+        let inbound = Inbound { bytes: 1, content: Ok(InboundFrame::V2(Box::new(frame))) };
+        handle_v2(core, store, Event::Received { conn: 1, inbound });
+    };
+    say(&mut core, &mut store, Ok(hello(&identity).into()));
+    let mut buffer = FrameBuffer::default();
+    buffer.extend(data);
+    loop {
+        let frame = match buffer.next(FramePhase::Open) {
+            Ok(None) => break,
+            Ok(Some(frame)) => Ok(frame),
+            Err(error) => Err(error),
+        };
+        let over = frame.is_err();
+        say(&mut core, &mut store, frame);
+        if over {
+            break;
+        }
+    }
+    assert_eq!(core.snapshot(NOW).queue, store.totals(), "counters tell the truth");
+}
+
+fn handle_v2(core: &mut Core, store: &mut Store, event: Event) {
+    core.handle(event, NOW);
+    while let Some(effect) = core.poll_effect() {
+        match effect {
+            Effect::Send { what: Outgoing::V2(written), .. } => {
+                Frame::decode(&written.bytes, FramePhase::Open).expect("a node can read every frame");
+            }
+            Effect::Store { ticket, op } => {
+                let answer = store.apply(&op);
+                core.handle(Event::Stored { ticket, answer }, NOW);
+            }
+            Effect::Send { .. } | Effect::Close { .. } => {}
+        }
+    }
+}
+
+fn hello(identity: &Identity) -> Hello {
+    let (key, device, now) = (identity.public().into(), Bin([7; 16]), NOW.unsigned_abs());
+    let cert = DeviceCert {
+        version: 1,
+        key,
+        device,
+        curve: Bin([9; 32]),
+        name: "fuzz".into(),
+        not_before: now,
+        not_after: now + 86_400_000,
+        seq: 1,
+        caps: Vec::new(),
+    };
+    let list =
+        DeviceList { version: 1, key, seq: 1, issued_at: now, devices: vec![device], removed: Vec::new() };
+    let cert = Signed::<DeviceCert>::issue(identity, cert);
+    let list = Signed::<DeviceList>::issue(identity, list);
+    Hello {
+        v: 2,
+        dev: device,
+        cert: Blob(cert.bytes().to_vec()),
+        cs: *cert.signature(),
+        list: Blob(list.bytes().to_vec()),
+        ls: *list.signature(),
+        name: "fuzz".into(),
+        fw: None,
+        ver: None,
+        caps: Vec::new(),
+        bio: None,
+        tags: Vec::new(),
+        vis: None,
+        listed: false,
+        role: Role::Active,
+        sib: Vec::new(),
+        vouch: None,
+        win: None,
+        ep: 0,
+        nov1: false,
+        feat: Vec::new(),
+    }
 }
 
 /// Texts that come in the URL or the headers of a request to the directory.

@@ -89,6 +89,7 @@ impl World {
             totals: self.relay.store.totals(),
             relay_id: "relay-simulated".into(),
             signer: SigningKey::from_bytes(&[7; 32]),
+            hosts: vec!["localhost".into()],
             seed,
         };
         self.relay.core = Some(Core::new(Arc::clone(&self.relay.config), start, self.now));

@@ -211,6 +211,7 @@ fn start(config: &Arc<RelayConfig>, store: &Store, now: i64) -> Core {
         totals: store.totals(),
         relay_id: "relay-threadline-default".into(),
         signer: SigningKey::from_bytes(&[9; 32]),
+        hosts: vec!["localhost".into()],
         seed: [now.to_le_bytes()[0]; 32],
     };
     Core::new(Arc::clone(config), start, now)

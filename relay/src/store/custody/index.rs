@@ -192,9 +192,12 @@ impl Index {
 
     /// The fullest mailboxes by messages and by bytes.
     pub(super) fn largest(&self, most: usize) -> (Vec<Depth>, Vec<Depth>) {
+        if most == 0 {
+            return (Vec::new(), Vec::new());
+        }
         let top = |size: fn(&Depth) -> u64| {
             let mut all: Vec<Depth> = self.mailboxes.keys().map(|recipient| self.depth(recipient)).collect();
-            if most > 0 && all.len() > most {
+            if all.len() > most {
                 all.select_nth_unstable_by_key(most - 1, |depth| std::cmp::Reverse(size(depth)));
             }
             all.truncate(most);

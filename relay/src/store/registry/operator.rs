@@ -176,6 +176,7 @@ pub fn erase(c: &Connection, key: &[u8; 32], now_ms: i64) -> rusqlite::Result<()
     c.execute("DELETE FROM agents WHERE public_key=?1", [key])?;
     c.execute("DELETE FROM consent_log WHERE public_key=?1", [key])?;
     c.execute("DELETE FROM suppress WHERE public_key=?1", [key])?;
+    super::devices::erase(c, key)?;
     c.execute(
         "UPDATE OR REPLACE first_seen SET public_key=?2, address=?3, source=zeroblob(16) WHERE public_key=?1",
         params![key, hash, &hash[..16]],
