@@ -159,7 +159,7 @@ pub(super) struct Driver {
     /// Operations of the queue without an answer.
     queue_open: usize,
     /// Questions of an operator, by their tickets, which the core never gives out.
-    asked: HashMap<u64, oneshot::Sender<QueueAnswer>>,
+    asked: NumberMap<u64, oneshot::Sender<QueueAnswer>>,
     next_asked: u64,
     registry: Database,
     registry_lane: Lane,
@@ -185,7 +185,7 @@ impl Driver {
             queue,
             queue_ops: Vec::new(),
             queue_open: 0,
-            asked: HashMap::new(),
+            asked: NumberMap::default(),
             next_asked: u64::MAX,
             registry,
             registry_lane: Lane::default(),
