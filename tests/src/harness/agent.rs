@@ -39,6 +39,12 @@ pub struct CliOutput {
 }
 
 impl CliOutput {
+    /// Whether the command succeeded.
+    pub fn ok(&self) -> anyhow::Result<()> {
+        ensure!(self.code == Some(0), "the command failed: {self:#?}");
+        Ok(())
+    }
+
     /// Standard output as JSON, if the command succeeded.
     pub fn json(&self) -> anyhow::Result<Value> {
         ensure!(self.code == Some(0), "the command failed: {self:#?}");

@@ -4,3 +4,4 @@ mod bad_input;
 pub(crate) mod direct;
 mod doubles;
 mod sessions;
+mod take_over;
