@@ -369,6 +369,10 @@ impl Dispatcher {
                         core.notices.degrade("threadline-sessions", reason);
                         (FailureCause::Ambiguous, 60_000)
                     }
+                    SpawnRefused::Paused { until_ms, reason } => {
+                        core.notices.degrade("threadline-sessions", reason);
+                        (FailureCause::Provider5xx, until_ms - now)
+                    }
                     SpawnRefused::Failed(reason) => {
                         let refused = self.refused.entry(key.clone()).or_default();
                         *refused = refused.saturating_add(1);

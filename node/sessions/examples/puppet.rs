@@ -1,7 +1,7 @@
 //! The hidden commands of the program, and two stand-in runtimes that tests drive through the text of the prompt.
 //!
 //! With `-p` it speaks the streaming mode, else it reads a terminal and reports to the node like a hook.
-//! Words in a prompt tell the stand-in what to do: `sleep:<ms>`, `die:<code>`, `error`, `fork`.
+//! Words in a prompt tell the stand-in what to do: `sleep:<ms>`, `die:<code>`, `error`, `quota`, `fork`.
 
 use std::ffi::OsString;
 use std::io::{BufRead, Read, Write};
@@ -71,7 +71,8 @@ fn stdio(words: &[String]) -> ExitCode {
                 say(&json!({"type": "system", "subtype": "init", "session_id": session, "model": "puppet"}));
                 record(&session, text);
                 say(&json!({"type": "user", "uuid": uuid, "isReplay": true}));
-                let failed = text.contains("error");
+                let status =
+                    [("quota", 429), ("error", 529)].into_iter().find(|(word, _)| text.contains(word));
                 if let Some(code) = act(text) {
                     return code;
                 }
@@ -79,8 +80,8 @@ fn stdio(words: &[String]) -> ExitCode {
                     &json!({"type": "assistant", "message": {"content": [{"type": "text", "text": "done"}]}}),
                 );
                 say(
-                    &json!({"type": "result", "subtype": "success", "is_error": failed, "session_id": session,
-                    "total_cost_usd": 0.5, "api_error_status": failed.then_some(529)}),
+                    &json!({"type": "result", "subtype": "success", "is_error": status.is_some(), "session_id": session,
+                    "total_cost_usd": 0.5, "api_error_status": status.map(|(_, status)| status)}),
                 );
             }
             _ => {}

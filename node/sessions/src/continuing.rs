@@ -10,7 +10,7 @@ use instar_state::time::now_ms;
 use crate::error::SessionError;
 use crate::record::{Activity, SessionRecord, Status, Transport};
 use crate::sessions::Sessions;
-use crate::shared::{Command, Shared};
+use crate::shared::Shared;
 use crate::slots::Class;
 use crate::spawn::{Resume, Slot, SpawnRequest};
 use crate::waiting::Spawned;
@@ -96,7 +96,8 @@ impl Sessions {
             }
             other => other?,
         };
-        Ok(SpawnRequest { transport: Some(transport), ..request })
+        let taken_over = transport == Transport::Tmux;
+        Ok(SpawnRequest { transport: Some(transport), taken_over, ..request })
     }
 
     async fn turn_end(&self, id: SessionId) -> Result<(), SessionError> {
@@ -186,6 +187,7 @@ impl Sessions {
             triggered_by: record.triggered_by.clone(),
             job_slug: record.job_slug.clone(),
             peer: record.peer.clone(),
+            taken_over: record.taken_over,
             resume,
             ..SpawnRequest::new(record.name.clone(), record.kind)
         }
@@ -215,9 +217,9 @@ impl Drop for Moving {
             session.live.moving = false;
             session.mailbox.clone()
         });
-        // Inputs waited meanwhile; a full mailbox means that the task is about to look anyway.
+        // Inputs waited meanwhile.
         if let Some(mailbox) = mailbox.flatten() {
-            let _ = mailbox.try_send(Command::Wake);
+            mailbox.look();
         }
     }
 }

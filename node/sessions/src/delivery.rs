@@ -26,8 +26,8 @@ pub enum Effect {
         ulid: Ulid,
         /// Tag and body.
         text: String,
-        /// Whether an earlier text may still stand in the composer.
-        clear: bool,
+        /// Lines of an earlier text that may still stand in the composer.
+        clear: usize,
     },
     /// Press these keys, with 150 ms between them.
     Press(&'static [&'static str]),
@@ -60,6 +60,8 @@ pub struct Delivery {
     rounds: BTreeMap<Ulid, u32>,
     /// Set by a failed round: nothing is begun before the session is idle again.
     wait_for_idle: bool,
+    /// Lines of texts that were pasted and of which nobody knows whether they were submitted.
+    composer: usize,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,7 @@ const STDIO_END: i64 = 20_000;
 impl Delivery {
     /// No delivery open.
     pub fn new(transport: Transport, session: SessionId) -> Self {
-        Self { transport, session, open: None, rounds: BTreeMap::new(), wait_for_idle: false }
+        Self { transport, session, open: None, rounds: BTreeMap::new(), wait_for_idle: false, composer: 0 }
     }
 
     /// Whether an input may be begun now.
@@ -110,14 +112,27 @@ impl Delivery {
         self.open = Some(Open { ulid, text: text.clone(), uuid, since: now, step: 0 });
         match self.transport {
             Transport::Stdio => Effect::Write { text, uuid },
-            Transport::Tmux => Effect::Type { ulid, text, clear: self.rounds.contains_key(&ulid) },
+            Transport::Tmux => {
+                let clear = self.composer;
+                self.left_over(&text);
+                Effect::Type { ulid, text, clear }
+            }
         }
+    }
+
+    /// This text may stand in the composer: it was pasted, by this node or by one before it.
+    pub fn left_over(&mut self, text: &str) {
+        self.composer = self.composer.max(text.lines().count()).max(1);
     }
 
     /// The ULID came back. True if it was the open one.
     pub fn confirmed(&mut self, ulid: Ulid) -> bool {
         self.rounds.remove(&ulid);
-        if self.open() == Some(ulid) {
+        let open = self.open();
+        if open.is_none_or(|open| open == ulid) {
+            self.composer = 0;
+        }
+        if open == Some(ulid) {
             self.open = None;
             return true;
         }
@@ -209,7 +224,7 @@ mod tests {
     fn a_swallowed_enter_is_pressed_again_and_the_last_word_is_said_within_30_s() {
         let mut delivery = Delivery::new(Transport::Tmux, SessionId::random());
         let first = delivery.begin(0, ulid(1), "x".into());
-        assert_eq!(first, Effect::Type { ulid: ulid(1), text: "x".into(), clear: false });
+        assert_eq!(first, Effect::Type { ulid: ulid(1), text: "x".into(), clear: 0 });
         let mut seen = Vec::new();
         for now in (0..=31_000).step_by(250) {
             seen.extend(delivery.tick(now).map(|effect| (now, effect)));
@@ -238,6 +253,26 @@ mod tests {
             last = delivery.tick(start + 20_000);
         }
         assert_eq!(last, Some(Effect::GiveUp { ulid: ulid(1) }));
+    }
+
+    #[test]
+    fn what_may_stand_in_the_composer_is_cleared_before_the_next_text() {
+        let mut delivery = Delivery::new(Transport::Tmux, SessionId::random());
+        let typed = |effect| match effect {
+            Effect::Type { clear, .. } => clear,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(typed(delivery.begin(0, ulid(1), "a\nb".into())), 0);
+        delivery.abandon();
+        assert_eq!(typed(delivery.begin(0, ulid(1), "a\nb".into())), 2, "its Enter may have failed");
+        delivery.abandon();
+        assert_eq!(typed(delivery.begin(0, ulid(2), "c".into())), 2, "another text comes first");
+        delivery.confirmed(ulid(1));
+        delivery.confirmed(ulid(2));
+        assert_eq!(typed(delivery.begin(0, ulid(3), "d".into())), 0);
+        let mut adopted = Delivery::new(Transport::Tmux, SessionId::random());
+        adopted.left_over("a");
+        assert_eq!(typed(adopted.begin(0, ulid(1), "a".into())), 1);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use instar_state::ids::SessionId;
 use instar_state::ports::InputKind;
 use instar_state::time::now_ms;
 use serde_json::json;
+use ulid::Ulid;
 
 use crate::delivery::LOCAL_TAG;
 use crate::launch::SessionFiles;
@@ -148,6 +149,14 @@ async fn give_back(shared: &Arc<Shared>, record: &SessionRecord, status: Status,
             }
         }
     }
+    let (nudge, excused) =
+        shared.update(record.id, |s| (s.live.nudge.take(), s.live.excused)).unwrap_or_default();
+    if let Some(nudge) = nudge {
+        close_nudge(shared, record.id, nudge).await;
+    }
+    if excused && let Err(error) = journal.excuse(record.id).await {
+        tracing::error!(session = %record.id, %error, "attempts that the provider refused are counted");
+    }
     match journal.requeue_session(record.id, reason).await {
         Ok(back) if !back.is_empty() => {
             tracing::info!(session = %record.id, inputs = back.len(), "open inputs wait again");
@@ -157,6 +166,18 @@ async fn give_back(shared: &Arc<Shared>, record: &SessionRecord, status: Status,
         Err(error) => tracing::error!(session = %record.id, %error, "open inputs were not given back"),
     }
     shared.wake(&record.conversation);
+}
+
+/// What asked this session to go on means nothing to the next one.
+async fn close_nudge(shared: &Shared, id: SessionId, nudge: Ulid) {
+    let (journal, now) = (&shared.deps.journal, now_ms());
+    let closed = match journal.settle(nudge, id, now).await {
+        Ok(false) => journal.expire_one(nudge, now).await,
+        other => other,
+    };
+    if let Err(error) = closed {
+        tracing::error!(session = %id, %error, "a nudge waits for the next session");
+    }
 }
 
 /// A person who waits for an answer gets the next session at once; the mesh sees to those of peers.

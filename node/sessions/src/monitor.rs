@@ -16,12 +16,36 @@ pub struct SessionFacts {
     pub idle_limit_ms: i64,
     /// Longest life in minutes.
     pub max_duration_minutes: u32,
-    /// Whether its last turn ended with an error of the provider, not of its limits.
-    pub error_episode: bool,
-    /// Whether that episode was nudged.
-    pub nudged: bool,
+    /// What it goes through since a turn ended with an error.
+    pub episode: Option<Episode>,
+    /// Whether it serves a peer.
+    pub serves_peer: bool,
     /// Milliseconds since its last event, or since it was adopted.
     pub silent_ms: i64,
+}
+
+/// Since a turn ended with an error, until one ends well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Episode {
+    /// The provider's limit is reached: asking again is of no use.
+    Quota,
+    /// Nobody asked it to go on yet.
+    Fresh,
+    /// It was asked to go on.
+    Nudged,
+    /// It was asked to go on, and that failed too.
+    Persistent,
+}
+
+impl Episode {
+    /// The episode after one more turn that ended with an error.
+    pub fn after(before: Option<Self>, quota: bool) -> Self {
+        match before {
+            _ if quota => Self::Quota,
+            Some(Self::Nudged | Self::Persistent) => Self::Persistent,
+            Some(Self::Fresh | Self::Quota) | None => Self::Fresh,
+        }
+    }
 }
 
 /// What to do.
@@ -33,6 +57,8 @@ pub enum Action {
     Overdue,
     /// Ask it to go on after an error.
     Nudge,
+    /// End it as failed: the provider refuses it. Its inputs wait for the next session, in their order.
+    Abandon,
     /// End it as failed: its turn makes no progress. Its open inputs go to the next session.
     Stalled,
     /// Take it for idle: it was adopted in the middle of something and nothing moves.
@@ -64,6 +90,8 @@ const YOUNG_MS: i64 = 15_000;
 const STALLED_MS: i64 = 10 * 60_000;
 /// Silence after which an adopted session without a process at work counts as idle.
 const SETTLED_MS: i64 = 30_000;
+/// Time in which a session that was asked to go on must begin to.
+const NUDGE_LIMIT_MS: i64 = 2 * 60_000;
 
 /// The first thing that is due. The end of a process is noticed elsewhere, at once.
 pub fn decide(facts: &SessionFacts) -> Option<Action> {
@@ -79,6 +107,16 @@ pub fn decide(facts: &SessionFacts) -> Option<Action> {
         }
         _ => {}
     }
+    let stalled = if reap.activity == Activity::ErrorStalled { facts.episode } else { None };
+    // Nobody types into it to make it go on, and meanwhile it takes a slot from the other peers.
+    let in_vain = match stalled {
+        Some(Episode::Quota | Episode::Persistent) => true,
+        Some(Episode::Nudged) => facts.idle_ms.is_some_and(|ms| ms > NUDGE_LIMIT_MS),
+        Some(Episode::Fresh) | None => false,
+    };
+    if facts.serves_peer && in_vain {
+        return Some(Action::Abandon);
+    }
     let keep = reason_to_keep(reap);
     if reap.age_ms > life_limit_ms(facts.max_duration_minutes) {
         return match keep {
@@ -87,7 +125,7 @@ pub fn decide(facts: &SessionFacts) -> Option<Action> {
             Some(_) => None,
         };
     }
-    if facts.error_episode && !facts.nudged && reap.activity == Activity::ErrorStalled {
+    if stalled == Some(Episode::Fresh) {
         return Some(Action::Nudge);
     }
     let idle_too_long = facts.idle_ms.is_some_and(|ms| ms > facts.idle_limit_ms);
@@ -126,8 +164,8 @@ mod tests {
             idle_ms: Some(16 * 60_000),
             idle_limit_ms: 15 * 60_000,
             max_duration_minutes: 240,
-            error_episode: false,
-            nudged: false,
+            episode: None,
+            serves_peer: false,
             silent_ms: 0,
         }
     }
@@ -164,10 +202,38 @@ mod tests {
         let mut stalled = facts();
         stalled.idle_ms = Some(0);
         stalled.reap.activity = Activity::ErrorStalled;
-        stalled.error_episode = true;
+        stalled.episode = Some(Episode::after(None, false));
         assert_eq!(decide(&stalled), Some(Action::Nudge));
-        stalled.nudged = true;
+        stalled.episode = Some(Episode::Nudged);
         assert_eq!(decide(&stalled), None);
+    }
+
+    #[test]
+    fn a_session_for_a_peer_that_the_provider_refuses_frees_its_slot() {
+        let mut stalled = facts();
+        stalled.idle_ms = Some(0);
+        stalled.reap.activity = Activity::ErrorStalled;
+        stalled.reap.queued_inputs = 3;
+        stalled.serves_peer = true;
+        stalled.episode = Some(Episode::after(None, true));
+        assert_eq!(decide(&stalled), Some(Action::Abandon), "its limit is reached");
+        stalled.episode = Some(Episode::after(None, false));
+        assert_eq!(decide(&stalled), Some(Action::Nudge));
+        stalled.episode = Some(Episode::Nudged);
+        assert_eq!(decide(&stalled), None, "it is about to go on");
+        stalled.idle_ms = Some(NUDGE_LIMIT_MS + 1);
+        assert_eq!(decide(&stalled), Some(Action::Abandon), "it did not");
+        stalled.idle_ms = Some(0);
+        stalled.episode = Some(Episode::after(Some(Episode::Nudged), false));
+        assert_eq!(decide(&stalled), Some(Action::Abandon), "it failed again");
+        stalled.reap.age_ms = 1_000_000_000;
+        assert_eq!(decide(&stalled), Some(Action::Abandon), "however old it is");
+        stalled.reap.activity = Activity::Busy;
+        assert_ne!(decide(&stalled), Some(Action::Abandon), "it is in a turn");
+        stalled.reap.activity = Activity::ErrorStalled;
+        stalled.serves_peer = false;
+        stalled.reap.age_ms = 60_000;
+        assert_eq!(decide(&stalled), None, "a person can make it go on");
     }
 
     proptest! {

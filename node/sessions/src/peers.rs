@@ -5,14 +5,14 @@ use instar_state::ids::{ConversationKey, SessionId};
 use instar_state::ports::{
     InputState, LiveSession, PeerSessionSpec, PeerSessions, SessionInput, SpawnRefused,
 };
-use instar_state::time::now_ms;
+use instar_state::time::{now_ms, rfc3339};
 use serde_json::json;
 use ulid::Ulid;
 
 use crate::error::SessionError;
 use crate::record::{Activity, Priority, SessionKind, Status};
 use crate::sessions::Sessions;
-use crate::shared::Shared;
+use crate::shared::{Shared, lock};
 use crate::spawn::{Resume, SpawnRequest};
 
 impl PeerSessions for Sessions {
@@ -35,6 +35,13 @@ impl PeerSessions for Sessions {
 
     fn start(&self, spec: PeerSessionSpec) -> BoxFuture<'_, Result<SessionId, SpawnRefused>> {
         Box::pin(async move {
+            if let Some(until_ms) = lock(&self.shared.provider).paused(now_ms()) {
+                let reason = format!(
+                    "the model provider refuses; sessions for peers start again at {}",
+                    rfc3339(until_ms)
+                );
+                return Err(SpawnRefused::Paused { until_ms, reason });
+            }
             let request = SpawnRequest {
                 conversation: Some(spec.conversation),
                 model: spec.model,
@@ -78,19 +85,12 @@ impl PeerSessions for Sessions {
     fn withdraw(&self, inbox_key: &str) -> BoxFuture<'_, ()> {
         let key = inbox_key.to_owned();
         Box::pin(async move {
-            let journal = &self.shared.deps.journal;
-            let row = match journal.by_key(&key).await {
-                Ok(Some(row)) => row,
-                Ok(None) => return,
-                Err(error) => return tracing::error!(key, %error, "an input that was given up stays queued"),
-            };
-            match journal.expire_one(row.ulid, now_ms()).await {
-                Ok(true) => {
-                    let ulids = [row.ulid.to_string()];
+            match self.shared.deps.journal.withdraw(&key, now_ms()).await {
+                Ok(Some(ulid)) => {
                     let state = InputState::Expired;
-                    self.shared.announce("input-state", json!({"ulids": ulids, "state": state}));
+                    self.shared.announce("input-state", json!({"ulids": [ulid.to_string()], "state": state}));
                 }
-                Ok(false) => {}
+                Ok(None) => {}
                 Err(error) => tracing::error!(key, %error, "an input that was given up stays queued"),
             }
         })

@@ -93,6 +93,9 @@ pub struct SessionRecord {
     /// The firewall of a session that serves a peer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<PeerBinding>,
+    /// Whether a person took it over into a terminal: then it is not ended with its turn.
+    #[serde(default)]
+    pub taken_over: bool,
     /// Whether it read text of a peer.
     #[serde(default)]
     pub tainted: bool,
@@ -281,6 +284,13 @@ pub enum Activity {
     ErrorStalled,
     /// Adopted; nothing heard yet.
     Unknown,
+}
+
+impl Activity {
+    /// Whether no turn runs and none is about to.
+    pub fn is_at_rest(self) -> bool {
+        matches!(self, Self::Idle | Self::ErrorStalled)
+    }
 }
 
 /// How a process ended.

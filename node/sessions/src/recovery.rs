@@ -9,12 +9,13 @@ use std::time::{Duration, SystemTime};
 use instar_state::ids::SessionId;
 use instar_state::time::now_ms;
 use serde_json::json;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::actor::Actor;
 use crate::ending;
 use crate::error::SessionError;
+use crate::mailbox::mailbox;
+use crate::monitor::Episode;
 use crate::process;
 use crate::record::{Activity, Owner, Priority, SessionKind, SessionRecord, Status, Telemetry, Transport};
 use crate::shared::{Live, Session, Shared};
@@ -101,7 +102,7 @@ impl Shared {
     }
 
     async fn adopt(self: &Arc<Self>, id: SessionId) {
-        let (mailbox, commands) = mpsc::channel(64);
+        let (mailbox, letters) = mailbox();
         let record = {
             let mut inner = self.inner();
             let fence = Self::next_fence(&mut inner);
@@ -118,6 +119,9 @@ impl Shared {
             if session.record.activity == Activity::Idle {
                 session.live.idle_since = Some(now_ms());
             }
+            if session.record.activity == Activity::ErrorStalled {
+                session.live.episode = Some(Episode::Fresh);
+            }
             session.live.recovering = false;
             session.live.adopted_at = Some(now_ms());
             session.mailbox = Some(mailbox);
@@ -125,7 +129,7 @@ impl Shared {
         };
         self.persist(id).await;
         tracing::info!(session = %id, "session adopted");
-        let mut actor = Actor::new(Arc::clone(self), &record, commands);
+        let mut actor = Actor::new(Arc::clone(self), &record, letters);
         if record.status == Status::Ending {
             actor.resume_ending();
         }
@@ -197,6 +201,7 @@ impl Shared {
             owner: Owner { fence: 0 },
             token_hash: None,
             peer: None,
+            taken_over: false,
             tainted: false,
             transcript_path: None,
             log_offset: 0,

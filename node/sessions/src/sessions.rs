@@ -18,13 +18,14 @@ use crate::config::{PermissionMode, SessionsConfig};
 use crate::delivery::LOCAL_TAG;
 use crate::ending;
 use crate::error::SessionError;
+use crate::mailbox::Command;
 use crate::process;
 use crate::reap::{self, Keep};
 use crate::record::{Activity, SessionRecord, Status, Transport};
 use crate::recovery::Recovered;
 use crate::render;
 use crate::runtime::LaunchRefused;
-use crate::shared::{Command, SessionsDeps, Shared};
+use crate::shared::{SessionsDeps, Shared};
 use crate::spawn::{Slot, SpawnRequest};
 use crate::supervisor::event_log;
 use crate::tokens;
@@ -433,7 +434,9 @@ impl Sessions {
         let gone = || SessionError::Ended(id.to_string());
         let mailbox = self.shared.update(id, |session| session.mailbox.clone()).flatten().ok_or_else(gone)?;
         let (answer, answered) = oneshot::channel();
-        mailbox.send(command(answer)).await.map_err(|_| gone())?;
+        if !mailbox.send(command(answer)).await {
+            return Err(gone());
+        }
         answered.await.map_err(|_| gone())?
     }
 }

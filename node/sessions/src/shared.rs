@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use instar_durable::{JsonlFile, write_atomic};
-use instar_hooks::HookReport;
 use instar_state::events::EventBus;
 use instar_state::ids::{ConversationKey, SessionId};
 use instar_state::journal::Journal;
@@ -13,7 +12,7 @@ use instar_state::paths::AgentPaths;
 use instar_state::ports::{Notice, SharedNotices};
 use instar_state::time::now_ms;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::Ulid;
@@ -22,7 +21,10 @@ use crate::config::SessionsConfig;
 use crate::environment::{self, Environment};
 use crate::error::SessionError;
 use crate::launch::SessionFiles;
+use crate::mailbox::Mailbox;
+use crate::monitor::Episode;
 use crate::process;
+use crate::provider::Provider;
 use crate::queue::SpawnQueue;
 use crate::record::{Activity, SessionRecord, Status};
 use crate::resume::{ResumeEntry, ResumeMap};
@@ -61,20 +63,6 @@ pub struct SessionsDeps {
     pub events: EventBus,
 }
 
-/// Told to the task of one session.
-pub(crate) enum Command {
-    /// Look at the queue.
-    Wake,
-    /// A hook reported.
-    Hook(Box<HookReport>),
-    /// Press a key.
-    Key(String, oneshot::Sender<Result<(), SessionError>>),
-    /// Interrupt the turn.
-    Interrupt(oneshot::Sender<Result<(), SessionError>>),
-    /// End the runtime: first by asking, in the end by force.
-    End,
-}
-
 pub(crate) struct Shared {
     pub(crate) deps: SessionsDeps,
     pub(crate) runtime: Arc<dyn Runtime>,
@@ -85,6 +73,7 @@ pub(crate) struct Shared {
     disk: Mutex<()>,
     resume: Mutex<ResumeMap>,
     pub(crate) queue: Mutex<SpawnQueue>,
+    pub(crate) provider: Mutex<Provider>,
     /// Overdue inputs that the owner was told of.
     pub(crate) overdue_told: Mutex<Vec<Ulid>>,
     /// Held while the queue is written.
@@ -105,7 +94,7 @@ pub(crate) struct Inner {
 
 pub(crate) struct Session {
     pub(crate) record: SessionRecord,
-    pub(crate) mailbox: Option<mpsc::Sender<Command>>,
+    pub(crate) mailbox: Option<Mailbox>,
     pub(crate) live: Live,
 }
 
@@ -114,8 +103,14 @@ pub(crate) struct Session {
 pub(crate) struct Live {
     pub(crate) idle_since: Option<i64>,
     pub(crate) subagents: usize,
-    pub(crate) error_episode: bool,
-    pub(crate) nudged: bool,
+    /// What it goes through since a turn ended with an error.
+    pub(crate) episode: Option<Episode>,
+    /// The row that asked it to go on.
+    pub(crate) nudge: Option<Ulid>,
+    /// When the provider's limit ends, Unix milliseconds, as the provider said.
+    pub(crate) limited_until: Option<i64>,
+    /// Whether its last turn failed whatever the input was, so that the attempt does not count.
+    pub(crate) excused: bool,
     pub(crate) overdue_told: bool,
     pub(crate) recovering: bool,
     pub(crate) last_user_at: Option<i64>,
@@ -158,6 +153,7 @@ impl Shared {
             disk: Mutex::new(()),
             resume: Mutex::new(resume),
             queue: Mutex::new(queue),
+            provider: Mutex::default(),
             overdue_told: Mutex::default(),
             queue_disk: Mutex::new(()),
             changed: watch::Sender::new(0),
@@ -393,8 +389,7 @@ impl Shared {
                 .and_then(|id| inner.sessions.get(&id).and_then(|s| s.mailbox.clone()))
         };
         if let Some(mailbox) = mailbox {
-            // A full mailbox means that the task is about to look anyway.
-            let _ = mailbox.try_send(Command::Wake);
+            mailbox.look();
         }
     }
 }

@@ -7,7 +7,7 @@ use ulid::Ulid;
 
 use crate::record::{Activity, Transport};
 use crate::runtime::claude::READY_REQUEST;
-use crate::stream::{LifecycleState, StreamEvent};
+use crate::stream::{LifecycleState, StreamEvent, TurnResult};
 
 /// Something that happened in a runtime.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,10 +65,34 @@ pub enum Signal {
 pub struct TurnError {
     /// The runtime's words, shortened.
     pub text: String,
-    /// Whether the provider's limits are the reason.
-    pub quota: bool,
-    /// Whether we interrupted it.
-    pub interrupted: bool,
+    /// Whose doing it was.
+    pub cause: ErrorCause,
+}
+
+/// Whose doing the bad end of a turn was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCause {
+    /// Ours: it was interrupted.
+    Interrupted,
+    /// The provider's limits.
+    Quota,
+    /// The provider's, whatever it was asked.
+    Provider,
+    /// What the provider was asked, or how long the answer took.
+    Request,
+}
+
+impl ErrorCause {
+    fn of_result(result: &TurnResult) -> Self {
+        match result.api_error_status {
+            Some(429) => Self::Quota,
+            Some(401 | 403 | 408) => Self::Provider,
+            Some(400..=499) => Self::Request,
+            None if result.subtype == "error_during_execution" => Self::Interrupted,
+            None if result.subtype.starts_with("error_") => Self::Request,
+            Some(_) | None => Self::Provider,
+        }
+    }
 }
 
 /// Signals of one line of the streaming mode.
@@ -99,8 +123,7 @@ pub fn of_stream(event: StreamEvent) -> Vec<Signal> {
         }
         StreamEvent::Result(result) => {
             let error = result.is_error.then(|| TurnError {
-                quota: result.api_error_status == Some(429),
-                interrupted: result.subtype == "error_during_execution" && result.api_error_status.is_none(),
+                cause: ErrorCause::of_result(&result),
                 text: result.text.chars().take(300).collect(),
             });
             vec![Signal::TurnEnded { error, cost_usd: Some(result.total_cost_usd) }]
@@ -172,7 +195,9 @@ pub fn activity_after(activity: Activity, signal: &Signal) -> Activity {
             Activity::Idle
         }
         Signal::Working | Signal::ToolCalled => Activity::Busy,
-        Signal::TurnEnded { error: Some(error), .. } if !error.interrupted => Activity::ErrorStalled,
+        Signal::TurnEnded { error: Some(error), .. } if error.cause != ErrorCause::Interrupted => {
+            Activity::ErrorStalled
+        }
         Signal::TurnEnded { .. } => Activity::Idle,
         Signal::Asking => Activity::WaitingInput,
         Signal::Compacting => Activity::Compacting,
@@ -197,8 +222,13 @@ pub fn error_on_screen(screen: &str) -> Option<TurnError> {
     let line = lines.iter().rev().take(15).find(|line| MARKS.iter().any(|mark| line.contains(mark)))?;
     Some(TurnError {
         text: line.trim().chars().take(300).collect(),
-        quota: line.contains("rate_limit_error"),
-        interrupted: false,
+        cause: if line.contains("rate_limit_error") {
+            ErrorCause::Quota
+        } else if line.contains("invalid_request_error") {
+            ErrorCause::Request
+        } else {
+            ErrorCause::Provider
+        },
     })
 }
 
@@ -227,6 +257,23 @@ mod tests {
         assert_eq!(after(&[READY, INIT, failed]), Activity::ErrorStalled);
         let interrupted = r#"{"type":"result","subtype":"error_during_execution","is_error":true}"#;
         assert_eq!(after(&[READY, INIT, interrupted]), Activity::Idle);
+    }
+
+    #[test]
+    fn whose_doing_an_error_was() {
+        let of = |status, subtype: &str| {
+            let result =
+                TurnResult { api_error_status: status, subtype: subtype.into(), ..TurnResult::default() };
+            ErrorCause::of_result(&result)
+        };
+        assert_eq!(of(Some(429), "success"), ErrorCause::Quota);
+        for status in [401, 403, 500, 529] {
+            assert_eq!(of(Some(status), "success"), ErrorCause::Provider, "{status}");
+        }
+        assert_eq!(of(None, "success"), ErrorCause::Provider, "it was not reached");
+        assert_eq!(of(Some(400), "success"), ErrorCause::Request);
+        assert_eq!(of(None, "error_max_turns"), ErrorCause::Request);
+        assert_eq!(of(None, "error_during_execution"), ErrorCause::Interrupted);
     }
 
     #[test]

@@ -13,13 +13,13 @@ use instar_state::time::now_ms;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
 
 use crate::actor::Actor;
 use crate::config::PermissionMode;
 use crate::environment::Environment;
 use crate::error::SessionError;
 use crate::launch::{LaunchSpec, SessionFiles};
+use crate::mailbox::mailbox;
 use crate::models;
 use crate::names;
 use crate::record::{
@@ -71,6 +71,9 @@ pub struct SpawnRequest {
     pub heartbeat: Option<HeartbeatSpec>,
     /// Transcript to continue.
     pub resume: Resume,
+    /// Whether a person took it over into a terminal.
+    #[serde(default)]
+    pub taken_over: bool,
 }
 
 impl SpawnRequest {
@@ -95,6 +98,7 @@ impl SpawnRequest {
             peer: None,
             heartbeat: None,
             resume: Resume::IfPossible,
+            taken_over: false,
         }
     }
 }
@@ -301,6 +305,7 @@ impl Shared {
             owner: Owner { fence: Self::next_fence(&mut inner) },
             token_hash: Some(token.hash()),
             peer: request.peer.clone(),
+            taken_over: request.taken_over,
             tainted: request.peer.is_some(),
             transcript_path: None,
             log_offset: 0,
@@ -334,7 +339,7 @@ impl Shared {
         };
         self.persist(id).await;
         // The first report may come before the command that starts the processes returns.
-        let (mailbox, commands) = mpsc::channel(64);
+        let (mailbox, letters) = mailbox();
         self.update(id, |session| session.mailbox = Some(mailbox));
         match plan.transport {
             Transport::Stdio => {
@@ -343,7 +348,7 @@ impl Shared {
             }
             Transport::Tmux => self.start_pane(record, &spec).await?,
         }
-        self.tracker.spawn(Actor::new(Arc::clone(self), record, commands).run());
+        self.tracker.spawn(Actor::new(Arc::clone(self), record, letters).run());
         Ok(())
     }
 

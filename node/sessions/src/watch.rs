@@ -14,11 +14,11 @@ use tokio::task::JoinSet;
 use crate::delivery::LOCAL_TAG;
 use crate::ending;
 use crate::launch::SessionFiles;
-use crate::monitor::{self, Action, SessionFacts};
+use crate::monitor::{self, Action, Episode, SessionFacts};
 use crate::process::{self, ProcStat};
 use crate::reap::{ReapFacts, is_baseline_process};
 use crate::record::{Activity, SessionKind, SessionRecord, Status, Transport};
-use crate::shared::{Command, Live, Shared};
+use crate::shared::{Live, Shared, lock};
 use crate::supervisor::event_log;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -81,6 +81,7 @@ impl Shared {
                     self.wake(&record.conversation);
                 }
             }
+            Some(Action::Abandon) => self.abandon(id),
             Some(Action::Stalled) => {
                 let text =
                     format!("Session {id} made no progress for 10 minutes and is started anew when needed.");
@@ -99,16 +100,13 @@ impl Shared {
     /// Tells a session's task to end its runtime.
     pub(crate) fn ask_to_end(&self, id: SessionId) {
         let mailbox = self.update(id, |session| session.mailbox.clone()).flatten();
-        if let Some(mailbox) = mailbox
-            && mailbox.try_send(Command::End).is_err()
-        {
-            tracing::warn!(session = %id, "session's task is too busy to be told to end");
+        if let Some(mailbox) = mailbox {
+            mailbox.end();
         }
     }
 
     async fn nudge(self: &Arc<Self>, id: SessionId) {
         let Some(record) = self.record(id) else { return };
-        self.update(id, |session| session.live.nudged = true);
         let input = SessionInput {
             inbox_key: format!("system:nudge:{id}:{}", record.telemetry.turns),
             conversation: record.conversation.clone(),
@@ -117,12 +115,31 @@ impl Shared {
                    around it."
                 .into(),
             tag: "system:error".into(),
-            steer: false,
+            // Before what the peer said meanwhile; a person's words go first and do as well.
+            steer: record.peer.is_some(),
         };
-        if let Err(error) = self.deps.journal.enqueue(input, now_ms()).await {
-            tracing::error!(session = %id, %error, "nudge was not stored");
+        match self.deps.journal.enqueue(input, now_ms()).await {
+            Ok(nudge) => {
+                self.update(id, |session| {
+                    session.live.episode = Some(Episode::Nudged);
+                    session.live.nudge = Some(nudge.ulid);
+                });
+                self.wake(&record.conversation);
+            }
+            Err(error) => tracing::error!(session = %id, %error, "nudge was not stored"),
         }
-        self.wake(&record.conversation);
+    }
+
+    /// Ends a session that serves a peer and gets no answer from the provider. No other starts before one may.
+    fn abandon(&self, id: SessionId) {
+        let limited_until = self.update(id, |session| session.live.limited_until).flatten();
+        let excused = self.update(id, |session| session.live.excused).unwrap_or(false);
+        if excused {
+            let until = lock(&self.provider).refused(now_ms(), limited_until);
+            tracing::warn!(session = %id, until, "the model provider refuses a session for a peer");
+        }
+        ending::intend(self, id, Status::Failed, "the model provider refused its turn");
+        self.ask_to_end(id);
     }
 
     /// What is known of a session, for the monitor and the reap guard.
@@ -180,8 +197,8 @@ impl Shared {
             idle_ms: live.idle_since.map(|at| now - at),
             idle_limit_ms: i64::from(minutes) * MINUTE_MS,
             max_duration_minutes: record.max_duration_minutes,
-            error_episode: live.error_episode,
-            nudged: live.nudged,
+            episode: live.episode,
+            serves_peer: record.peer.is_some(),
             silent_ms: now - record.telemetry.last_activity.max(live.adopted_at).unwrap_or(record.started_at),
         })
     }

@@ -107,6 +107,14 @@ pub enum SpawnRefused {
     /// The runtime's program is missing or refuses to run here.
     #[error("{0}")]
     RuntimeMissing(String),
+    /// Nothing is started before a time, whatever is asked for.
+    #[error("{reason}")]
+    Paused {
+        /// When, Unix milliseconds.
+        until_ms: i64,
+        /// Why.
+        reason: String,
+    },
     /// Anything else on our side.
     #[error("{0}")]
     Failed(String),
@@ -130,7 +138,7 @@ pub trait PeerSessions: Send + Sync {
     /// State of a row by inbox key; an error when it cannot be read, which says nothing about the row.
     fn input_state(&self, inbox_key: &str) -> BoxFuture<'_, Result<Option<InputState>, String>>;
 
-    /// Gives up a row that waits: no session gets it any more.
+    /// Gives up a row that is not answered: no session gets it any more.
     fn withdraw(&self, inbox_key: &str) -> BoxFuture<'_, ()>;
 
     /// Ends a session: graceful, then by force.

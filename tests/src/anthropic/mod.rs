@@ -194,12 +194,15 @@ async fn messages(
             shared.record(seen);
             return error(status, kind, "asked for by the script", *retry_after);
         }
-        Some(Fault::Sleep { ms }) => tokio::time::sleep(Duration::from_millis(*ms)).await,
         _ => {}
     }
     let message = stream::Message::new(&seen.body, body.len(), &reply.say);
     let streaming = seen.body["stream"].as_bool().unwrap_or(false);
+    // Before the pause: whoever waits for the request wants to know that it is under way.
     shared.record(seen);
+    if let Some(Fault::Sleep { ms }) = &reply.say.fault {
+        tokio::time::sleep(Duration::from_millis(*ms)).await;
+    }
     if streaming { message.into_events(reply.say.fault) } else { message.into_json() }
 }
 

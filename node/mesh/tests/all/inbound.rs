@@ -2,6 +2,7 @@ use std::sync::atomic::Ordering;
 
 use instar_mesh::{ApproveOption, Decision};
 use instar_state::ports::InputState;
+use instar_state::time::now_ms;
 use serde_json::json;
 use threadline::service::{Caller, Tool};
 
@@ -127,6 +128,20 @@ async fn three_failed_starts_are_reported_and_the_message_waits_on() {
         open.iter().all(|d| d.code != "threadline-sessions").then_some(()).ok_or(format!("{open:?}"))
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_starts_are_paused_a_message_waits_and_is_not_tried() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(5);
+    node.trust(&peer, "verified").await;
+    node.sessions.paused_until.store(now_ms() + 4_000, Ordering::SeqCst);
+    relay.send(&peer.says(node.us(), "t1", "m1", "Are you there?")).await;
+    relay.taken("m1").await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    assert!(node.sessions.paused_until.load(Ordering::SeqCst) <= now_ms());
+    assert_eq!(node.sessions.paused.load(Ordering::SeqCst), 1, "asked once, then not before the time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

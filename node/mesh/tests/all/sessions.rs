@@ -1,7 +1,7 @@
 //! Sessions that do what the test says.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -10,6 +10,7 @@ use instar_state::ids::{ConversationKey, SessionId};
 use instar_state::ports::{
     HeartbeatSpec, InputState, LiveSession, PeerSessionSpec, PeerSessions, SessionInput, SpawnRefused,
 };
+use instar_state::time::now_ms;
 use sha2::Sha256;
 use tokio::sync::Notify;
 use ulid::Ulid;
@@ -20,6 +21,10 @@ pub struct Sessions {
     changed: Notify,
     /// Starts that are refused before one succeeds.
     pub refuse: AtomicU32,
+    /// Unix milliseconds before which every start is refused.
+    pub paused_until: AtomicI64,
+    /// Starts that were refused so.
+    pub paused: AtomicU32,
     /// Reads of the inbox that fail before one succeeds.
     pub unreadable: AtomicU32,
     /// Inputs that the inbox refuses before it takes one.
@@ -109,6 +114,11 @@ impl PeerSessions for Sessions {
 
     fn start(&self, spec: PeerSessionSpec) -> BoxFuture<'_, Result<SessionId, SpawnRefused>> {
         Box::pin(async move {
+            let until_ms = self.paused_until.load(Ordering::SeqCst);
+            if now_ms() < until_ms {
+                self.paused.fetch_add(1, Ordering::SeqCst);
+                return Err(SpawnRefused::Paused { until_ms, reason: "the provider refuses".into() });
+            }
             if self.refuse.load(Ordering::SeqCst) > 0 {
                 self.refuse.fetch_sub(1, Ordering::SeqCst);
                 return Err(SpawnRefused::Failed("no".into()));
@@ -157,7 +167,7 @@ impl PeerSessions for Sessions {
 
     fn withdraw(&self, inbox_key: &str) -> BoxFuture<'_, ()> {
         if let Some((_, _, state)) = self.state().rows.get_mut(inbox_key)
-            && *state == InputState::Queued
+            && matches!(state, InputState::Queued | InputState::Injected)
         {
             *state = InputState::Expired;
         }

@@ -5,8 +5,10 @@ use serde_json::json;
 
 use super::Actor;
 use crate::ending;
+use crate::monitor::Episode;
 use crate::record::{Activity, SessionKind, Status, Transport};
-use crate::signals::{self, Signal as Event};
+use crate::shared::lock;
+use crate::signals::{self, ErrorCause, Signal as Event};
 
 impl Actor {
     pub(super) async fn event(&mut self, event: Event) {
@@ -43,7 +45,7 @@ impl Actor {
             Event::ToolCalled => {
                 self.shared.update(self.id, |session| session.record.telemetry.tools_used += 1);
             }
-            Event::TurnEnded { error, cost_usd } => self.turn_ended(error, cost_usd).await,
+            Event::TurnEnded { error, cost_usd } => self.turn_ended(error, cost_usd),
             Event::Subagent { started } => {
                 self.shared.update(self.id, |session| {
                     if started {
@@ -60,7 +62,9 @@ impl Actor {
                 self.remarks.drain(..extra);
             }
             Event::Limited { resets_at } => {
-                let until = resets_at.map(|s| format!(" until {}", instar_state::time::rfc3339(s * 1000)));
+                let resets_at = resets_at.map(|seconds| seconds.saturating_mul(1000));
+                self.shared.update(self.id, |session| session.live.limited_until = resets_at);
+                let until = resets_at.map(|at| format!(" until {}", instar_state::time::rfc3339(at)));
                 let text = format!("The model provider's limit is reached{}.", until.unwrap_or_default());
                 self.shared.notice("quota", text, true);
             }
@@ -127,43 +131,55 @@ impl Actor {
             Ok(tmux) => tmux.capture(&self.tmux_name(), 0, false).await.unwrap_or_default(),
             Err(_) => String::new(),
         };
-        let error = signals::error_on_screen(&screen).unwrap_or_else(|| signals::TurnError {
-            text: String::new(),
-            quota: false,
-            interrupted: true,
-        });
-        let activity = if error.interrupted { Activity::Idle } else { Activity::ErrorStalled };
+        let error = signals::error_on_screen(&screen)
+            .unwrap_or_else(|| signals::TurnError { text: String::new(), cause: ErrorCause::Interrupted });
+        let interrupted = error.cause == ErrorCause::Interrupted;
+        let activity = if interrupted { Activity::Idle } else { Activity::ErrorStalled };
         self.shared.set_activity(self.id, activity);
-        self.turn_ended(Some(error), None).await;
+        self.turn_ended(Some(error), None);
     }
 
-    pub(super) async fn turn_ended(&mut self, error: Option<signals::TurnError>, cost_usd: Option<f64>) {
-        let failed = error.as_ref().is_some_and(|e| !e.interrupted);
+    pub(super) fn turn_ended(&mut self, error: Option<signals::TurnError>, cost_usd: Option<f64>) {
+        if error.is_none() {
+            lock(&self.shared.provider).answered();
+        }
+        let done_well = error.is_none();
+        let error = error.filter(|e| e.cause != ErrorCause::Interrupted);
+        let failed = error.is_some();
         let in_turn = self.shared.update(self.id, |session| {
             session.record.telemetry.turns += 1;
             session.record.telemetry.cost_usd = cost_usd.unwrap_or(session.record.telemetry.cost_usd);
-            if failed {
-                session.live.error_episode = error.as_ref().is_some_and(|e| !e.quota);
+            session.live.excused = error.as_ref().is_some_and(|e| e.cause != ErrorCause::Request);
+            if let Some(error) = &error {
+                let quota = error.cause == ErrorCause::Quota;
+                session.live.episode = Some(Episode::after(session.live.episode, quota));
             } else {
-                session.live.error_episode = false;
-                session.live.nudged = false;
+                session.live.episode = None;
+                session.live.limited_until = None;
                 session.live.overdue_told = false;
             }
             std::mem::take(&mut session.live.in_turn)
         });
-        if error.is_none() {
+        if done_well {
             self.finished(&in_turn.unwrap_or_default());
         }
-        if let Some(error) = error.filter(|e| !e.interrupted) {
-            let cause = if error.quota { "quota" } else { "turn_failed" };
+        if let Some(error) = error {
+            let quota = error.cause == ErrorCause::Quota;
             let text = format!("A turn of session {} ended with an error: {}", self.id, error.text);
-            self.shared.notice(cause, text, error.quota);
+            self.shared.notice(if quota { "quota" } else { "turn_failed" }, text, quota);
         }
         self.look = true;
         self.steered = None;
+        self.turn_over = Some(failed);
+        self.shared.announce("session-turn-ended", json!({"session": self.id, "failed": failed}));
+    }
+
+    /// Draws what follows from the end of a turn, once all is heard that the runtime said so far: after a restart
+    /// the turns before it may be read once more, and the next one may have begun.
+    pub(super) async fn settle_turn(&mut self) {
+        let Some(failed) = self.turn_over.take() else { return };
         self.shared.persist(self.id).await;
         self.shared.save_resume(self.id).await;
-        self.shared.announce("session-turn-ended", json!({"session": self.id, "failed": failed}));
         self.complete_task(failed).await;
     }
 
@@ -175,7 +191,13 @@ impl Actor {
             SessionKind::Job | SessionKind::AdHoc | SessionKind::Triage | SessionKind::Pipe
         );
         let needed = self.shared.update(self.id, |s| s.live.subagents > 0 || s.live.moving).unwrap_or(false);
-        if !is_task || needed || record.status != Status::Running || self.is_watched().await {
+        if !is_task
+            || record.taken_over
+            || !record.activity.is_at_rest()
+            || needed
+            || record.status != Status::Running
+            || self.is_watched().await
+        {
             return;
         }
         if !matches!(self.shared.deps.journal.next_queued(&self.conversation, now_ms()).await, Ok(None)) {

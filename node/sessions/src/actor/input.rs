@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::Actor;
 use crate::delivery::{self, Effect, INLINE_CHARS, input_uuid};
-use crate::record::{Activity, Status};
+use crate::record::{Activity, SessionRecord, Status};
 use crate::supervisor::protocol::Request;
 use crate::{names, transcript};
 
@@ -50,11 +50,14 @@ impl Actor {
                     return;
                 }
                 Err(error) => {
-                    tracing::error!(session = %self.id, %error, "waiting input was not read");
-                    self.not_before = Some(Instant::now() + Duration::from_secs(5));
+                    self.trouble(&format!("waiting messages cannot be read: {error}"));
                     return;
                 }
             };
+            if stalled_for(&record, &row) {
+                self.look = false;
+                return;
+            }
             // From here on nobody moves the session elsewhere before the turn of this input has ended.
             let begun = self.shared.update(self.id, |session| {
                 let begun = !session.live.moving && !session.live.replaced;
@@ -76,15 +79,18 @@ impl Actor {
         if row.attempts >= MAX_ATTEMPTS {
             return self.give_up(ulid, "it was given to sessions ten times and never answered").await;
         }
+        // What can fail on this host comes before the attempt is counted.
+        let text = match self.frame(&row).await {
+            Ok(text) => text,
+            Err(error) => {
+                return self.trouble(&format!("the file of message {ulid} was not written: {error}"));
+            }
+        };
         match self.shared.deps.journal.begin_attempt(ulid, self.id).await {
             Ok(true) => {}
             Ok(false) => return,
-            Err(error) => return self.postpone(ulid, &error.to_string()).await,
+            Err(error) => return self.trouble(&format!("message {ulid} was not marked: {error}")),
         }
-        let text = match self.frame(&row).await {
-            Ok(text) => text,
-            Err(error) => return self.postpone(ulid, &error.to_string()).await,
-        };
         self.given.insert(input_uuid(ulid, self.id), ulid);
         let effect = self.delivery.begin(now_ms(), ulid, text);
         self.perform(effect).await;
@@ -152,20 +158,32 @@ impl Actor {
         }
     }
 
-    /// The attempt did not reach the runtime; it is made again in a moment.
+    /// The attempt did not reach the runtime, so it does not count; it is made again after a pause.
     pub(super) async fn postpone(&mut self, ulid: Ulid, reason: &str) {
-        tracing::warn!(session = %self.id, %ulid, reason, "input was not given");
         self.delivery.abandon();
+        if let Err(error) = self.shared.deps.journal.cancel_attempt(ulid, self.id, reason).await {
+            tracing::error!(session = %self.id, %ulid, %error, "an attempt that was not made is counted");
+        }
+        self.trouble(reason);
+    }
+
+    /// Something on this host keeps input from the runtime. That is no fault of the input: it is tried again for as
+    /// long as it takes, ever less often, and the owner is told.
+    fn trouble(&mut self, reason: &str) {
+        let pause = trouble_pause(self.troubles);
+        tracing::warn!(session = %self.id, reason, ?pause, "input was not given");
+        self.troubles = self.troubles.saturating_add(1);
         self.look = true;
-        self.not_before = Some(Instant::now() + Duration::from_secs(2));
-        let _ = self.shared.deps.journal.note_error(ulid, reason).await;
+        self.not_before = Some(Instant::now() + pause);
+        let text = format!("Session {} cannot be given its messages, which wait: {reason}.", self.id);
+        self.shared.notices().degrade("injection_blocked", &text);
     }
 
     pub(super) async fn give_up(&mut self, ulid: Ulid, reason: &str) {
         self.look = true;
         if let Err(error) = self.shared.deps.journal.mark_failed(ulid, reason, now_ms()).await {
             tracing::error!(session = %self.id, %ulid, %error, "failed input was not marked");
-            self.not_before = Some(Instant::now() + Duration::from_secs(5));
+            self.not_before = Some(Instant::now() + trouble_pause(1));
             return;
         }
         let text = format!("Message {ulid} could not be given to session {}: {reason}.", self.id);
@@ -184,21 +202,21 @@ impl Actor {
         let row = journal.get(ulid).await.ok().flatten();
         let Some(row) = row.filter(|row| row.input.conversation == self.conversation) else { return };
         if row.state == InputState::Injected && !open {
-            return;
+            return self.begun(ulid);
         }
         match journal.mark_injected(ulid, self.id, now_ms()).await {
             Ok(state) => {
                 self.delivery.confirmed(ulid);
                 self.look = true;
+                self.troubles = 0;
+                self.begun(ulid);
                 self.shared.update(self.id, |session| {
-                    if !session.live.in_turn.contains(&ulid) {
-                        session.live.in_turn.push(ulid);
-                    }
                     if row.input.kind == InputKind::User {
                         session.live.last_user_at = Some(now_ms());
                     }
                 });
                 self.shared.notices().resolve("injection_unverified");
+                self.shared.notices().resolve("injection_blocked");
                 self.shared.announce(
                     "input-state",
                     json!({"ulid": ulid.to_string(), "state": state, "session": self.id}),
@@ -245,5 +263,26 @@ impl Actor {
                 tracing::debug!(session = %self.id, %error, "turn was not interrupted");
             }
         }
+    }
+}
+
+/// Whether an input must not overtake one whose turn just failed: what a peer says next would be answered before it.
+fn stalled_for(record: &SessionRecord, row: &InboxRow) -> bool {
+    let stalled = record.peer.is_some() && record.activity == Activity::ErrorStalled;
+    stalled && row.input.kind == InputKind::Agent
+}
+
+/// Pause before an input is tried again that this host kept from the runtime `troubles` times before.
+fn trouble_pause(troubles: u32) -> Duration {
+    Duration::from_secs(2 << troubles.min(5)).min(Duration::from_mins(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_is_tried_again_ever_less_often() {
+        assert_eq!([0, 1, 4, 5, u32::MAX].map(|n| trouble_pause(n).as_secs()), [2, 4, 32, 60, 60]);
     }
 }

@@ -34,17 +34,15 @@ impl Actor {
         &mut self,
         ulid: Ulid,
         text: &str,
-        clear: bool,
+        clear: usize,
     ) -> Result<(), SessionError> {
         let failed = |error: crate::tmux::TmuxError| SessionError::Failed(error.to_string());
         let tmux = self.tmux()?;
         let Some(Link::Pane { pane, .. }) = &self.link else {
             return Err(SessionError::Failed("no pane".into()));
         };
-        if clear {
-            for _ in 0..text.lines().count().clamp(1, 40) * 2 {
-                tmux.key(pane, "C-u").await.map_err(failed)?;
-            }
+        for _ in 0..clear.min(40) * 2 {
+            tmux.key(pane, "C-u").await.map_err(failed)?;
         }
         tmux.paste(pane, &ulid.to_string(), text).await.map_err(failed)?;
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use instar_state::ids::{ConversationKey, SessionId};
 use instar_state::journal::InboxFilter;
+use instar_state::ports::InputState;
 use instar_state::time::now_ms;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use ulid::Ulid;
 use uuid::Uuid;
@@ -23,8 +23,9 @@ use crate::delivery::{Delivery, input_uuid};
 use crate::dialogs::Dialog;
 use crate::launch::{Pids, SessionFiles};
 use crate::link::{Link, LinkEvent, ProcessWatch};
+use crate::mailbox::{Call, Command, Letters};
 use crate::record::{SessionRecord, Status, Transport};
-use crate::shared::{Command, Shared};
+use crate::shared::Shared;
 use crate::signals;
 use crate::supervisor::event_log;
 use crate::supervisor::protocol::Report;
@@ -45,7 +46,7 @@ pub(crate) struct Actor {
     transport: Transport,
     conversation: ConversationKey,
     files: SessionFiles,
-    commands: mpsc::Receiver<Command>,
+    letters: Letters,
     delivery: Delivery,
     /// Inputs given to this session, by the uuid that the runtime knows them by.
     given: HashMap<Uuid, Ulid>,
@@ -54,10 +55,14 @@ pub(crate) struct Actor {
     look: bool,
     /// Nothing is tried before this instant, after a failed attempt.
     not_before: Option<Instant>,
+    /// Attempts in a row that this host kept from the runtime.
+    troubles: u32,
     boot_deadline: Instant,
     boot_told: bool,
     /// The owner's own answers to questions at the start, once they are needed.
     own_dialogs: Option<Arc<[Dialog]>>,
+    /// A turn ended and what follows from it is not drawn yet: whether it failed.
+    turn_over: Option<bool>,
     /// Input whose steering already interrupted a turn.
     steered: Option<Ulid>,
     ending_since: Option<i64>,
@@ -71,11 +76,7 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        record: &SessionRecord,
-        commands: mpsc::Receiver<Command>,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, record: &SessionRecord, letters: Letters) -> Self {
         let resumed = record.runtime_session_id.is_some();
         let files = shared.files(record.id);
         Self {
@@ -84,15 +85,17 @@ impl Actor {
             transport: record.transport,
             conversation: record.conversation.clone(),
             files,
-            commands,
+            letters,
             delivery: Delivery::new(record.transport, record.id),
             given: HashMap::new(),
             link: None,
             look: true,
             not_before: None,
+            troubles: 0,
             boot_deadline: Instant::now() + if resumed { RESUME_LIMIT } else { READY_LIMIT },
             boot_told: false,
             own_dialogs: None,
+            turn_over: None,
             steered: None,
             ending_since: None,
             ending_step: 0,
@@ -123,13 +126,19 @@ impl Actor {
                     self.shared.persist(self.id).await;
                     return;
                 }
-                command = self.commands.recv() => match command {
-                    Some(command) => self.command(command).await,
+                call = self.letters.next() => match call {
+                    Some(Call::End) => self.end().await,
+                    Some(Call::Look) => {
+                        self.look = true;
+                        self.steer().await;
+                    }
+                    Some(Call::Command(command)) => self.command(command).await,
                     None => break,
                 },
                 event = link.next() => self.link_event(event).await,
                 () = tokio::time::sleep(pause) => {}
             }
+            self.settle_turn().await;
             self.tick().await;
             self.pump().await;
         }
@@ -151,6 +160,7 @@ impl Actor {
                     self.link = Some(link);
                     self.read_log().await;
                     self.shared.persist(self.id).await;
+                    self.settle_turn().await;
                     self.pump().await;
                     return;
                 }
@@ -159,6 +169,7 @@ impl Actor {
             }
         }
         self.read_log().await;
+        self.settle_turn().await;
     }
 
     async fn try_connect(&self) -> io::Result<(Link, Pids)> {
@@ -177,10 +188,27 @@ impl Actor {
 
     /// Inputs that were given before this node knew the session.
     async fn recall_given(&mut self) {
+        let at_rest = self.shared.record(self.id).is_none_or(|r| r.activity.is_at_rest());
         let filter = InboxFilter { session: Some(self.id), limit: 1000, ..InboxFilter::default() };
         for row in self.shared.deps.journal.list(filter).await.unwrap_or_default() {
             self.given.insert(input_uuid(row.ulid, self.id), row.ulid);
+            match row.state {
+                InputState::Queued => self.delivery.left_over(&row.input.body),
+                InputState::Injected if !at_rest => self.begun(row.ulid),
+                _ => {}
+            }
         }
+    }
+
+    /// The turn of this input has begun and, as far as is known, not ended.
+    pub(super) fn begun(&self, ulid: Ulid) {
+        self.shared.update(self.id, |session| {
+            let known =
+                session.live.in_turn.contains(&ulid) || session.record.finished_inputs.contains(&ulid);
+            if !known {
+                session.live.in_turn.push(ulid);
+            }
+        });
     }
 
     fn pause(&self) -> Duration {
@@ -200,10 +228,6 @@ impl Actor {
 
     async fn command(&mut self, command: Command) {
         match command {
-            Command::Wake => {
-                self.look = true;
-                self.steer().await;
-            }
             Command::Hook(report) => {
                 if !self.is_first(&report.id) {
                     return;
@@ -220,7 +244,6 @@ impl Actor {
             Command::Interrupt(answer) => {
                 let _ = answer.send(self.interrupt().await);
             }
-            Command::End => self.end().await,
         }
     }
 
@@ -270,6 +293,7 @@ impl Actor {
             .is_some_and(|(pid, start)| process::is_alive(pid, start));
         if alive && !self.files.exit().exists() {
             self.delivery.abandon();
+            self.look = true;
             self.connect().await;
         }
         if self.link.is_none() {
@@ -292,15 +316,15 @@ impl Actor {
                 Ok(Err(error)) => return tracing::warn!(session = %self.id, %error, "event log was not read"),
                 Err(_) => return,
             };
-            let Some((end, _)) = lines.last() else { return };
-            let end = *end;
-            for (_, line) in &lines {
-                let Some(event) = stream::parse(line) else { continue };
-                for event in signals::of_stream(event) {
+            if lines.is_empty() {
+                return;
+            }
+            for (end, line) in lines {
+                for event in stream::parse(&line).into_iter().flat_map(signals::of_stream) {
                     self.event(event).await;
                 }
+                self.shared.update(self.id, |session| session.record.log_offset = end);
             }
-            self.shared.update(self.id, |session| session.record.log_offset = end);
         }
     }
 

@@ -31,7 +31,7 @@ impl Actor {
                 }
             }
             Some(Link::Pane { .. }) if idle => {
-                let _ = self.type_text(Ulid::nil(), "/exit", false).await;
+                let _ = self.type_text(Ulid::nil(), "/exit", 0).await;
             }
             _ => {
                 self.ending_step = 1;

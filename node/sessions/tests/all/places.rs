@@ -179,7 +179,7 @@ async fn what_waited_for_six_hours_waits_for_a_word_of_the_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_task_that_moves_in_its_turn_is_not_done_and_takes_its_input_with_it() {
+async fn a_task_that_a_person_takes_over_is_not_done_before_it_is_released() {
     let world = World::new();
     let node = world.node().await;
     let piped = starts(&node, task("mover", "first-of-two sleep:1500", Priority::Medium)).await;
@@ -187,15 +187,16 @@ async fn a_task_that_moves_in_its_turn_is_not_done_and_takes_its_input_with_it()
     node.sessions.send_input("mover", "second-of-two", false, None).await.expect("send");
     let shown = node.sessions.switch_transport("mover", Transport::Tmux).await.expect("switch");
     assert_eq!(shown.resume_of, Some(piped));
-    let ended = node.session(shown.id, "the end", |r| r.status.is_final()).await;
-    assert_eq!((ended.status, ended.telemetry.turns), (Status::Completed, 1));
+    node.session(shown.id, "the turn", |r| r.activity == Activity::Idle && r.telemetry.turns == 1).await;
+    let back = node.sessions.switch_transport("mover", Transport::Stdio).await.expect("nobody ended it");
+    node.sessions.send_input("mover", "third-of-three", false, None).await.expect("send");
+    let ended = node.session(back.id, "the end", |r| r.status.is_final()).await;
+    assert_eq!((ended.status, ended.end_reason.as_deref()), (Status::Completed, Some("done")));
     let said = transcript(&world, &piped.to_string());
-    assert_eq!(
-        (said.matches("first-of-two").count(), said.matches("second-of-two").count()),
-        (1, 1),
-        "{said}"
-    );
-    let inbox = node.sessions.inbox(shown.id, None).await.expect("inbox");
+    for text in ["first-of-two", "second-of-two", "third-of-three"] {
+        assert_eq!(said.matches(text).count(), 1, "{said}");
+    }
+    let inbox = node.sessions.inbox(back.id, None).await.expect("inbox");
     assert!(inbox.iter().all(|row| row.state == InputState::Acked && row.attempts == 1), "{inbox:?}");
     node.stop().await;
 }

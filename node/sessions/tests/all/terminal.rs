@@ -3,7 +3,8 @@
 use instar_hooks::{Event, EventInput, HookReport, ReportFacts};
 use instar_sessions::record::{Activity, Status, Transport};
 use instar_sessions::{OutputFormat, SessionError};
-use instar_state::ports::InputState;
+use instar_state::ports::{InputKind, InputState, SessionInput};
+use instar_state::time::now_ms;
 use rustix::process::Signal;
 
 use crate::support::{World, conversation, transcript, until};
@@ -167,5 +168,35 @@ async fn a_report_that_comes_again_does_nothing_after_a_restart_too() {
     }
     let counted = node.session(record.id, "another subagent", |r| r.telemetry.subagents_spawned >= 3).await;
     assert_eq!(counted.telemetry.subagents_spawned, 3);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_a_killed_node_left_in_the_composer_is_submitted_once() {
+    let world = World::new();
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Tmux)).await.expect("spawn");
+    node.session(record.id, "readiness", |r| r.status == Status::Running).await;
+    let journal = node.journal.clone();
+    node.stop().await;
+    // What a node does before it presses Enter.
+    let input = SessionInput {
+        inbox_key: "local:left".into(),
+        conversation: record.conversation.clone(),
+        kind: InputKind::User,
+        body: "left-behind".into(),
+        tag: "dashboard:local".into(),
+        steer: false,
+    };
+    let ulid = journal.enqueue(input, now_ms()).await.expect("row").ulid;
+    assert!(journal.begin_attempt(ulid, record.id).await.expect("attempt"));
+    let pane = record.tmux_session.as_deref().expect("a pane");
+    world.tmux(&["set-buffer", "-b", "left", &format!("[dashboard:local #{ulid}] left-behind")]);
+    world.tmux(&["paste-buffer", "-p", "-d", "-r", "-b", "left", "-t", pane]);
+
+    let node = world.node().await;
+    node.row(record.id, "left-behind", InputState::Injected).await;
+    let said = transcript(&world, &record.id.to_string());
+    assert_eq!(said.matches("left-behind").count(), 1, "{said}");
     node.stop().await;
 }
