@@ -281,7 +281,7 @@ impl Dispatcher {
             peer_sessions: u32::try_from(self.live_sessions(core, &open)).unwrap_or(u32::MAX),
             max_peer_sessions: u32::try_from(config.sessions.max_active).unwrap_or(u32::MAX),
             node_slot_free: true,
-            memory_percent: 0,
+            memory_percent: core.sessions.memory_percent(),
             context_bytes: u32::try_from(message.body.as_deref().map_or(0, str::len)).unwrap_or(u32::MAX),
             spawns_of_peer_today: ledger.of_peer_today,
             in_flight: ledger.in_flight,

@@ -29,6 +29,14 @@ pub enum SessionError {
         /// The key that sets it.
         key: &'static str,
     },
+    /// Too much of the memory is in use.
+    #[error(
+        "{percent} % of the memory is in use; until it is less, only sessions that people ask for are started"
+    )]
+    Memory {
+        /// How much.
+        percent: u8,
+    },
     /// Too many requests wait for a slot.
     #[error("all session slots are in use and {0} requests wait already; `instar session queue` shows them")]
     QueueFull(usize),
@@ -87,6 +95,7 @@ impl SessionError {
             Self::Invalid(_) => "invalid",
             Self::NameInUse(_) => "name_in_use",
             Self::Limit { .. } => "session_limit",
+            Self::Memory { .. } => "memory_pressure",
             Self::QueueFull(_) => "session_queue_full",
             Self::NotFound(_) | Self::NotWaiting(_) | Self::NotOverdue(_) => "not_found",
             Self::RuntimeMissing(_) => "runtime_missing",

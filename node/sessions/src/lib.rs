@@ -20,6 +20,7 @@ mod error;
 pub mod launch;
 mod link;
 mod mailbox;
+pub mod memory;
 pub mod models;
 pub mod monitor;
 pub mod names;

@@ -15,6 +15,9 @@ use crate::sessions::Sessions;
 use crate::shared::{Shared, lock};
 use crate::spawn::{Resume, SpawnRequest};
 
+/// Pause of starts for peers while too much of the memory is in use, ms.
+const MEMORY_RETRY_MS: i64 = 120_000;
+
 impl PeerSessions for Sessions {
     fn enqueue(&self, input: SessionInput) -> BoxFuture<'_, Result<Ulid, String>> {
         Box::pin(async move {
@@ -31,6 +34,10 @@ impl PeerSessions for Sessions {
             idle: record.status == Status::Running && record.activity == Activity::Idle,
             child_pid: record.child_pid,
         })
+    }
+
+    fn memory_percent(&self) -> u8 {
+        self.shared.deps.memory.used_percent().unwrap_or(0)
     }
 
     fn start(&self, spec: PeerSessionSpec) -> BoxFuture<'_, Result<SessionId, SpawnRefused>> {
@@ -54,6 +61,9 @@ impl PeerSessions for Sessions {
             };
             self.spawn(request).await.map(|record| record.id).map_err(|error| match error {
                 SessionError::Limit { max, .. } => SpawnRefused::SessionLimit { max },
+                SessionError::Memory { .. } => {
+                    SpawnRefused::Paused { until_ms: now_ms() + MEMORY_RETRY_MS, reason: error.to_string() }
+                }
                 SessionError::RuntimeMissing(reason) => SpawnRefused::RuntimeMissing(reason),
                 other => SpawnRefused::Failed(other.to_string()),
             })

@@ -22,6 +22,7 @@ use crate::environment::{self, Environment};
 use crate::error::SessionError;
 use crate::launch::SessionFiles;
 use crate::mailbox::Mailbox;
+use crate::memory::MemoryFiles;
 use crate::monitor::Episode;
 use crate::process;
 use crate::provider::Provider;
@@ -61,6 +62,8 @@ pub struct SessionsDeps {
     pub notices: Arc<dyn instar_state::ports::Notices>,
     /// Where events go.
     pub events: EventBus,
+    /// Where the kernel tells how much of the memory is in use.
+    pub memory: MemoryFiles,
 }
 
 pub(crate) struct Shared {
@@ -375,6 +378,7 @@ impl Shared {
 
     /// Whether one more session of this class may live.
     pub(crate) fn admit(&self, inner: &Inner, class: Class) -> Result<(), Full> {
+        slots::fits(class, self.deps.memory.used_percent())?;
         let records = inner.sessions.values().map(|s| &s.record).filter(|r| r.status.is_live());
         let mut live: Vec<Class> = records.map(|r| Class::of(r.priority, r.peer.is_some())).collect();
         live.extend(&inner.held);

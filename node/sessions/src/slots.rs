@@ -25,13 +25,32 @@ impl Class {
     }
 }
 
-/// The limit that is reached, and the key that sets it.
+/// Memory in use, percent, from which on only persons get a session (`resilience.md` §4.11).
+pub const TIGHT_MEMORY: u8 = 85;
+
+/// Why no session may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Full {
-    /// Sessions of this class that may live.
-    pub max: usize,
-    /// Key of the configuration.
-    pub key: &'static str,
+pub enum Full {
+    /// A limit is reached.
+    Slots {
+        /// Sessions of this class that may live.
+        max: usize,
+        /// Key of the configuration.
+        key: &'static str,
+    },
+    /// Too much of the memory is in use.
+    Memory {
+        /// How much, percent.
+        percent: u8,
+    },
+}
+
+/// Whether one more session of a class may live with this much of the memory in use, as far as is known.
+pub fn fits(class: Class, memory_percent: Option<u8>) -> Result<(), Full> {
+    match memory_percent {
+        Some(percent) if percent >= TIGHT_MEMORY && class != Class::Person => Err(Full::Memory { percent }),
+        _ => Ok(()),
+    }
 }
 
 /// Whether one more session of a class may live beside `live`. Sessions of persons count against the largest number
@@ -40,15 +59,15 @@ pub fn admit(class: Class, live: &[Class], config: &SessionsConfig) -> Result<()
     let key = "sessions.maxSessions";
     if class == Class::Person {
         let max = config.max_sessions.saturating_mul(config.human_factor);
-        return if live.len() < max { Ok(()) } else { Err(Full { max, key }) };
+        return if live.len() < max { Ok(()) } else { Err(Full::Slots { max, key }) };
     }
     let peers = live.iter().filter(|other| **other == Class::Peer).count();
     if class == Class::Peer && peers >= config.max_peer_sessions {
-        return Err(Full { max: config.max_peer_sessions, key: "threadline.sessions.maxActive" });
+        return Err(Full::Slots { max: config.max_peer_sessions, key: "threadline.sessions.maxActive" });
     }
     let max = config.max_sessions.saturating_sub(config.reserve_for_human).max(1);
     let taken = live.iter().filter(|other| **other != Class::Person).count();
-    if taken < max { Ok(()) } else { Err(Full { max, key }) }
+    if taken < max { Ok(()) } else { Err(Full::Slots { max, key }) }
 }
 
 #[cfg(test)]
@@ -81,8 +100,25 @@ mod tests {
             (Person, &[Person; 6], Some(6)),
         ];
         for (class, live, max) in table {
-            let refused = admit(class, live, &config).err().map(|full| full.max);
+            let refused = match admit(class, live, &config) {
+                Err(Full::Slots { max, .. }) => Some(max),
+                _ => None,
+            };
             assert_eq!(refused, max, "{class:?} beside {live:?}");
+        }
+    }
+
+    #[test]
+    fn with_little_memory_left_only_persons_get_a_session() {
+        use Class::{Autonomous, Peer, Person};
+        for (class, percent, fit) in [
+            (Autonomous, None, true),
+            (Autonomous, Some(84), true),
+            (Autonomous, Some(85), false),
+            (Peer, Some(85), false),
+            (Person, Some(100), true),
+        ] {
+            assert_eq!(fits(class, percent).is_ok(), fit, "{class:?} at {percent:?}");
         }
     }
 

@@ -259,8 +259,10 @@ impl Shared {
             inner.sessions.values().map(|s| &s.record).filter(|r| r.status.is_live()).collect();
         if slot != Slot::Held {
             let class = Class::of(request.priority, request.peer.is_some());
-            let full = |Full { max, key }| SessionError::Limit { max, key };
-            self.admit(&inner, class).map_err(full)?;
+            self.admit(&inner, class).map_err(|full| match full {
+                Full::Slots { max, key } => SessionError::Limit { max, key },
+                Full::Memory { percent } => SessionError::Memory { percent },
+            })?;
         }
         if !bound && live.iter().any(|r| r.name == request.name) {
             return Err(SessionError::NameInUse(request.name.clone()));
@@ -345,6 +347,8 @@ impl Shared {
             Transport::Stdio => {
                 let pid = self.start_host(id, &spec)?;
                 self.update(id, |session| session.record.host_pid = Some(pid));
+                // A node that is killed before the supervisor appears leaves the one trace of it.
+                self.persist(id).await;
             }
             Transport::Tmux => self.start_pane(record, &spec).await?,
         }

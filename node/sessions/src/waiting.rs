@@ -45,7 +45,7 @@ impl Sessions {
         let behind = lock(&self.shared.queue).is_ahead(class, request.priority, now_ms());
         if !behind {
             match self.spawn(request.clone()).await {
-                Err(SessionError::Limit { .. }) => {}
+                Err(SessionError::Limit { .. } | SessionError::Memory { .. }) => {}
                 other => return other.map(|record| Spawned::Started(Box::new(record))),
             }
         }
@@ -125,7 +125,7 @@ impl Shared {
         let (name, prompt) = (request.name.clone(), request.prompt.clone());
         let again = match self.spawn(request, Slot::Waiting(id)).await {
             Ok(record) => self.hand_over_prompt(&record, id, prompt).await,
-            Err(SessionError::Limit { .. }) => Err((String::new(), 1000)),
+            Err(SessionError::Limit { .. } | SessionError::Memory { .. }) => Err((String::new(), 1000)),
             Err(SessionError::CrashLoop(_, seconds)) => Err((String::new(), seconds * 1000)),
             Err(error @ SessionError::RuntimeMissing(_)) => {
                 self.notices().degrade("runtime_missing", &error.to_string());

@@ -11,6 +11,7 @@ use instar_mcp::{HttpListener, ServerIdentity};
 use instar_mesh::{Mesh, MeshConfig, MeshDeps};
 use instar_outbound::{Channel, ChannelId, Pel, PelConfig, SecretScan, SendGateway, StageId};
 use instar_redact::{OwnSecrets, Redactor};
+use instar_sessions::memory::MemoryFiles;
 use instar_sessions::{Sessions, SessionsDeps};
 use instar_state::config::{Config, ConfigService, keys};
 use instar_state::events::{ActivityLog, EventBus};
@@ -263,6 +264,7 @@ impl Node<'_> {
             journal,
             notices: Arc::clone(&base.notices),
             events: base.events.clone(),
+            memory: MemoryFiles::default(),
         })
         .map_err(|e| Failure::failed(e.to_string()))?;
         let recovered = sessions.recover().await.map_err(|e| Failure::failed(e.to_string()))?;

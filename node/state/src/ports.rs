@@ -128,6 +128,9 @@ pub trait PeerSessions: Send + Sync {
     /// The live session of a conversation.
     fn live(&self, conversation: &ConversationKey) -> Option<LiveSession>;
 
+    /// Memory in use, percent; 0 where it cannot be known.
+    fn memory_percent(&self) -> u8;
+
     /// Starts a session for the conversation, resuming its transcript where one exists. A live session is returned
     /// as it is.
     fn start(&self, spec: PeerSessionSpec) -> BoxFuture<'_, Result<SessionId, SpawnRefused>>;

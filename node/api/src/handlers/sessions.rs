@@ -652,7 +652,9 @@ impl From<SessionError> for ApiError {
             SessionError::Limit { .. } | SessionError::QueueFull(_) | SessionError::RefreshLimit => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            SessionError::RuntimeMissing(_) | SessionError::CrashLoop(..) => StatusCode::SERVICE_UNAVAILABLE,
+            SessionError::RuntimeMissing(_) | SessionError::CrashLoop(..) | SessionError::Memory { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             SessionError::NoTranscript => StatusCode::GONE,
             SessionError::Unsupported(_) => StatusCode::UNPROCESSABLE_ENTITY,
             SessionError::Journal(_) | SessionError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,

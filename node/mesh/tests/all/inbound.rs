@@ -145,6 +145,25 @@ async fn while_starts_are_paused_a_message_waits_and_is_not_tried() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_memory_a_message_waits_and_the_owner_is_told() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(5);
+    node.trust(&peer, "verified").await;
+    node.sessions.memory.store(81, Ordering::SeqCst);
+    relay.send(&peer.says(node.us(), "t1", "m1", "Are you there?")).await;
+    relay.taken("m1").await;
+    until("the reason", || async {
+        let told = node.notices.notices();
+        let reason = |text: &str| text.contains("memory-pressure");
+        told.iter().any(|n| reason(&n.notice.text)).then_some(()).ok_or(format!("{told:?}"))
+    })
+    .await;
+    assert!(node.sessions.starts().is_empty());
+    assert_eq!(node.state_of("m1").await.as_deref(), Some("queued"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_owner_lets_in_gets_a_session_whatever_the_level_of_its_sender() {
     for option in [ApproveOption::Message, ApproveOption::Thread] {
         let node = Node::start().await;

@@ -1,7 +1,7 @@
 //! Sessions that do what the test says.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -25,6 +25,8 @@ pub struct Sessions {
     pub paused_until: AtomicI64,
     /// Starts that were refused so.
     pub paused: AtomicU32,
+    /// Memory in use, percent.
+    pub memory: AtomicU8,
     /// Reads of the inbox that fail before one succeeds.
     pub unreadable: AtomicU32,
     /// Inputs that the inbox refuses before it takes one.
@@ -110,6 +112,10 @@ impl PeerSessions for Sessions {
 
     fn live(&self, conversation: &ConversationKey) -> Option<LiveSession> {
         self.state().live.get(conversation).cloned()
+    }
+
+    fn memory_percent(&self) -> u8 {
+        self.memory.load(Ordering::SeqCst)
     }
 
     fn start(&self, spec: PeerSessionSpec) -> BoxFuture<'_, Result<SessionId, SpawnRefused>> {

@@ -196,8 +196,11 @@ async fn a_task_that_a_person_takes_over_is_not_done_before_it_is_released() {
     for text in ["first-of-two", "second-of-two", "third-of-three"] {
         assert_eq!(said.matches(text).count(), 1, "{said}");
     }
-    let inbox = node.sessions.inbox(back.id, None).await.expect("inbox");
-    assert!(inbox.iter().all(|row| row.state == InputState::Acked && row.attempts == 1), "{inbox:?}");
+    until("every input to be settled", || async {
+        let inbox = node.sessions.inbox(back.id, None).await.expect("inbox");
+        inbox.iter().all(|row| row.state == InputState::Acked && row.attempts == 1).then_some(())
+    })
+    .await;
     node.stop().await;
 }
 
@@ -218,5 +221,24 @@ async fn a_move_is_brought_to_its_end_without_whoever_asked_for_it() {
     })
     .await;
     node.session(shown.id, "readiness", |r| r.status == Status::Running).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_memory_a_task_waits_and_a_person_does_not() {
+    let world = World::new();
+    let memory = |available: u32| {
+        let text = format!("MemTotal: 1000 kB\nMemAvailable: {available} kB\n");
+        std::fs::write(world.dir.path().join("meminfo"), text).expect("write");
+    };
+    memory(150);
+    let node = world.node().await;
+    let (waiting, _) = waits(&node, task("hungry", "hello", Priority::High)).await;
+    let refused = node.sessions.spawn(task("strict", "x", Priority::Medium)).await.expect_err("no memory");
+    assert_eq!(refused.code(), "memory_pressure");
+    starts(&node, task("personal", "hello", Priority::Human)).await;
+    assert!(node.sessions.get(waiting).is_none());
+    memory(160);
+    node.session(waiting, "its start", |r| r.status.is_final()).await;
     node.stop().await;
 }

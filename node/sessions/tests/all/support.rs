@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use instar_hooks::HookReport;
+use instar_sessions::memory::MemoryFiles;
 use instar_sessions::record::{SessionKind, SessionRecord, Transport};
 use instar_sessions::{Sessions, SessionsConfig, SessionsDeps};
 use instar_state::events::EventBus;
@@ -92,6 +93,7 @@ impl World {
             journal: journal.clone(),
             notices: Arc::clone(&self.notices) as _,
             events: EventBus::default(),
+            memory: MemoryFiles { meminfo: self.dir.path().join("meminfo"), cgroup: self.dir.path().into() },
         })
         .expect("open");
         sessions.recover().await.expect("recover");
