@@ -67,9 +67,10 @@ fn stdio(words: &[String]) -> ExitCode {
             Some("user") => {
                 let text = value["message"]["content"][0]["text"].as_str().unwrap_or_default();
                 let uuid = &value["uuid"];
+                // Before anything is said, because tests look at the transcript once the input counts as given.
+                record(&session, text);
                 say(&json!({"type": "command_lifecycle", "command_uuid": uuid, "state": "started"}));
                 say(&json!({"type": "system", "subtype": "init", "session_id": session, "model": "puppet"}));
-                record(&session, text);
                 say(&json!({"type": "user", "uuid": uuid, "isReplay": true}));
                 let status =
                     [("quota", 429), ("error", 529)].into_iter().find(|(word, _)| text.contains(word));
