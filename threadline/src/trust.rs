@@ -68,6 +68,8 @@ pub fn allows(level: TrustLevel, operation: Operation) -> bool {
 pub enum TrustSource {
     /// The owner, proven for the request.
     UserGranted,
+    /// The owner compared the safety number, for this very key.
+    MutualVerified,
     /// A paired machine of the same agent.
     PairedMachineGranted,
     /// A redeemed invitation.

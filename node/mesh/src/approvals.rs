@@ -6,6 +6,7 @@ use threadline::audit::Action;
 use threadline::service::{Caller, ServiceError};
 use threadline::trust::TrustSource;
 use threadline::{ThreadKey, TrustLevel};
+use threadline::v2::content::ReceiptStatus;
 use threadline_net::store::{Approval, ApprovalKind, ApprovalStatus, Decided, Direction, MessageState};
 
 use crate::core::{Core, internal};
@@ -73,6 +74,9 @@ impl Core {
             Decided::Before(approval) => return Err(already(id, approval.status)),
             Decided::Unknown => return Err(unknown(id)),
         };
+        if status == ApprovalStatus::Rejected {
+            self.tell_sender_of(&approval, ReceiptStatus::Rejected).await;
+        }
         let details = json!({"id": approval.id, "kind": approval.kind, "decision": status});
         self.audit.record(Action::ApprovalDecided, &approval.peer.to_string(), "user", details).await;
         self.events.publish("approval-decided", json!({"id": approval.id, "status": approval.status}));
@@ -145,6 +149,7 @@ impl Core {
         match self.store.expire_approvals(self.now()).await {
             Ok(expired) => {
                 for approval in expired {
+                    self.tell_sender_of(&approval, ReceiptStatus::Expired).await;
                     if let (Some(thread), Some(id)) = (approval.thread_id, approval.message_id) {
                         let key = ThreadKey { peer: approval.peer, thread };
                         self.waiters.undeliverable(&key, &id, "nobody approved it in time");

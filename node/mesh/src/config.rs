@@ -1,12 +1,15 @@
 //! What the mesh room reads of the configuration.
 
-use instar_state::config::{Config, keys};
+use instar_state::config::{Config, RelayEntry, RelayProtocol, keys};
 use threadline::TrustLevel;
 use threadline::autonomy::Autonomy;
 use threadline::inbound::{FirstContact, Policy, RequireE2e};
 use threadline::limits::{LevelLimits, Limits};
 use threadline::spawn::SpawnConfig;
 use threadline::v1::frames::Visibility;
+use threadline::v2::session::Protocol;
+use threadline::v2::Bin;
+use threadline_net::sealed::RelaySetting;
 
 /// Sessions that serve peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct MeshConfig {
     pub relay_is_ours: bool,
     /// Whether messages may leave without a relay.
     pub direct_enabled: bool,
+    /// Relays besides that one that v2 sessions are kept with.
+    pub relays: Vec<RelaySetting>,
     /// Who can find this agent.
     pub visibility: Visibility,
     /// What it says it can do; what this build speaks is added.
@@ -52,12 +57,37 @@ pub struct MeshConfig {
     pub limits: Limits,
     /// Life of a message to a v1 peer, ms.
     pub delivery_ttl_ms: i64,
+    /// Life of a sealed message, ms.
+    pub sealed_ttl_ms: i64,
     /// Time without confirmation after which the owner is told, ms.
     pub escalate_after_ms: i64,
     /// Whether the registry is used.
     pub registry_enabled: bool,
     /// Whether this agent is listed in it.
     pub registry_listed: bool,
+}
+
+/// Relays that sessions are kept with, besides one of `relayUrl`.
+const MAX_LISTENING: usize = 8;
+/// Of the relays that say nothing about it, so many are listened at.
+const LISTEN_BY_DEFAULT: usize = 2;
+
+/// Reads the checked entries of `threadline.relays`: those that are listened at.
+fn relays(entries: &[RelayEntry]) -> Vec<RelaySetting> {
+    let listened = entries.iter().enumerate();
+    let listened = listened.filter(|(n, entry)| entry.listen.unwrap_or(*n < LISTEN_BY_DEFAULT));
+    listened
+        .map(|(_, entry)| RelaySetting {
+            url: entry.url.clone(),
+            protocol: match entry.protocol {
+                RelayProtocol::Auto => Protocol::Auto,
+                RelayProtocol::V2 => Protocol::V2,
+                RelayProtocol::V1 => Protocol::V1,
+            },
+            key: entry.key.map(Bin),
+            is_ours: false,
+        })
+        .collect()
 }
 
 /// Capability tags that every build of this version speaks.
@@ -76,16 +106,21 @@ impl MeshConfig {
             outbound_per_hour: config.get(keys::LIMIT_OUTBOUND_PER_HOUR[n]),
             spawns_per_hour: config.get(keys::LIMIT_SPAWNS_PER_HOUR[n]),
         };
-        let relay_url: Option<String> = config.get(keys::THREADLINE_RELAY_URL);
+        let enabled = config.get(keys::THREADLINE_RELAY_ENABLED);
+        let mut relays = if enabled { relays(&config.get(keys::THREADLINE_RELAYS)) } else { Vec::new() };
+        let first: Option<String> = config.get(keys::THREADLINE_RELAY_URL);
+        let relay_url = first.filter(|_| enabled).or_else(|| relays.first().map(|relay| relay.url.clone()));
+        relays.truncate(MAX_LISTENING);
         let first_contact = config.get(keys::THREADLINE_FIRST_CONTACT);
         let hours = |n: u64| i64::try_from(n).unwrap_or(24) * 3_600_000;
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let ms = |d: std::time::Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
         Self {
             enabled: config.get(keys::THREADLINE_ENABLED),
-            relay_url: relay_url.filter(|_| config.get(keys::THREADLINE_RELAY_ENABLED)),
+            relay_url,
             relay_is_ours: false,
             direct_enabled: config.get(keys::THREADLINE_DIRECT),
+            relays,
             visibility: match config.get(keys::THREADLINE_VISIBILITY).as_str() {
                 "public" => Visibility::Public,
                 "private" => Visibility::Private,
@@ -140,10 +175,26 @@ impl MeshConfig {
                 ..Limits::default()
             },
             delivery_ttl_ms: hours(config.get(keys::THREADLINE_TTL_HOURS)),
+            sealed_ttl_ms: hours(config.get(keys::THREADLINE_SEALED_TTL_HOURS)),
             escalate_after_ms: hours(config.get(keys::THREADLINE_ESCALATE_HOURS)),
             registry_enabled: config.get(keys::THREADLINE_REGISTRY_ENABLED),
             registry_listed: config.get(keys::THREADLINE_REGISTRY_LISTED),
         }
+    }
+
+    /// Relays to ask whether they speak v2: the one of the link first.
+    pub(crate) fn relay_settings(&self) -> Vec<RelaySetting> {
+        if !self.enabled {
+            return Vec::new();
+        }
+        let mut settings = self.relays.clone();
+        if let Some(url) = &self.relay_url
+            && !settings.iter().any(|setting| setting.url == *url)
+        {
+            let is_ours = self.relay_is_ours;
+            settings.insert(0, RelaySetting { url: url.clone(), protocol: Protocol::Auto, key: None, is_ours });
+        }
+        settings
     }
 
     /// Whether messages to a peer of this level must be sealed.

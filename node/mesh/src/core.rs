@@ -31,6 +31,7 @@ use crate::link_log::LinkLog;
 use crate::local::LocalScan;
 use crate::pairing::Guests;
 use crate::records::{Controls, KnownAgents, Nicknames, Pairings, Record, RecordError};
+use crate::sealed::SealedRoom;
 use crate::waiters::Waiters;
 
 /// Switches the relay in the configuration, for good.
@@ -54,6 +55,7 @@ pub(crate) struct Core {
     /// What all agents of the account take together.
     pub(crate) machine: Option<MachineLimits>,
     pub(crate) link: LinkHandle,
+    pub(crate) sealed: SealedRoom,
     pub(crate) direct: DirectHandle,
     pub(crate) routes: Routes,
     pub(crate) servers: ServerClient,
@@ -114,15 +116,18 @@ impl Core {
     pub(crate) fn client_config(&self) -> Option<ClientConfig> {
         let config = self.config();
         let url = config.relay_url.clone().filter(|_| config.enabled)?;
+        if !self.sealed.v1_allowed(&url) {
+            return None;
+        }
         Some(ClientConfig {
-            url,
             metadata: Metadata {
                 name: self.agent_name.clone(),
                 framework: Some("instar".into()),
-                capabilities: Some(config.advertised()),
+                capabilities: Some(self.capabilities_at(&url)),
                 version: Some(self.version.clone()),
                 ..Metadata::default()
             },
+            url,
             visibility: config.visibility,
             registry: config.registry_listed.then_some(RegistryWish {
                 listed: true,

@@ -22,6 +22,7 @@ use threadline::trust::TrustSource;
 use threadline::v1::envelope::Authentication;
 use threadline::warrant::{Facts, Warrant, judge};
 use threadline::{ThreadKey, TrustLevel};
+use threadline::v2::content::ReceiptStatus;
 use threadline_net::store::{
     APPROVED, Auth, Direction, LedgerRow, LedgerStatus, MessageState, StoreError, StoredMessage,
 };
@@ -195,6 +196,7 @@ impl Dispatcher {
         let reason = reason.map(str::to_owned);
         let state = MessageState::Delivered;
         core.store.set_inbound_state(message.key.clone(), message.id.clone(), state, reason, None).await?;
+        core.tell_sender(message, ReceiptStatus::Delivered).await;
         core.thread_event("message-processed", &message.key, message.id.as_str());
         Ok(())
     }
@@ -217,6 +219,7 @@ impl Dispatcher {
                 Some(ThreadEvent::SpawnFailed),
             )
             .await?;
+        core.tell_sender(message, ReceiptStatus::Failed).await;
         let name = core.name_of(&message.key.peer).await;
         let text = format!("A message of {name} in thread {} was not answered: {reason}", message.key.thread);
         core.notify(format!("unanswered:{}:{}", message.key.peer, message.key.thread), text, true);
@@ -509,10 +512,12 @@ async fn route(core: &Core, message: &StoredMessage) -> Result<bool, StoreError>
     let similar_turns = match warrant {
         Warrant::NoAnswer => {
             set(MessageState::Noted, Some("no-answer-needed")).await?;
+            core.tell_sender(message, ReceiptStatus::Delivered).await;
             return Ok(true);
         }
         Warrant::Loop => {
             set(MessageState::Noted, Some("loop")).await?;
+            core.tell_sender(message, ReceiptStatus::Delivered).await;
             let text = format!("Thread {} went idle: both agents repeat themselves", key.thread);
             core.notify(format!("loop:{}:{}", key.peer, key.thread), text, false);
             return Ok(true);

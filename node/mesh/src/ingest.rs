@@ -15,9 +15,11 @@ use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_inbound};
 use threadline::trust::TrustSource;
 use threadline::v1::envelope::{Authentication, Envelope, ReceiveError};
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
+use threadline::v2::content::ReceiptStatus;
+use threadline::v2::opened::OpenedMessage;
 use threadline_net::Control;
 use threadline_net::store::{
-    Accepted, ApprovalDraft, ApprovalKind, Auth, HELD_BY_PAUSE, Inbound, KnownPeer, MessageState, SpoolRow,
+    Accepted, ApprovalDraft, ApprovalKind, Auth, HELD_BY_PAUSE, Inbound, KnownPeer, MessageState, SEALED, SpoolRow,
     StoreError, UNKNOWN_SENDER,
 };
 
@@ -40,6 +42,8 @@ const MAX_ATTEMPTS: u32 = 3;
 const KEY_RETRY_MAX_MS: i64 = 900_000;
 /// Least life of a held message, ms.
 const HELD_MS: i64 = 86_400_000;
+/// Reason of clear messages of senders that seal.
+const DOWNGRADE: &str = "downgrade";
 
 /// Why a row is left for later.
 pub(crate) enum Unready {
@@ -198,6 +202,9 @@ impl Core {
     }
 
     async fn evaluate(&self, row: &SpoolRow) -> Result<bool, Unready> {
+        if row.transport == SEALED {
+            return self.evaluate_sealed(row).await;
+        }
         let envelope = match Envelope::parse(&row.envelope) {
             Ok(envelope) => envelope,
             Err(error) => return self.refuse(row, &Refusal::Envelope(error)).await,
@@ -221,6 +228,49 @@ impl Core {
             // Only a signature that holds pins a key.
             self.pin(&peer, key, "message").await?;
         }
+        let downgraded =
+            incoming.authentication == Authentication::Transport && self.store.speaks_v2(peer).await?;
+        self.judge(row, incoming, downgraded).await
+    }
+
+    /// An opened message of sealed mail: its sender is proven, and knows that the message is here.
+    async fn evaluate_sealed(&self, row: &SpoolRow) -> Result<bool, Unready> {
+        let opened = match OpenedMessage::from_bytes(&row.envelope) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::error!(%error, seq = row.seq, "an opened message is not readable");
+                self.store.spool_refuse(row.seq, "unreadable").await?;
+                return Ok(true);
+            }
+        };
+        let Some(sender) = opened.sender() else {
+            self.store.spool_refuse(row.seq, "bad-key").await?;
+            return Ok(true);
+        };
+        let peer = sender.fingerprint();
+        if self.pin(&peer, sender, "message").await? != Some(sender) {
+            self.log_refusal(row, "fingerprint-conflict");
+            self.store.spool_refuse(row.seq, "fingerprint-conflict").await?;
+            return Ok(true);
+        }
+        if self.store.is_seen(peer, row.message_id.clone()).await? {
+            return self.refuse(row, &Refusal::Duplicate).await;
+        }
+        if self.controls.get().is_blocked(&peer) {
+            return self.refuse(row, &Refusal::Blocked).await;
+        }
+        if !opened.is_supported() {
+            self.log_refusal(row, "unsupported-type");
+            self.receipt(&peer, &row.message_id, ReceiptStatus::Rejected).await;
+            self.store.spool_refuse(row.seq, "unsupported-type").await?;
+            return Ok(true);
+        }
+        self.judge(row, opened.incoming(&sender, self.us), false).await
+    }
+
+    /// The pipeline behind authentication. `downgraded`: the message came in clear although its sender seals.
+    async fn judge(&self, row: &SpoolRow, incoming: Incoming, downgraded: bool) -> Result<bool, Unready> {
+        let peer = incoming.header.from;
         let key = ThreadKey { peer, thread: self.place(&incoming).await? };
         self.greet_acquaintance(&incoming).await;
         let standing = self.standing(&incoming, &key, row).await?;
@@ -239,8 +289,25 @@ impl Core {
                 self.store.spool_postpone(row.seq, not_before, "rate-limited").await?;
                 Ok(false)
             }
+            Verdict::Finish { .. } if downgraded => {
+                self.log_refusal(row, DOWNGRADE);
+                self.store.spool_refuse(row.seq, DOWNGRADE).await?;
+                Ok(true)
+            }
             Verdict::Finish { class, record } => self.finish(row, &incoming, &key, class, record).await,
             Verdict::Store { disposition, record } => {
+                let disposition = match disposition {
+                    Disposition::Route(_) | Disposition::Note if downgraded => {
+                        let text = format!(
+                            "A message in clear claims to come from {}, which seals its messages. It waits for you: see \
+                             `instar threadline approvals`",
+                            self.name_of(&peer).await
+                        );
+                        self.notify(format!("downgrade:{peer}"), text, true);
+                        Disposition::HoldForApproval
+                    }
+                    other => other,
+                };
                 self.keep(row, &incoming, &key, &standing, disposition, record).await
             }
         }
@@ -382,6 +449,9 @@ impl Core {
 
     async fn refuse(&self, row: &SpoolRow, refusal: &Refusal) -> Result<bool, Unready> {
         self.log_refusal(row, refusal.reason());
+        if row.transport == SEALED && !matches!(refusal, Refusal::Duplicate | Refusal::Blocked) {
+            self.receipt(&row.from, &row.message_id, ReceiptStatus::Rejected).await;
+        }
         match refusal {
             Refusal::Duplicate => self.store.spool_done(row.seq).await?,
             // A blocked peer costs no row; what is refused for now may be tried again by its sender.
@@ -491,6 +561,9 @@ impl Core {
                     if let Err(error) = limits.record(window, now).await {
                         tracing::error!(%error, "a message was not counted for the account");
                     }
+                }
+                if state == MessageState::Held && row.transport == SEALED {
+                    self.receipt(&key.peer, &incoming.header.message_id, ReceiptStatus::Held).await;
                 }
                 self.accepted(key, &incoming.header.message_id, &peer_name, disposition, collision).await;
             }

@@ -16,6 +16,7 @@ mod mesh;
 mod pairing;
 mod records;
 mod relay_tools;
+mod sealed;
 mod send;
 mod service;
 mod stage;

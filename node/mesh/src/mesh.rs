@@ -42,6 +42,7 @@ use crate::firewall::Authorization;
 use crate::link_log::LinkLog;
 use crate::local::LocalScan;
 use crate::pairing::SignedRequest;
+use crate::sealed::{SealedParts, SealedRoom, SealedRun};
 use crate::records::{ControlStatus, Controls, KnownAgents, Nicknames, Pairings, Record, RecordError};
 use crate::trust::{actor_of, require_owner};
 use crate::waiters::{Handover, Waiters};
@@ -114,6 +115,7 @@ pub struct Mesh {
 pub(crate) struct Run {
     pub(crate) link: threadline_net::LinkFuture,
     pub(crate) direct: threadline_net::LinkFuture,
+    pub(crate) sealed: SealedRun,
     pub(crate) events: mpsc::Receiver<LinkEvent>,
     pub(crate) handovers: mpsc::Receiver<Handover>,
 }
@@ -245,6 +247,15 @@ impl Mesh {
         }
         let dispatch_wake = Arc::new(Notify::new());
         let (waiters, handovers) = Waiters::new(Arc::clone(&dispatch_wake));
+        let (sealed, sealed_run) = SealedRoom::new(&SealedParts {
+            identity: &identity,
+            store: &opened.store,
+            agent_name: &deps.agent_name,
+            config: &config,
+            profiles: &opened.profiles,
+            controls: &opened.controls,
+            stop: &stop,
+        });
         let core = Arc::new(Core {
             us: identity.fingerprint(),
             identity,
@@ -254,6 +265,7 @@ impl Mesh {
             store: opened.store,
             machine: opened.machine,
             link,
+            sealed,
             direct,
             routes,
             servers: ServerClient::new()?,
@@ -292,7 +304,13 @@ impl Mesh {
         }
         Ok(Self {
             core: Ok(core),
-            run: Mutex::new(Some(Run { link: link_future, direct: direct_future, events, handovers })),
+            run: Mutex::new(Some(Run {
+                link: link_future,
+                direct: direct_future,
+                sealed: sealed_run,
+                events,
+                handovers,
+            })),
             agent_name: deps.agent_name,
             version: deps.version,
         })
@@ -330,6 +348,7 @@ impl Mesh {
     pub async fn set_config(&self, config: MeshConfig) {
         let Ok(core) = &self.core else { return };
         core.config.store(Arc::new(config));
+        core.sealed.configure(core.config().relay_settings());
         core.steer_link().await;
         core.refresh_routes();
         core.dispatch_wake.notify_one();
@@ -350,7 +369,7 @@ impl Mesh {
                     "agent": self.agent_name,
                     "identityPub": hex::encode(core.identity.public().as_bytes()),
                     "fingerprint": core.us,
-                    "capabilities": core.config().advertised(),
+                    "capabilities": core.capabilities(),
                     "framework": "instar",
                     "pairedAgents": core.pairings.get().0.len(),
                     "relay": {
@@ -433,6 +452,25 @@ impl Mesh {
             "approvalId": change.approval,
             "profile": core.profile(&peer),
         }))
+    }
+
+    /// `GET /threadline/agents/:fp/safety`: the owner only. `peer` is any form of an address that a send takes.
+    pub async fn safety(&self, caller: &Caller, peer: &str) -> Result<Value, ServiceError> {
+        require_owner(caller, "reading a safety number")?;
+        let core = self.core()?;
+        core.safety(core.resolve_target(peer).await?.fingerprint).await
+    }
+
+    /// `POST /threadline/agents/:fp/safety`: the owner only. What came of comparing the numbers.
+    pub async fn confirm_safety(
+        &self,
+        caller: &Caller,
+        peer: &str,
+        matches: bool,
+    ) -> Result<Value, ServiceError> {
+        let core = self.core()?;
+        let peer = core.resolve_target(peer).await?.fingerprint;
+        core.confirm_safety(caller, peer, matches).await
     }
 
     /// `POST /threadline/agents/:fp/block`

@@ -18,6 +18,7 @@ use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_outbound};
 use threadline::v1::envelope::{Content, Envelope, Header, clear, seal};
 use threadline::v1::frames::DiscoverFilter;
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, framing, text};
+use threadline::v2::Key;
 use threadline_net::Control;
 use threadline_net::store::{
     Approval, ApprovalDraft, ApprovalKind, Auth, Direction, LedgerStatus, MessageState, OutboundDraft,
@@ -44,6 +45,8 @@ struct Prepared {
     kind: String,
     subject: String,
     session: Option<String>,
+    /// The key to write sealed mail to; other carriers where absent.
+    sealed: Option<Key>,
 }
 
 /// Why a finished envelope was not made.
@@ -106,8 +109,7 @@ impl Core {
             }
         };
         if request.fail_if_offline
-            && !self.link.status().is_connected()
-            && !self.routes.leads(&prepared.key.peer)
+            && !self.is_reachable(&prepared)
         {
             let text = "no path to the agent is up, and failIfOffline is set";
             return Err(ServiceError::retry("offline", text, None));
@@ -179,9 +181,10 @@ impl Core {
                 .map(text::subject)
                 .or(known.map(|t| t.subject))
                 .unwrap_or_else(|| text::subject("")),
+            sealed: self.sealed_key(&key).await.map_err(|e| internal(&e))?,
             key,
             peer_name: resolved.name.clone(),
-            id: MessageId::from_uuid(uuid::Uuid::new_v4()),
+            id: MessageId::from_uuid(uuid::Uuid::now_v7()),
             in_reply_to,
             kind: request.kind.as_deref().map_or_else(|| "chat".into(), |k| text::cut(k, 32, "")),
             session: match caller {
@@ -255,7 +258,8 @@ impl Core {
         let peer = prepared.key.peer;
         let level = self.level(&peer);
         let sealed_to = self.seals_to(&peer).await.map_err(|e| internal(&e))?;
-        if sealed_to.is_none() && self.config().must_seal(level) {
+        let is_sealed = prepared.sealed.is_some() || sealed_to.is_some();
+        if !is_sealed && self.config().must_seal(level) {
             return Err(ServiceError::new(
                 "e2e-required",
                 "messages to this agent must be sealed end to end, and its key is not known",
@@ -269,13 +273,16 @@ impl Core {
             kind: prepared.kind.clone(),
             subject: prepared.subject.clone(),
             in_reply_to: prepared.in_reply_to.clone(),
-            auth: if sealed_to.is_some() { Auth::E2e } else { Auth::Transport },
+            auth: if is_sealed { Auth::E2e } else { Auth::Transport },
             trust: level,
             author_session: prepared.session.clone(),
             origin_topic_id: request.origin_topic_id,
             idempotency_key: request.idempotency_key.clone(),
             windows,
-            delivery: Delivery::new(self.now(), self.config().delivery_ttl_ms, peer_dedups),
+            delivery: match prepared.sealed {
+                Some(_) => Delivery::new(self.now(), self.config().sealed_ttl_ms, true),
+                None => Delivery::new(self.now(), self.config().delivery_ttl_ms, peer_dedups),
+            },
         })
     }
 
@@ -296,6 +303,9 @@ impl Core {
         draft: OutboundDraft,
         prepared: &Prepared,
     ) -> Result<Queued, ServiceError> {
+        if let Some(to) = prepared.sealed {
+            return self.commit_sealed(to, cleared, draft).await;
+        }
         let now = self.now();
         let sealed_to = self.seals_to(&prepared.key.peer).await.map_err(|e| internal(&e))?;
         let sealed_to = sealed_to.filter(|_| draft.auth == Auth::E2e);
@@ -334,6 +344,14 @@ impl Core {
             message_id: id.clone(),
             timestamp: now,
         }
+    }
+
+    /// Whether a carrier that the message goes with is up.
+    fn is_reachable(&self, prepared: &Prepared) -> bool {
+        if prepared.sealed.is_some() {
+            return self.sealed.is_connected();
+        }
+        self.routes.leads(&prepared.key.peer) || self.link.status().is_connected()
     }
 
     async fn after_commit(&self, caller: &Caller, prepared: &Prepared) {
@@ -383,9 +401,9 @@ impl Core {
         resolved_agent: ResolvedAgent,
         encryption: &str,
     ) -> SendResult {
-        let direct = self.routes.leads(&prepared.key.peer);
+        let direct = prepared.sealed.is_none() && self.routes.leads(&prepared.key.peer);
+        let connected = self.is_reachable(&prepared);
         let path = if direct { "local" } else { "relay" };
-        let connected = direct || self.link.status().is_connected();
         let encryption = if direct && encryption == "transport" { "local" } else { encryption };
         SendResult {
             success: true,
@@ -565,6 +583,7 @@ impl Core {
             ..SendRequest::default()
         };
         let prepared = Prepared {
+            sealed: self.sealed_key(&held.key).await.map_err(|e| internal(&e))?,
             peer_name: self.name_of(&held.key.peer).await,
             key: held.key,
             id: held.id,
@@ -591,7 +610,7 @@ impl Core {
     /// Sends a control message, which holds no free text, to a peer that reads it. An existing install would start a
     /// session for it.
     pub(crate) async fn send_control(&self, key: &ThreadKey, control: Control) -> Result<(), SealFailed> {
-        if !self.speaks(&key.peer, "tl-e2e").await? {
+        if !self.speaks(&key.peer, "tl-e2e").await? && !self.store.speaks_v2(key.peer).await? {
             return Ok(());
         }
         self.queue_control(key, control).await
@@ -599,6 +618,9 @@ impl Core {
 
     /// Queues a control message, sealed where the peer reads that.
     pub(crate) async fn queue_control(&self, key: &ThreadKey, control: Control) -> Result<(), SealFailed> {
+        if self.control_sealed(key, &control).await? {
+            return Ok(());
+        }
         let now = self.now();
         let id = MessageId::from_uuid(uuid::Uuid::new_v4());
         let header = self.header(key, &id, now);

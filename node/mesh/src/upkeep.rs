@@ -34,11 +34,14 @@ const DELIVERIES: u32 = 500;
 
 /// Runs every task until cancelled; then the link says good-bye and the records are flushed.
 pub(crate) async fn run(core: Arc<Core>, run: Run, cancel: CancellationToken) {
-    let Run { link, direct, events, handovers } = run;
     core.boot().await;
     let mut tasks = JoinSet::new();
-    tasks.spawn(link);
-    tasks.spawn(direct);
+    tasks.spawn(run.link);
+    tasks.spawn(run.direct);
+    tasks.spawn(run.sealed.mail);
+    tasks.spawn(run.sealed.relays);
+    let task = Arc::clone(&core);
+    tasks.spawn(async move { task.run_relay_news().await });
     let task = Arc::clone(&core);
     tasks.spawn(async move { task.run_drops().await });
     let task = Arc::clone(&core);
@@ -46,12 +49,13 @@ pub(crate) async fn run(core: Arc<Core>, run: Run, cancel: CancellationToken) {
     let task = Arc::clone(&core);
     tasks.spawn(async move { Dispatcher::new(&task).run(&task).await });
     let task = Arc::clone(&core);
-    tasks.spawn(async move { task.run_handovers(handovers).await });
+    tasks.spawn(async move { task.run_handovers(run.handovers).await });
     let task = Arc::clone(&core);
     tasks.spawn(async move { task.run_upkeep().await });
     let task = Arc::clone(&core);
-    let listener = tokio::spawn(async move { task.run_events(events).await });
-    core.steer_link().await;
+    let listener = tokio::spawn(async move { task.run_events(run.events).await });
+    let task = Arc::clone(&core);
+    let sealed_listener = tokio::spawn(async move { task.run_sealed_events(run.sealed.events).await });
     tokio::select! {
         () = cancel.cancelled() => {}
         Some(ended) = tasks.join_next() => {
@@ -65,6 +69,7 @@ pub(crate) async fn run(core: Arc<Core>, run: Run, cancel: CancellationToken) {
     core.stop.cancel();
     while tasks.join_next().await.is_some() {}
     listener.abort();
+    sealed_listener.abort();
     core.flush_records().await;
     core.audit.anchor().await;
     let store = core.store.clone();
@@ -88,6 +93,8 @@ impl Core {
     /// Makes the link follow the configuration.
     pub(crate) async fn steer_link(&self) {
         match self.client_config() {
+            // What this agent says of itself at the login depends on what the relay speaks.
+            Some(config) if !self.sealed.was_asked(&config.url) => {}
             Some(config) => self.link.start(config).await,
             None => self.link.stop().await,
         }
@@ -187,7 +194,7 @@ impl Core {
         Ok(())
     }
 
-    async fn report_failure(&self, row: &DeliveryRow, reason: &str) {
+    pub(crate) async fn report_failure(&self, row: &DeliveryRow, reason: &str) {
         self.waiters.undeliverable(&row.key, &row.id, reason);
         let name = self.name_of(&row.key.peer).await;
         let text = format!("A message to {name} in thread {} was not delivered: {reason}", row.key.thread);
@@ -317,6 +324,7 @@ impl Core {
             "agent": self.agent_name,
             "version": self.version,
             "link": link,
+            "v2": self.sealed_status(),
             "listener": {"mode": "embedded", "pid": std::process::id()},
             "relay": {"enabled": config.relay_url.is_some(), "url": config.relay_url,
                 "ours": config.relay_is_ours, "visibility": config.visibility},

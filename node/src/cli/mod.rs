@@ -303,6 +303,7 @@ mod tests {
         "threadline status",
         "threadline thread",
         "threadline trust",
+        "threadline verify",
         "up",
     ];
 

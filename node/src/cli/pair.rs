@@ -60,6 +60,42 @@ pub(crate) fn pairings(ctx: &Ctx, agent: &Agent, command: Option<Pairings>) -> C
     }
 }
 
+/// Shows the safety number of an agent, or stores what came of comparing it.
+pub(crate) fn verify(ctx: &Ctx, agent: &Agent, whom: &str, matches: Option<bool>) -> CommandResult {
+    let path = format!("/threadline/agents/{}/safety", encode(whom));
+    let call = match matches {
+        None => Call::get(path),
+        Some(matches) => Call::post(path, json!({"matches": matches})),
+    };
+    let value = node::call(ctx, agent, call)?;
+    let text = safety(&value, whom, matches);
+    Ok(Reply::new(value, text))
+}
+
+fn safety(value: &Value, whom: &str, matches: Option<bool>) -> String {
+    let name = one_line(&word(&value["name"]), 64);
+    match matches {
+        Some(true) => format!("{name} is verified: you compared the number of this very key"),
+        Some(false) => format!("{name} is blocked: the numbers differ, so someone may sit between you"),
+        None => {
+            let number = word(&value["number"]);
+            let rows: Vec<String> = number
+                .as_bytes()
+                .chunks(20)
+                .map(|row| row.chunks(5).map(String::from_utf8_lossy).collect::<Vec<_>>().join(" "))
+                .collect();
+            let state = match value["verifiedAt"].as_str() {
+                Some(at) => format!("You compared it on {at}."),
+                None => format!(
+                    "Compare it with the owner of {name}, by voice or face to face. If it is the same:\n\
+                     instar threadline verify {whom} --matches (else --differs)"
+                ),
+            };
+            format!("Safety number with {name}:\n\n    {}\n\n{state}", rows.join("\n    "))
+        }
+    }
+}
+
 fn list(pairings: &Value) -> String {
     let rows: Vec<[String; 5]> = pairings
         .as_array()
@@ -85,6 +121,18 @@ fn words(list: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn people_read_a_safety_number() {
+        let value = json!({"name": "bob", "number": "0123456789".repeat(6), "verifiedAt": null});
+        let text = safety(&value, "bob", None);
+        assert!(text.contains("    01234 56789 01234 56789\n"), "{text}");
+        assert_eq!(text.matches("01234 56789 01234 56789").count(), 3);
+        assert!(text.ends_with("instar threadline verify bob --matches (else --differs)"));
+        let compared = json!({"name": "bob", "number": "0", "verifiedAt": "2026-01-01"});
+        assert!(safety(&compared, "bob", None).ends_with("You compared it on 2026-01-01."));
+        assert!(safety(&value, "bob", Some(false)).starts_with("bob is blocked"));
+    }
 
     #[test]
     fn people_read_pairings() {

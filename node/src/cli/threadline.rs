@@ -75,6 +75,18 @@ pub(crate) enum Command {
         #[arg(long, requires = "set")]
         reason: Option<String>,
     },
+    /// Compare the safety number of an agent with its owner; both see the same one
+    Verify {
+        /// Name, nickname, name:prefix or address
+        #[arg(value_name = "AGENT")]
+        whom: String,
+        /// The other owner sees the same number: trust this very key
+        #[arg(long, conflicts_with = "differs")]
+        matches: bool,
+        /// The other owner sees another number: block the agent
+        #[arg(long)]
+        differs: bool,
+    },
     /// Let strangers become verified with a token
     #[command(subcommand)]
     Invite(invite::Invite),
@@ -195,6 +207,9 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> CommandResult {
             Ok(Reply::new(value, text))
         }
         Command::Trust { whom, set, reason } => trust(ctx, &agent, whom, set, reason),
+        Command::Verify { whom, matches, differs } => {
+            pair::verify(ctx, &agent, &whom, (matches || differs).then_some(matches))
+        }
         Command::Invite(command) => invite::run(ctx, &agent, command),
         Command::Pair { url } => pair::pair(ctx, &agent, &url),
         Command::Pairings { command } => pair::pairings(ctx, &agent, command),

@@ -9,6 +9,7 @@ pub mod login;
 pub mod mail;
 pub mod objects;
 pub mod olm;
+pub mod opened;
 pub mod safety;
 pub mod session;
 pub mod strict;

@@ -192,6 +192,21 @@ fn agents() -> Vec<Route> {
         )
         .body::<TrustBody>(),
         Route::new(
+            Method::GET,
+            "/threadline/agents/{fp}/safety",
+            Access::OWNER,
+            "The number to compare with the other owner",
+            get(safety),
+        ),
+        Route::new(
+            Method::POST,
+            "/threadline/agents/{fp}/safety",
+            Access::OWNER,
+            "What came of comparing the numbers",
+            post(confirm_safety),
+        )
+        .body::<SafetyBody>(),
+        Route::new(
             Method::POST,
             "/threadline/agents/{fp}/block",
             Access::ANY,
@@ -459,6 +474,27 @@ async fn set_trust(
     let waits = change["status"] == "pending_confirmation";
     let status = if waits { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Json(change)).into_response())
+}
+
+async fn safety(rooms: Rooms, MeshCaller(caller): MeshCaller, Path(peer): Path<String>) -> Answer {
+    Ok(Json(rooms.mesh.safety(&caller, &peer).await?))
+}
+
+/// Body of `POST /threadline/agents/{fp}/safety`.
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SafetyBody {
+    /// Whether the other owner sees the same number.
+    matches: bool,
+}
+
+async fn confirm_safety(
+    rooms: Rooms,
+    MeshCaller(caller): MeshCaller,
+    Path(peer): Path<String>,
+    Body(body): Body<SafetyBody>,
+) -> Answer {
+    Ok(Json(rooms.mesh.confirm_safety(&caller, &peer, body.matches).await?))
 }
 
 /// Body with a reason.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::relays::{RELAYS, RelayEntry, are_relays};
 use super::schema::{Key, KeySpec, Kind, Preset, SecretValue};
 
 /// Newest version of the file that this build reads.
@@ -129,6 +130,8 @@ keys! {
         "threadline.relayEnabled", Kind::Bool, Preset::Bool(false), operator;
     "Relay to connect to." THREADLINE_RELAY_URL: Option<String> =
         "threadline.relayUrl", Kind::Url(&["ws://", "wss://"]), Preset::None, operator;
+    "More relays; the first is used like relayUrl where that is not set." THREADLINE_RELAYS: Vec<RelayEntry> =
+        "threadline.relays", Kind::Checked(RELAYS, are_relays), NO_LIST, operator;
     "Runs or joins the account's own relay while no other is enabled." THREADLINE_LOCAL_RELAY: String =
         "threadline.localRelay", Kind::Choice(&["auto", "off"]), Preset::Text("auto");
     "Whether messages may leave without a relay: to agents of this host and to paired servers." THREADLINE_DIRECT: bool =
@@ -170,6 +173,8 @@ keys! {
         "threadline.limits.machinePerHour", count(), Preset::Int(500), operator;
     "Hours for which a message to a v1 peer is retried." THREADLINE_TTL_HOURS: u64 =
         "threadline.delivery.ttlHoursV1", int(1, 720), Preset::Int(24);
+    "Hours for which a sealed message is tried." THREADLINE_SEALED_TTL_HOURS: u64 =
+        "threadline.delivery.ttlHours", int(1, 720), Preset::Int(168);
     "Hours without confirmation after which the owner is told." THREADLINE_ESCALATE_HOURS: u64 =
         "threadline.delivery.escalateAfterHours", int(1, 720), Preset::Int(6);
     "Whether the four registry tools and the registry client are used." THREADLINE_REGISTRY_ENABLED: bool =

@@ -3,6 +3,7 @@
 mod check;
 mod file;
 pub mod keys;
+mod relays;
 mod schema;
 mod service;
 
@@ -15,6 +16,7 @@ pub use check::{
     Findings, Problem, check, check_group, closest_key, is_group, is_loopback, keys_of_group, lookup, spec_of,
 };
 pub use file::{ConfigError, ConfigFile, Document, parse, set_at, unset_at};
+pub use relays::{RelayEntry, RelayProtocol};
 pub use schema::{
     Class, FromValue, Key, KeySpec, KeyType, Kind, Preset, SecretValue, is_agent_name, is_placeholder,
 };

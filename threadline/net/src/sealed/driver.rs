@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use threadline::identity::Identity;
 use threadline::path::{
     PATIENCE_MS, Path, PathMemory, PathStep, PathTrail, PeerFacts, RelayFacts, candidates,
@@ -14,8 +13,9 @@ use threadline::path::{
 use threadline::v2::envelope::Envelope;
 use threadline::v2::frames::{Frame, FrameId, Hello, Looked, Outcome as Fate, Role, Target};
 use threadline::v2::mail::{
-    CarrierAnswer, Commit, Dispatched, HighWater, Mail, MailError, Outcome, Received, Unopened,
+    CarrierAnswer, Change, Commit, HighWater, Mail, MailError, Outcome, Received, Unopened,
 };
+use threadline::v2::opened::OpenedMessage;
 use threadline::v2::session::{
     Carrier, ClientSession, ConnectionId, SessionConfig, SessionEffect, SessionState,
 };
@@ -26,8 +26,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, Incoming, Reports};
-use super::handle::{Command, SealedError, SealedEvent, SealedHandle, SealedRelay, SealedStatus};
-use crate::store::{Store, StoreError};
+use super::handle::{Command, SealedEvent, SealedHandle, SealedRelay, SealedStatus, Submission};
+use crate::store::{Queued, Spooled, Store, StoreError};
 
 /// Pause after the store failed; then everything is made anew from it.
 const RECOVER: Duration = Duration::from_secs(1);
@@ -38,12 +38,25 @@ const ANSWER_MS: u64 = 10_000;
 /// Nonces tried between two looks at whether anyone still waits for the solution.
 const POW_SLICE: u64 = 1 << 16;
 
-/// A message could not be handed on; it is tried again.
+/// How this node stands to a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HandOnFailed;
+pub enum Standing {
+    /// Nothing of it is taken.
+    Blocked,
+    /// It shares the allowance of strangers for new sessions.
+    Stranger {
+        /// Whether it may learn that this node is there.
+        may_know: bool,
+    },
+    /// It has its own allowance.
+    Contact,
+}
 
-/// Takes a message over for good. The second time the same one comes, it must do nothing.
-pub type HandOn = Arc<dyn Fn(Dispatched) -> BoxFuture<'static, Result<(), HandOnFailed>> + Send + Sync>;
+impl Standing {
+    const fn may_know(self) -> bool {
+        matches!(self, Self::Contact | Self::Stranger { may_know: true })
+    }
+}
 
 /// What sealed mail needs.
 pub struct SealedDeps {
@@ -53,12 +66,10 @@ pub struct SealedDeps {
     pub store: Store,
     /// Name of this device, ≤ 32 bytes.
     pub device_name: String,
-    /// Relays to keep sessions with.
-    pub relays: Vec<SealedRelay>,
-    /// Whom the node knows: they may learn that it is there, and start sessions freely.
-    pub is_contact: Arc<dyn Fn(&Key) -> bool + Send + Sync>,
-    /// Where messages go.
-    pub hand_on: HandOn,
+    /// Relays to keep sessions with. With a change of them every session begins anew.
+    pub relays: watch::Receiver<Vec<SealedRelay>>,
+    /// Whom the node knows.
+    pub standing: Arc<dyn Fn(&Key) -> Standing + Send + Sync>,
     /// Where events go; sealed mail waits when it is full.
     pub events: mpsc::Sender<SealedEvent>,
     /// Unix ms.
@@ -82,14 +93,17 @@ async fn run(
     status: watch::Sender<Vec<SealedStatus>>,
     stop: CancellationToken,
 ) {
+    let mut relays = deps.relays.clone();
     let deps = Arc::new(deps);
     while !stop.is_cancelled() {
-        let outcome = match Driver::start(Arc::clone(&deps), status.clone()).await {
-            Ok(mut driver) => driver.run(&mut commands, &stop).await,
+        let configured = relays.borrow_and_update().clone();
+        let outcome = match Driver::start(Arc::clone(&deps), configured, status.clone()).await {
+            Ok(mut driver) => driver.run(&mut commands, &mut relays, &stop).await,
             Err(trouble) => Err(trouble),
         };
         match outcome {
-            Ok(()) => return,
+            Ok(Ended::Stopped) => return,
+            Ok(Ended::OtherRelays) => continue,
             Err(trouble) => tracing::error!(%trouble, "sealed mail begins anew from its store"),
         }
         tokio::select! {
@@ -106,16 +120,23 @@ enum Trouble {
     Store(#[from] StoreError),
     #[error(transparent)]
     Mail(#[from] MailError),
-    #[error("a received message could not be handed on")]
-    HandOn,
+    #[error("the spool is full")]
+    SpoolFull,
     #[error("a message of ours could not be stored")]
     NotStored,
     #[error("this machine became another device")]
     NewDevice,
 }
 
+/// Why a driver ended.
+enum Ended {
+    Stopped,
+    OtherRelays,
+}
+
 struct Driver {
     deps: Arc<SealedDeps>,
+    relays: Vec<SealedRelay>,
     mail: Mail,
     sessions: Vec<ClientSession>,
     connections: HashMap<(usize, ConnectionId), Connection>,
@@ -138,12 +159,16 @@ struct Driver {
 }
 
 impl Driver {
-    async fn start(deps: Arc<SealedDeps>, status: watch::Sender<Vec<SealedStatus>>) -> Result<Self, Trouble> {
+    async fn start(
+        deps: Arc<SealedDeps>,
+        relays: Vec<SealedRelay>,
+        status: watch::Sender<Vec<SealedStatus>>,
+    ) -> Result<Self, Trouble> {
         let records = deps.store.mail_load().await?;
         let mut mail = Mail::new(Arc::clone(&deps.identity), records, rand::random());
         let now = unix(deps.now);
         let commit = mail.ensure_device(&deps.device_name, now)?;
-        deps.store.mail_commit(&commit).await?;
+        deps.store.mail_commit(&commit, Vec::new(), (deps.now)()).await?;
         let (reports_tx, reports) = mpsc::channel(64);
         let (solved_tx, solved) = mpsc::channel(4);
         let mut driver = Self {
@@ -164,20 +189,22 @@ impl Driver {
             swept_at: now,
             withheld: false,
             status,
+            relays,
             deps,
         };
         driver.open_sessions(now);
+        driver.tell_status();
         Ok(driver)
     }
 
     fn open_sessions(&mut self, now: u64) {
         let Some(hello) = self.hello() else { return };
-        for relay in &self.deps.relays {
+        for relay in &self.relays {
             let config = SessionConfig {
                 relay: relay.key,
                 host: relay.host.clone(),
-                quic: false,
-                websocket: true,
+                quic: !relay.quic.is_empty(),
+                websocket: relay.url.is_some(),
                 hello: hello.clone(),
             };
             let identity = Arc::clone(&self.deps.identity);
@@ -217,17 +244,25 @@ impl Driver {
     async fn run(
         &mut self,
         commands: &mut mpsc::Receiver<Command>,
+        relays: &mut watch::Receiver<Vec<SealedRelay>>,
         stop: &CancellationToken,
-    ) -> Result<(), Trouble> {
-        loop {
+    ) -> Result<Ended, Trouble> {
+        let mut relays_may_change = true;
+        let ended = loop {
             self.work().await?;
             let wake = self.next_wake();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => break Ended::Stopped,
+                changed = relays.changed(), if relays_may_change => {
+                    relays_may_change = changed.is_ok();
+                    if *relays.borrow() != self.relays {
+                        break Ended::OtherRelays;
+                    }
+                }
                 command = commands.recv() => match command {
                     Some(command) => self.command(command).await?,
-                    None => break,
+                    None => break Ended::Stopped,
                 },
                 Some((relay, connection, incoming)) = self.reports.recv() => {
                     self.incoming(relay, connection, incoming);
@@ -239,14 +274,15 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(wake) => self.tick(),
             }
-        }
+        };
         let now = self.now();
         for session in &mut self.sessions {
             session.stop(now);
         }
         self.connections.clear();
         self.tasks.shutdown().await;
-        Ok(())
+        self.tell_status();
+        Ok(ended)
     }
 
     fn now(&self) -> u64 {
@@ -254,7 +290,19 @@ impl Driver {
     }
 
     async fn keep(&self, commit: Commit) -> Result<(), Trouble> {
-        if commit.is_empty() { Ok(()) } else { Ok(self.deps.store.mail_commit(&commit).await?) }
+        self.keep_with(commit, Vec::new()).await
+    }
+
+    /// Stores a commit together with what it says about messages of ours; then everyone may hear of that.
+    async fn keep_with(&self, commit: Commit, changes: Vec<Change>) -> Result<(), Trouble> {
+        if commit.is_empty() && changes.is_empty() {
+            return Ok(());
+        }
+        self.deps.store.mail_commit(&commit, changes.clone(), (self.deps.now)()).await?;
+        for change in changes {
+            let _ = self.deps.events.send(SealedEvent::Delivery(change)).await;
+        }
+        Ok(())
     }
 
     fn incoming(&mut self, relay: usize, connection: ConnectionId, incoming: Incoming) {
@@ -298,15 +346,12 @@ impl Driver {
     async fn command(&mut self, command: Command) -> Result<(), Trouble> {
         let now = self.now();
         match command {
-            Command::Submit { to, draft, answer } => match self.mail.submit(to, *draft, now) {
-                Ok((id, commit)) => match self.keep(commit).await {
-                    Ok(()) => drop(answer.send(Ok(id))),
-                    Err(Trouble::Store(error)) => {
-                        let _ = answer.send(Err(SealedError::Store(error)));
-                        return Err(Trouble::NotStored);
-                    }
-                    Err(trouble) => return Err(trouble),
-                },
+            Command::Submit(submission) => self.submit(*submission, now).await?,
+            Command::Control { to, draft, answer } => match self.mail.submit(to, *draft, now) {
+                Ok((id, commit)) => {
+                    self.keep(commit).await?;
+                    let _ = answer.send(Ok(id));
+                }
                 Err(error) => drop(answer.send(Err(error.into()))),
             },
             Command::Receipt { peer, id, status } => {
@@ -321,6 +366,36 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    async fn submit(&mut self, submission: Submission, now: u64) -> Result<(), Trouble> {
+        let Submission { to, id, draft, cleared, outbound, answer } = submission;
+        let commit = match self.mail.submit_as(to, id, &draft, now) {
+            Ok(commit) => commit,
+            Err(error) => {
+                let _ = answer.send(Err(error.into()));
+                return Ok(());
+            }
+        };
+        let at = (self.deps.now)();
+        match self.deps.store.enqueue_sealed(cleared, outbound, &commit, at).await {
+            Ok(queued) => {
+                if queued != Queued::New {
+                    self.mail.withdraw(&to, &id);
+                }
+                let _ = answer.send(Ok(queued));
+                Ok(())
+            }
+            Err(error @ StoreError::AlreadyAnswered { .. }) => {
+                self.mail.withdraw(&to, &id);
+                let _ = answer.send(Err(error.into()));
+                Ok(())
+            }
+            Err(error) => {
+                let _ = answer.send(Err(error.into()));
+                Err(Trouble::NotStored)
+            }
+        }
     }
 
     /// Does everything there is to do now.
@@ -347,7 +422,8 @@ impl Driver {
     async fn effect(&mut self, relay: usize, effect: SessionEffect, now: u64) -> Result<(), Trouble> {
         match effect {
             SessionEffect::Connect { connection, carrier: Carrier::WebSocket } => {
-                let Some(url) = self.deps.relays.get(relay).map(|relay| relay.url.clone()) else {
+                let Some(url) = self.relays.get(relay).and_then(|relay| relay.url.clone()) else {
+                    self.incoming(relay, connection, Incoming::Closed(None));
                     return Ok(());
                 };
                 let (writer, task) = Connection::open(url, relay, connection, self.reports_tx.clone());
@@ -388,7 +464,12 @@ impl Driver {
                     (FrameId::Bin(id), Target::Key(from), Some(tag)) => Some((*id, *from, tag)),
                     _ => None,
                 };
-                let received = self.mail.receive(&deliver.env.0, claim, now);
+                let blocked = claim.is_some_and(|(_, from, _)| (self.deps.standing)(&from) == Standing::Blocked);
+                let received = if blocked {
+                    Received::Refuse(Code::Blocked)
+                } else {
+                    self.mail.receive(&deliver.env.0, claim, now)
+                };
                 let session = match received {
                     Received::Take(commit) => {
                         self.keep(commit).await?;
@@ -419,7 +500,7 @@ impl Driver {
             }
             SessionEffect::Status { .. } => {}
             SessionEffect::KeysOk(answer) => {
-                let Some(key) = self.deps.relays.get(relay).map(|relay| relay.key) else { return Ok(()) };
+                let Some(key) = self.relays.get(relay).map(|relay| relay.key) else { return Ok(()) };
                 let commit = self.mail.keys_stored(&key, &answer)?;
                 self.keep(commit).await?;
                 self.publish(relay, Some(answer.have), now).await?;
@@ -444,7 +525,15 @@ impl Driver {
             tracing::warn!("this state is an old copy of another: it becomes a device of its own");
             let commit = self.mail.replace_device(now)?;
             self.keep(commit).await?;
+            let _ = self.deps.events.send(SealedEvent::NewDevice).await;
             return Err(Trouble::NewDevice);
+        }
+        if let Some(relay) = self.relays.get(relay) {
+            let mut pin = self.deps.store.relay_pin(&relay.name).await?;
+            if !pin.spoke_v2 || pin.key != Some(relay.key) {
+                (pin.spoke_v2, pin.key) = (true, Some(relay.key));
+                self.deps.store.set_relay_pin(&relay.name, &pin).await?;
+            }
         }
         self.mail.reconnected(now);
         self.trails.clear();
@@ -456,7 +545,7 @@ impl Driver {
     }
 
     async fn publish(&mut self, relay: usize, have: Option<u16>, now: u64) -> Result<(), Trouble> {
-        let Some(key) = self.deps.relays.get(relay).map(|relay| relay.key) else { return Ok(()) };
+        let Some(key) = self.relays.get(relay).map(|relay| relay.key) else { return Ok(()) };
         let (commit, put) = self.mail.publish(&key, have, now)?;
         self.keep(commit).await?;
         if let (Some(put), Some(session)) = (put, self.sessions.get_mut(relay)) {
@@ -486,11 +575,7 @@ impl Driver {
 
     async fn answered(&mut self, to: &Key, id: &Id, answer: CarrierAnswer, now: u64) -> Result<(), Trouble> {
         let (commit, change) = self.mail.answered(to, id, answer, now);
-        self.keep(commit).await?;
-        if let Some(change) = change {
-            let _ = self.deps.events.send(SealedEvent::Delivery(change)).await;
-        }
-        Ok(())
+        self.keep_with(commit, change.into_iter().collect()).await
     }
 
     /// Notes a refusal; whether no configured relay is left that has not refused.
@@ -505,17 +590,15 @@ impl Driver {
     }
 
     async fn open(&mut self, now: u64) -> Result<(), Trouble> {
-        let is_contact = Arc::clone(&self.deps.is_contact);
-        while let Some(opened) = self.mail.open_next(&*is_contact, now)? {
-            self.keep(opened.commit).await?;
+        let standing = Arc::clone(&self.deps.standing);
+        let is_contact = move |key: &Key| standing(key) == Standing::Contact;
+        while let Some(opened) = self.mail.open_next(&is_contact, now)? {
+            self.trails.retain(|key, _| !opened.evidence.iter().any(|c| (c.peer, c.id) == *key));
+            self.keep_with(opened.commit, opened.evidence).await?;
             self.bare.extend(opened.answer);
             if opened.outcome == Outcome::Unopened(Unopened::UnknownDevice) {
                 let peer = opened.from;
                 self.ask(peer, now, |session| session.lookup(Target::Key(peer)).ok());
-            }
-            for change in opened.evidence {
-                self.trails.remove(&(change.peer, change.id));
-                let _ = self.deps.events.send(SealedEvent::Delivery(change)).await;
             }
         }
         if self.mail.relay_withholds_keys() && !std::mem::replace(&mut self.withheld, true) {
@@ -538,10 +621,18 @@ impl Driver {
 
     async fn dispatch(&mut self, now: u64) -> Result<(), Trouble> {
         let (commit, dispatched) = self.mail.dispatch(now);
+        let some = !dispatched.is_empty();
         for message in dispatched {
-            (self.deps.hand_on)(message).await.map_err(|HandOnFailed| Trouble::HandOn)?;
+            let Some(opened) = OpenedMessage::of(&message) else { continue };
+            if self.deps.store.spool_opened(&opened, (self.deps.now)()).await? == Spooled::Full {
+                return Err(Trouble::SpoolFull);
+            }
         }
-        self.keep(commit).await
+        self.keep(commit).await?;
+        if some {
+            let _ = self.deps.events.send(SealedEvent::Spooled).await;
+        }
+        Ok(())
     }
 
     async fn seal(&mut self, now: u64) -> Result<(), Trouble> {
@@ -550,8 +641,8 @@ impl Driver {
         if self.claims.len() < asked {
             self.asks_first = self.asks_first.wrapping_add(1);
         }
-        let is_contact = Arc::clone(&self.deps.is_contact);
-        let commit = self.mail.flush_receipts(&*is_contact, now)?;
+        let standing = Arc::clone(&self.deps.standing);
+        let commit = self.mail.flush_receipts(&move |key| standing(key).may_know(), now)?;
         self.keep(commit).await?;
         for peer in self.mail.peers_to_seal() {
             let sealing = self.mail.seal(&peer, now)?;
@@ -625,10 +716,7 @@ impl Driver {
         }
         self.swept_at = now;
         let (commit, changes) = self.mail.expire(now);
-        self.keep(commit).await?;
-        for change in changes {
-            let _ = self.deps.events.send(SealedEvent::Delivery(change)).await;
-        }
+        self.keep_with(commit, changes).await?;
         let commit = self.mail.forget_seen(now);
         self.keep(commit).await?;
         let commit = self.mail.ensure_device(&self.deps.device_name, now)?;
@@ -644,11 +732,11 @@ impl Driver {
     }
 
     fn relay_url(&self, relay: usize) -> &str {
-        self.deps.relays.get(relay).map_or("", |relay| relay.url.as_str())
+        self.relays.get(relay).map_or("", |relay| relay.name.as_str())
     }
 
     fn tell_status(&self) {
-        let status = self.sessions.iter().zip(&self.deps.relays).map(|(session, relay)| {
+        let status = self.sessions.iter().zip(&self.relays).map(|(session, relay)| {
             let state = session.state();
             let (carrier, since) = match state {
                 SessionState::Ready { since, carrier, .. } => (Some(carrier), Some(since)),
@@ -659,7 +747,7 @@ impl Driver {
                 _ => (None, None),
             };
             SealedStatus {
-                relay: relay.url.clone(),
+                relay: relay.name.clone(),
                 state: name(state),
                 carrier: carrier.map(|carrier| match carrier {
                     Carrier::Quic => "quic",

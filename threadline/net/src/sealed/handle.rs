@@ -3,40 +3,39 @@
 use instar_outbound::{Cleared, OutboundMessage};
 use serde::Serialize;
 use threadline::ThreadId;
-use threadline::v2::content::{Need, ReceiptStatus};
+use threadline::v2::content::{Body, Need, ReceiptStatus};
 use threadline::v2::frames::Presence;
+use threadline::v2::login::QuicAddress;
 use threadline::v2::mail::{Change, Draft, MailError, SubmitError};
+use threadline::v2::opened::{members_body, sealed_id};
 use threadline::v2::{Id, Key};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::store::StoreError;
+use crate::control::Control;
+use crate::store::{OutboundDraft, Queued, StoreError};
 
 /// A relay that speaks v2, with the key it must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedRelay {
-    /// `wss://host[:port]/v2/connect`, or `ws://` where the key was configured.
-    pub url: String,
+    /// Its address in the configuration, under which it is remembered.
+    pub name: String,
+    /// `wss://host[:port]/v2/connect`, or `ws://` where the key was configured; absent where it speaks QUIC alone.
+    pub url: Option<String>,
+    /// QUIC sockets, in order of preference.
+    pub quic: Vec<QuicAddress>,
     /// The name that is dialled, as the relay's `hosts` have it.
     pub host: String,
     /// Its key.
     pub key: Key,
 }
 
-/// Everything about a message but its text, which comes with the clearance.
+/// Everything about a message but its text, which comes with the clearance, and what the thread store keeps of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedDraft {
-    /// Payload type.
-    pub kind: String,
-    /// Thread.
-    pub thread: ThreadId,
-    /// Message that it answers.
-    pub reply_to: Option<Id>,
-    /// Subject.
-    pub subject: Option<String>,
     /// Whether a reply is wanted.
     pub need: Option<Need>,
     /// Life, ms.
-    pub ttl_ms: Option<u64>,
+    pub ttl_ms: u64,
     /// 0 to 3.
     pub priority: u8,
 }
@@ -50,6 +49,10 @@ pub enum SealedEvent {
     Presence(Presence),
     /// A relay gives out the fallback key although it holds one-time keys.
     KeysWithheld,
+    /// Opened messages were handed on.
+    Spooled,
+    /// This state turned out to be an old copy of another: the machine became a device of its own.
+    NewDevice,
 }
 
 /// One relay session, for people and programs.
@@ -79,6 +82,9 @@ pub enum SealedError {
     /// See [`SubmitError`].
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// Ids of sealed mail are UUIDs.
+    #[error("the id of the message is no UUID")]
+    NoUuid,
     /// See [`MailError`].
     #[error(transparent)]
     Mail(#[from] MailError),
@@ -87,8 +93,19 @@ pub enum SealedError {
     Store(#[from] StoreError),
 }
 
+/// A message with everything that is stored of it.
+pub(super) struct Submission {
+    pub(super) to: Key,
+    pub(super) id: Id,
+    pub(super) draft: Draft,
+    pub(super) cleared: Cleared<OutboundMessage>,
+    pub(super) outbound: OutboundDraft,
+    pub(super) answer: oneshot::Sender<Result<Queued, SealedError>>,
+}
+
 pub(super) enum Command {
-    Submit { to: Key, draft: Box<Draft>, answer: oneshot::Sender<Result<Id, SealedError>> },
+    Submit(Box<Submission>),
+    Control { to: Key, draft: Box<Draft>, answer: oneshot::Sender<Result<Id, SealedError>> },
     Receipt { peer: Key, id: Id, status: ReceiptStatus },
     Watch(Vec<Key>),
 }
@@ -101,27 +118,44 @@ pub struct SealedHandle {
 }
 
 impl SealedHandle {
-    /// Takes a cleared message over. When it returns, the message is on the disk and will be sent until its peer
-    /// confirms it or its life ends.
+    /// Takes a cleared message over, under the id of `outbound`. When it returns, the message is on the disk and will
+    /// be sent until its peer confirms it or its life ends.
     pub async fn submit(
         &self,
         to: Key,
         cleared: Cleared<OutboundMessage>,
-        draft: SealedDraft,
-    ) -> Result<Id, SealedError> {
-        let (message, _) = cleared.into_parts();
+        outbound: OutboundDraft,
+        sealed: SealedDraft,
+    ) -> Result<Queued, SealedError> {
         let draft = Draft {
-            kind: draft.kind,
-            thread: draft.thread,
-            body: threadline::v2::content::Body::Text(message.text),
-            reply_to: draft.reply_to,
-            subject: draft.subject,
-            need: draft.need,
-            ttl_ms: draft.ttl_ms,
-            priority: draft.priority,
+            kind: outbound.kind.clone(),
+            thread: outbound.key.thread.clone(),
+            body: Body::Text(cleared.get().text.clone()),
+            reply_to: outbound.in_reply_to.as_ref().and_then(sealed_id),
+            subject: Some(outbound.subject.clone()).filter(|subject| !subject.is_empty()),
+            need: sealed.need,
+            ttl_ms: Some(sealed.ttl_ms),
+            priority: sealed.priority,
+        };
+        let id = sealed_id(&outbound.id).ok_or(SealedError::NoUuid)?;
+        let (answer, rx) = oneshot::channel();
+        let submission = Submission { to, id, draft, cleared, outbound, answer };
+        let command = Command::Submit(Box::new(submission));
+        self.commands.send(command).await.map_err(|_| SealedError::Stopped)?;
+        rx.await.map_err(|_| SealedError::Stopped)?
+    }
+
+    /// Takes a control message over, which holds no free text.
+    pub async fn control(&self, to: Key, thread: ThreadId, control: &Control) -> Result<Id, SealedError> {
+        let members = control.metadata().unwrap_or_default();
+        let draft = Draft {
+            kind: control.kind().into(),
+            body: members_body(&members),
+            priority: 3,
+            ..Draft::text(thread, "")
         };
         let (answer, rx) = oneshot::channel();
-        let command = Command::Submit { to, draft: Box::new(draft), answer };
+        let command = Command::Control { to, draft: Box::new(draft), answer };
         self.commands.send(command).await.map_err(|_| SealedError::Stopped)?;
         rx.await.map_err(|_| SealedError::Stopped)?
     }

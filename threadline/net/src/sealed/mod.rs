@@ -3,8 +3,10 @@
 mod connection;
 mod driver;
 mod handle;
+mod relays;
 mod well_known;
 
-pub use driver::{HandOn, HandOnFailed, SealedDeps, SealedFuture, run_sealed};
+pub use driver::{SealedDeps, SealedFuture, Standing, run_sealed};
 pub use handle::{SealedDraft, SealedError, SealedEvent, SealedHandle, SealedRelay, SealedStatus};
+pub use relays::{RelayNews, RelaySetting, RelayTrouble, follow_relays};
 pub use well_known::ask_relay;

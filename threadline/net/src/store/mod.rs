@@ -27,6 +27,7 @@ pub use approvals::{ApprovalDraft, ApprovalQueueLimits, Decided};
 pub use inbound::{APPROVED, Accepted, HELD_BY_PAUSE, Inbound};
 pub use invitations::{IssuedInvitation, Join};
 pub use ledger::{LedgerFigures, LedgerRow, LedgerStatus};
+pub use mail::SEALED;
 pub use outbox::{DeliveryHealth, DeliveryRow, OutboundDraft, OutboxRow, Queued};
 pub use peers::KnownPeer;
 pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled, UNKNOWN_SENDER};
@@ -39,6 +40,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { sql: include_str!("schema.sql") },
     Migration { sql: include_str!("schema_2.sql") },
     Migration { sql: include_str!("schema_3.sql") },
+    Migration { sql: include_str!("schema_4.sql") },
 ];
 
 /// Why an operation on the store failed.

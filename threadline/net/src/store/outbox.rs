@@ -374,6 +374,25 @@ fn enqueue(
     verdict: &str,
     now: i64,
 ) -> Result<Queued, StoreError> {
+    let queued = enqueue_message(c, text, draft, false, now)?;
+    if queued == Queued::New {
+        c.prepare_cached(
+            "INSERT INTO outbox(peer_fp, message_id, envelope, verdict_id, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![draft.key.peer.to_string(), draft.id.as_str(), envelope, verdict, now])?;
+    }
+    Ok(queued)
+}
+
+/// Everything of an outgoing message but what its carrier needs. `sealed`: sealed mail carries it, and tries again by
+/// its own schedule.
+pub(super) fn enqueue_message(
+    c: &Connection,
+    text: &str,
+    draft: &OutboundDraft,
+    sealed: bool,
+    now: i64,
+) -> Result<Queued, StoreError> {
     if let Some(key) = &draft.idempotency_key
         && let Some(earlier) = find_by_key(c, key)?
         && earlier.id != draft.id
@@ -389,7 +408,7 @@ fn enqueue(
     let peer = draft.key.peer.to_string();
     c.prepare_cached(
         "INSERT INTO deliveries(peer_fp, message_id, thread_id, content_hash, state, peer_dedups, next_retry_at,
-            expires_at, created_at) VALUES (?1, ?2, ?3, ?4, 'pending', ?5, ?6, ?7, ?8)",
+            expires_at, created_at, sealed) VALUES (?1, ?2, ?3, ?4, 'pending', ?5, ?6, ?7, ?8, ?9)",
     )?
     .execute(params![
         peer,
@@ -397,14 +416,11 @@ fn enqueue(
         draft.key.thread.as_str(),
         sha256(text.as_bytes()),
         draft.delivery.peer_dedups,
-        draft.delivery.next_retry_at,
+        draft.delivery.next_retry_at.filter(|_| !sealed),
         draft.delivery.expires_at,
-        draft.delivery.created_at
+        draft.delivery.created_at,
+        sealed
     ])?;
-    c.prepare_cached(
-        "INSERT INTO outbox(peer_fp, message_id, envelope, verdict_id, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-    )?
-    .execute(params![peer, draft.id.as_str(), envelope, verdict, now])?;
     for window in &draft.windows {
         limits::record(c, window, now)?;
     }
@@ -473,7 +489,7 @@ fn find_by_key(c: &Connection, key: &str) -> Result<Option<StoredMessage>, Store
         .optional()?)
 }
 
-fn find_delivery(
+pub(super) fn find_delivery(
     c: &Connection,
     peer: &Fingerprint,
     id: &MessageId,
@@ -485,7 +501,7 @@ fn find_delivery(
     .optional()?)
 }
 
-fn set_delivery(
+pub(super) fn set_delivery(
     c: &Connection,
     row: &DeliveryRow,
     reason: Option<&str>,
@@ -525,7 +541,8 @@ fn set_delivery(
     Ok(())
 }
 
-/// A message from the peer on the thread: what the carrier had confirmed by then arrived.
+/// A message from the peer on the thread: what the carrier had confirmed by then arrived. Sealed mail has receipts for
+/// that.
 pub(super) fn acknowledge_thread(
     c: &Connection,
     key: &ThreadKey,
@@ -535,18 +552,20 @@ pub(super) fn acknowledge_thread(
     let (peer, thread) = (key.peer.to_string(), key.thread.as_str());
     c.prepare_cached(
         "DELETE FROM outbox WHERE peer_fp = ?1 AND message_id IN (SELECT message_id FROM deliveries
-            WHERE peer_fp = ?1 AND thread_id = ?2 AND state IN ('sent', 'accepted') AND acked_at IS NOT NULL)",
+            WHERE peer_fp = ?1 AND thread_id = ?2 AND state IN ('sent', 'accepted') AND acked_at IS NOT NULL
+            AND NOT sealed)",
     )?
     .execute(params![peer, thread])?;
     c.prepare_cached(
         "UPDATE messages SET state = ?3 WHERE direction = 'out' AND peer_fp = ?1 AND message_id IN (
             SELECT message_id FROM deliveries WHERE peer_fp = ?1 AND thread_id = ?2
-            AND state IN ('sent', 'accepted') AND acked_at IS NOT NULL)",
+            AND state IN ('sent', 'accepted') AND acked_at IS NOT NULL AND NOT sealed)",
     )?
     .execute(params![peer, thread, state_text(state)])?;
     c.prepare_cached(
         "UPDATE deliveries SET state = ?3, acked_at = ?4, next_retry_at = NULL
-         WHERE peer_fp = ?1 AND thread_id = ?2 AND state IN ('sent', 'accepted') AND acked_at IS NOT NULL",
+         WHERE peer_fp = ?1 AND thread_id = ?2 AND state IN ('sent', 'accepted') AND acked_at IS NOT NULL
+            AND NOT sealed",
     )?
     .execute(params![peer, thread, state_text(state), now])?;
     Ok(())

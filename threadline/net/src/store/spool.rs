@@ -236,7 +236,7 @@ pub(super) fn mark_ingested(c: &Connection, seq: i64) -> rusqlite::Result<usize>
     c.execute("UPDATE spool SET state = 'ingested', reason = NULL WHERE seq = ?1", [seq])
 }
 
-fn put(c: &Connection, entry: &SpoolEntry, now: i64) -> Result<Spooled, StoreError> {
+pub(super) fn put(c: &Connection, entry: &SpoolEntry, now: i64) -> Result<Spooled, StoreError> {
     let hash = sha256(&entry.envelope);
     let known: Option<(i64, bool)> = c
         .prepare_cached(

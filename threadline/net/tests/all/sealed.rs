@@ -5,21 +5,23 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::{Signer as _, SigningKey};
-use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
-use threadline::delivery::DeliveryState;
-use threadline::identity::Identity;
-use threadline::v2::content::Body;
+use futures::{SinkExt as _, StreamExt as _};
+use threadline::delivery::{Delivery, DeliveryState};
+use threadline::identity::{Identity, PublicIdentity};
+use threadline::v2::content::ReceiptStatus;
 use threadline::v2::frames::{
     Accepted, Custody, Deliver, FORMAT_V2, Frame, FramePhase, Keys, KeysOk, KeysPut, Pong, QueueSize,
     RelayLimits, Role, Send as SendFrame, SignedBytes, Standing, Target, Via, Welcome,
 };
-use threadline::v2::mail::Dispatched;
+use threadline::v2::opened::{OpenedMessage, message_id};
 use threadline::v2::session::{RelaySession, RelayStep, ResolveOutcome, check_send};
 use threadline::v2::{Bin, Id, Key};
+use threadline::{MessageId, ThreadKey, TrustLevel};
 use threadline_net::sealed::{
-    HandOnFailed, SealedDeps, SealedDraft, SealedEvent, SealedHandle, SealedRelay, ask_relay, run_sealed,
+    SealedDeps, SealedDraft, SealedEvent, SealedHandle, SealedRelay, Standing as PeerStanding, ask_relay,
+    run_sealed,
 };
-use threadline_net::store::Store;
+use threadline_net::store::{Auth, OutboundDraft, Queued, SpoolRow, Store};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -93,7 +95,9 @@ impl TestRelay {
                 connections.spawn(async move { serve(stream, key, &signer, &disk, &woken).await });
             }
         });
-        Self { relay: SealedRelay { url, host: HOST.into(), key }, disk, task }
+        let relay =
+            SealedRelay { name: url.clone(), url: Some(url), quic: Vec::new(), host: HOST.into(), key };
+        Self { relay, disk, task }
     }
 }
 
@@ -235,30 +239,10 @@ fn deliveries(session: &mut RelaySession, disk: &Disk, now: u64) -> Vec<Frame> {
     .collect()
 }
 
-/// The thread store: handing on the same message twice does nothing.
-#[derive(Default)]
-struct Inbox {
-    ids: Mutex<Vec<(Key, Id)>>,
-    texts: watch::Sender<Vec<String>>,
-}
-
-impl Inbox {
-    fn put(&self, message: &Dispatched) {
-        let key = (message.row.peer, message.row.id);
-        let mut ids = self.ids.lock().expect("lock");
-        if ids.contains(&key) {
-            return;
-        }
-        ids.push(key);
-        let Body::Text(text) = &message.row.content.body else { panic!("a text") };
-        self.texts.send_modify(|texts| texts.push(text.clone()));
-    }
-}
-
 struct Party {
     key: Key,
     handle: SealedHandle,
-    inbox: Arc<Inbox>,
+    store: Store,
     events: mpsc::Receiver<SealedEvent>,
     task: JoinHandle<()>,
     dir: tempfile::TempDir,
@@ -274,7 +258,7 @@ impl Party {
     async fn with_clock(seed: u8, relays: &[&TestRelay], clock: fn() -> i64) -> Self {
         let addresses: Vec<_> = relays.iter().map(|relay| relay.relay.clone()).collect();
         let dir = tempfile::tempdir().expect("dir");
-        let party = Self::at(dir, seed, addresses, Arc::default(), clock).await;
+        let party = Self::at(dir, seed, addresses, clock).await;
         for relay in relays {
             tokio::time::timeout(LIMIT, relay.has_keys_of(party.key)).await.expect("keys in time");
         }
@@ -285,24 +269,18 @@ impl Party {
         dir: tempfile::TempDir,
         seed: u8,
         relays: Vec<SealedRelay>,
-        inbox: Arc<Inbox>,
         clock: fn() -> i64,
     ) -> Self {
         let store = Store::open(&dir.path().join("threadline.sqlite")).expect("store");
         let identity = Arc::new(Identity::from_seed(&[seed; 32]));
         let key = identity.public().into();
         let (events_tx, events) = mpsc::channel(1_000);
-        let texts = Arc::clone(&inbox);
         let deps = SealedDeps {
             identity,
-            store,
+            store: store.clone(),
             device_name: "test".into(),
-            relays: relays.clone(),
-            is_contact: Arc::new(|_: &Key| true),
-            hand_on: Arc::new(move |message: Dispatched| {
-                texts.put(&message);
-                std::future::ready(Ok::<(), HandOnFailed>(())).boxed()
-            }),
+            relays: watch::channel(relays.clone()).1,
+            standing: Arc::new(|_: &Key| PeerStanding::Contact),
             events: events_tx,
             now: clock,
         };
@@ -311,34 +289,63 @@ impl Party {
         let task = tokio::spawn(future);
         let ready = status.wait_for(|all| !all.is_empty() && all.iter().all(|s| s.state == "ready"));
         tokio::time::timeout(LIMIT, ready).await.expect("ready in time").expect("runs");
-        Self { key, handle, inbox, events, task, dir, relays, seed }
+        Self { key, handle, store, events, task, dir, relays, seed }
     }
 
     /// Stopped at whatever it waits for, and started again from its disk.
     async fn restart(self) -> Self {
         self.task.abort();
         let _ = self.task.await;
-        Self::at(self.dir, self.seed, self.relays, self.inbox, now).await
+        Self::at(self.dir, self.seed, self.relays, now).await
     }
 
     async fn say(&self, to: Key, text: &str) -> Id {
-        let draft = SealedDraft {
-            kind: "chat".into(),
-            thread: "lunch".parse().expect("thread"),
-            reply_to: None,
-            subject: None,
-            need: None,
-            ttl_ms: None,
-            priority: 1,
-        };
-        self.handle.submit(to, cleared(text), draft).await.expect("taken")
+        let id = uuid::Uuid::now_v7();
+        let sealed = SealedDraft { need: None, ttl_ms: 604_800_000, priority: 1 };
+        let queued = self.handle.submit(to, cleared(text), self.draft(to, id), sealed).await.expect("taken");
+        assert_eq!(queued, Queued::New);
+        Bin(id.into_bytes())
     }
 
+    fn draft(&self, to: Key, id: uuid::Uuid) -> OutboundDraft {
+        let peer = PublicIdentity::from_bytes(&to.0).expect("key").fingerprint();
+        OutboundDraft {
+            key: ThreadKey { peer, thread: "lunch".parse().expect("thread") },
+            peer_name: "b".into(),
+            id: MessageId::from_uuid(id),
+            kind: "chat".into(),
+            subject: "lunch".into(),
+            in_reply_to: None,
+            auth: Auth::E2e,
+            trust: TrustLevel::Verified,
+            author_session: None,
+            origin_topic_id: None,
+            idempotency_key: Some(format!("key-{id}")),
+            windows: Vec::new(),
+            delivery: Delivery::new(now(), 604_800_000, true),
+        }
+    }
+
+    /// What the thread store knows about a message of this party.
+    async fn delivery(&self, to: Key, id: Id) -> Delivery {
+        let peer = PublicIdentity::from_bytes(&to.0).expect("key").fingerprint();
+        self.store.delivery(peer, message_id(&id)).await.expect("read").expect("stored").delivery
+    }
+
+    /// These messages lie in the spool of the inbound pipeline, once and in order.
     async fn heard(&self, texts: &[String]) {
-        let mut inbox = self.inbox.texts.subscribe();
-        let all = inbox.wait_for(|heard| heard.len() >= texts.len());
-        let heard = tokio::time::timeout(6 * LIMIT, all).await.expect("in time").expect("open").clone();
-        assert_eq!(heard, texts, "once and in order");
+        let all = async {
+            loop {
+                let rows = self.store.spool_due(i64::MAX, 1_000).await.expect("spool");
+                if rows.len() >= texts.len() {
+                    return rows;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let rows = tokio::time::timeout(6 * LIMIT, all).await.expect("in time");
+        let read = |row: SpoolRow| OpenedMessage::from_bytes(&row.envelope).expect("readable").text;
+        assert_eq!(rows.into_iter().map(read).collect::<Vec<_>>(), texts, "once and in order");
     }
 
     async fn event(&mut self, wanted: impl Fn(&SealedEvent) -> bool) {
@@ -370,6 +377,14 @@ async fn messages_travel_sealed_and_are_confirmed_by_their_peer() {
     let first = alice.say(bob.key, "0").await;
     bob.heard(&numbers(0..1)).await;
     alice.confirmed(first).await;
+    let delivery = alice.delivery(bob.key, first).await;
+    assert_eq!((delivery.state, delivery.next_retry_at), (DeliveryState::Accepted, None));
+    assert!(delivery.acked_at.is_some(), "its peer has it");
+    let bobs = PublicIdentity::from_bytes(&bob.key.0).expect("key").fingerprint();
+    assert!(alice.store.speaks_v2(bobs).await.expect("read"), "never in clear again");
+    bob.handle.receipt(alice.key, first, ReceiptStatus::Delivered).await;
+    alice.event(|e| matches!(e, SealedEvent::Delivery(c) if c.state == DeliveryState::Delivered)).await;
+    assert_eq!(alice.delivery(bob.key, first).await.state, DeliveryState::Delivered);
     bob.say(alice.key, "0").await;
     alice.heard(&numbers(0..1)).await;
     for text in numbers(1..40) {
@@ -393,6 +408,23 @@ async fn a_process_that_is_stopped_anywhere_goes_on_from_its_disk() {
         }
     }
     bob.heard(&numbers(0..40)).await;
+}
+
+#[tokio::test]
+async fn a_message_is_taken_once_whatever_its_caller_repeats() {
+    let relay = TestRelay::start(54).await;
+    let alice = Party::start(7, &[&relay]).await;
+    let bob = Party::start(8, &[&relay]).await;
+    let id = uuid::Uuid::now_v7();
+    let sealed = SealedDraft { need: None, ttl_ms: 604_800_000, priority: 1 };
+    let first = alice.draft(bob.key, id);
+    let again = OutboundDraft { id: MessageId::from_uuid(uuid::Uuid::now_v7()), ..first.clone() };
+    let submit = |draft| alice.handle.submit(bob.key, cleared("0"), draft, sealed.clone());
+    assert_eq!(submit(first).await.expect("taken"), Queued::New);
+    let Queued::Existing(earlier) = submit(again).await.expect("known") else { panic!("one message") };
+    assert_eq!(earlier.id, MessageId::from_uuid(id));
+    alice.say(bob.key, "1").await;
+    bob.heard(&numbers(0..2)).await;
 }
 
 #[tokio::test]

@@ -338,7 +338,7 @@ impl Mail {
         match self.submit(peer, draft, now_ms) {
             Ok((_, part)) => commit.writes.extend(part.writes),
             Err(SubmitError::Mail(error)) => return Err(error),
-            Err(SubmitError::Limit | SubmitError::Self_) => {}
+            Err(SubmitError::Limit | SubmitError::Self_ | SubmitError::Known) => {}
         }
         Ok(())
     }

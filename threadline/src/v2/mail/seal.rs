@@ -70,6 +70,9 @@ pub enum SubmitError {
     /// To ourselves.
     #[error("the message is addressed to ourselves")]
     Self_,
+    /// A message with this id is on its way.
+    #[error("a message with this id is on its way already")]
+    Known,
     /// See [`MailError`].
     #[error(transparent)]
     Mail(#[from] MailError),
@@ -88,21 +91,58 @@ pub struct Sealing {
 impl Mail {
     /// Takes a message over: with the commit stored, it is sent until its peer confirms it or its life ends.
     pub fn submit(&mut self, peer: Key, draft: Draft, now_ms: u64) -> Result<(Id, Commit), SubmitError> {
-        if peer == self.key {
+        let content = self.check(&peer, &draft)?;
+        let mut commit = Commit::default();
+        let id = self.next_id(now_ms, &mut commit);
+        self.file_out(peer, id, content, &draft, now_ms, &mut commit);
+        Ok((id, commit))
+    }
+
+    /// [`Mail::submit`] under an id that its author was told already. It must be a fresh UUIDv7.
+    pub fn submit_as(
+        &mut self,
+        peer: Key,
+        id: Id,
+        draft: &Draft,
+        now_ms: u64,
+    ) -> Result<Commit, SubmitError> {
+        let content = self.check(&peer, draft)?;
+        if self.records.outbox.contains_key(&(peer, id)) {
+            return Err(SubmitError::Known);
+        }
+        let mut commit = Commit::default();
+        self.file_out(peer, id, content, draft, now_ms, &mut commit);
+        Ok(commit)
+    }
+
+    /// Takes back a message whose commit was never stored.
+    pub fn withdraw(&mut self, peer: &Key, id: &Id) {
+        self.records.outbox.remove(&(*peer, *id));
+    }
+
+    fn check(&self, peer: &Key, draft: &Draft) -> Result<Content, SubmitError> {
+        if *peer == self.key {
             return Err(SubmitError::Self_);
         }
         if self.records.device.is_none() {
             return Err(MailError::NoDevice.into());
         }
-        let mut content = Content::new(&draft.kind, draft.thread, draft.body);
+        let mut content = Content::new(&draft.kind, draft.thread.clone(), draft.body.clone());
         content.reply_to = draft.reply_to;
-        content.subject = draft.subject;
+        content.subject.clone_from(&draft.subject);
         content.need = draft.need;
-        if !content.is_within_limits() {
-            return Err(SubmitError::Limit);
-        }
-        let mut commit = Commit::default();
-        let id = self.next_id(now_ms, &mut commit);
+        if content.is_within_limits() { Ok(content) } else { Err(SubmitError::Limit) }
+    }
+
+    fn file_out(
+        &mut self,
+        peer: Key,
+        id: Id,
+        content: Content,
+        draft: &Draft,
+        now_ms: u64,
+        commit: &mut Commit,
+    ) {
         let ttl = draft.ttl_ms.unwrap_or(DEFAULT_TTL_MS).min(MAX_LIFE_MS);
         let row = OutRow {
             peer,
@@ -121,8 +161,7 @@ impl Mail {
             next_at: None,
             priority: draft.priority.min(3),
         };
-        self.put(&mut commit, Write::Out(Box::new(row)));
-        Ok((id, commit))
+        self.put(commit, Write::Out(Box::new(row)));
     }
 
     /// Peers with messages that are not sealed yet.

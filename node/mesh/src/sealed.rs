@@ -1,0 +1,426 @@
+//! Sealed mail in this room: who is written to with it, what comes in through it, what its peers are told, and how two
+//! people make sure of each other's keys.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use instar_outbound::{Cleared, OutboundMessage};
+use serde_json::{Value, json};
+use threadline::audit::Action;
+use threadline::identity::{Identity, PublicIdentity};
+use threadline::service::{Caller, ServiceError};
+use threadline::time::iso_ms;
+use threadline::trust::{Profiles, TrustSource};
+use threadline::v1::frames::Visibility;
+use threadline::v2::content::ReceiptStatus;
+use threadline::v2::opened::sealed_id;
+use threadline::v2::safety::safety_number;
+use threadline::v2::{Key, mail::Change};
+use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
+use threadline_net::Control;
+use threadline_net::sealed::{
+    RelayNews, RelaySetting, RelayTrouble, SealedDeps, SealedDraft, SealedError, SealedEvent, SealedFuture,
+    SealedHandle, SealedRelay, Standing, follow_relays, run_sealed,
+};
+use threadline_net::store::{
+    Approval, ApprovalKind, Direction, OutboundDraft, Queued, SEALED, Store, StoreError, StoredMessage,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::MeshConfig;
+use crate::core::{Core, internal};
+use crate::records::{Controls, Record};
+use crate::trust::require_owner;
+
+/// Tag of nodes that speak v2.
+pub(crate) const TAG: &str = "tl2";
+
+/// Sealed mail as the room sees it.
+pub(crate) struct SealedRoom {
+    pub(crate) handle: SealedHandle,
+    settings: watch::Sender<Vec<RelaySetting>>,
+    news: watch::Receiver<Vec<RelayNews>>,
+}
+
+/// What runs for it.
+pub(crate) struct SealedRun {
+    pub(crate) mail: SealedFuture,
+    pub(crate) relays: SealedFuture,
+    pub(crate) events: mpsc::Receiver<SealedEvent>,
+}
+
+/// What sealed mail is made of.
+pub(crate) struct SealedParts<'a> {
+    pub(crate) identity: &'a Arc<Identity>,
+    pub(crate) store: &'a Store,
+    pub(crate) agent_name: &'a str,
+    pub(crate) config: &'a Arc<ArcSwap<MeshConfig>>,
+    pub(crate) profiles: &'a Arc<Record<Profiles>>,
+    pub(crate) controls: &'a Arc<Record<Controls>>,
+    pub(crate) stop: &'a CancellationToken,
+}
+
+impl SealedRoom {
+    pub(crate) fn new(parts: &SealedParts<'_>) -> (Self, SealedRun) {
+        let now = instar_state::time::now_ms;
+        let (settings, wanted) = watch::channel(parts.config.load().relay_settings());
+        let (news_tx, news) = watch::channel(Vec::new());
+        let (relays_tx, relays) = watch::channel(Vec::new());
+        let (events_tx, events) = mpsc::channel(256);
+        let (profiles, controls) = (Arc::clone(parts.profiles), Arc::clone(parts.controls));
+        let config = Arc::clone(parts.config);
+        let standing = move |key: &Key| {
+            let Ok(key) = PublicIdentity::from_bytes(&key.0) else { return Standing::Blocked };
+            let peer = key.fingerprint();
+            let profiles = profiles.get();
+            let profile = profiles.profiles.get(&peer);
+            if controls.get().is_blocked(&peer) {
+                Standing::Blocked
+            } else if profile.is_some_and(|profile| profile.level > TrustLevel::Untrusted) {
+                Standing::Contact
+            } else {
+                Standing::Stranger { may_know: config.load().visibility != Visibility::Private }
+            }
+        };
+        let deps = SealedDeps {
+            identity: Arc::clone(parts.identity),
+            store: parts.store.clone(),
+            device_name: parts.agent_name.to_owned(),
+            relays,
+            standing: Arc::new(standing),
+            events: events_tx,
+            now,
+        };
+        let (handle, mail) = run_sealed(deps, parts.stop.clone());
+        let following = follow_relays(wanted, news_tx, parts.store.clone(), now, parts.stop.clone());
+        let passing = pass_on(news.clone(), relays_tx);
+        let relays = Box::pin(async move {
+            tokio::join!(following, passing);
+        });
+        (Self { handle, settings, news }, SealedRun { mail, relays, events })
+    }
+
+    /// Whether the link may speak v1 with this relay.
+    pub(crate) fn v1_allowed(&self, url: &str) -> bool {
+        self.news.borrow().iter().find(|news| news.url == url).is_none_or(|news| news.v1_allowed)
+    }
+
+    /// Whether it is known by now what this relay speaks, or that it does not say.
+    pub(crate) fn was_asked(&self, url: &str) -> bool {
+        self.news.borrow().iter().any(|news| news.url == url && news.asked)
+    }
+
+    /// Whether this relay speaks v2, so that others may be told that this agent does there.
+    fn speaks(&self, url: &str) -> bool {
+        self.news.borrow().iter().any(|news| news.url == url && news.v2.is_some())
+    }
+
+    fn speaks_anywhere(&self) -> bool {
+        self.news.borrow().iter().any(|news| news.v2.is_some())
+    }
+
+    /// Whether a v2 session is open.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.handle.status().iter().any(|status| status.state == "ready")
+    }
+
+    /// Changes of what relays speak, and of the sessions with them.
+    pub(crate) async fn changed(
+        news: &mut watch::Receiver<Vec<RelayNews>>,
+        status: &mut watch::Receiver<Vec<threadline_net::sealed::SealedStatus>>,
+    ) -> bool {
+        tokio::select! {
+            changed = news.changed() => changed.is_ok(),
+            changed = status.changed() => changed.is_ok(),
+        }
+    }
+
+    pub(crate) fn watch_news(&self) -> watch::Receiver<Vec<RelayNews>> {
+        self.news.clone()
+    }
+
+    pub(crate) fn configure(&self, settings: Vec<RelaySetting>) {
+        self.settings.send_if_modified(|known| {
+            let changed = *known != settings;
+            *known = settings;
+            changed
+        });
+    }
+
+    fn status(&self) -> Value {
+        let relays: Vec<Value> = self
+            .news
+            .borrow()
+            .iter()
+            .map(|news| {
+                json!({
+                    "url": news.url,
+                    "speaks": if news.v2.is_some() { Some(2) } else { news.v1_allowed.then_some(1) },
+                    "trouble": news.trouble,
+                })
+            })
+            .collect();
+        json!({"relays": relays, "sessions": self.handle.status()})
+    }
+}
+
+/// Tells sealed mail which relays there are.
+async fn pass_on(mut news: watch::Receiver<Vec<RelayNews>>, relays: watch::Sender<Vec<SealedRelay>>) {
+    loop {
+        let open: Vec<SealedRelay> = news.borrow_and_update().iter().filter_map(|n| n.v2.clone()).collect();
+        relays.send_if_modified(|known| {
+            let changed = *known != open;
+            *known = open;
+            changed
+        });
+        if news.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Core {
+    /// What this agent says at `relay` that it can do.
+    pub(crate) fn capabilities_at(&self, relay: &str) -> Vec<String> {
+        let mut tags = self.config().advertised();
+        if self.sealed.speaks(relay) && !tags.iter().any(|tag| tag == TAG) {
+            tags.push(TAG.into());
+        }
+        tags
+    }
+
+    /// What this agent says to whoever asks it.
+    pub(crate) fn capabilities(&self) -> Vec<String> {
+        self.config().relay_url.as_deref().map_or_else(|| self.config().advertised(), |url| self.capabilities_at(url))
+    }
+
+    /// The key to write sealed mail to, where this message goes that way: once a device of the peer is certified, always
+    /// but on this host; before that, when the peer says that it speaks v2 and a relay does. A thread stays with the
+    /// carrier of what its peer has not confirmed yet.
+    pub(crate) async fn sealed_key(&self, key: &ThreadKey) -> Result<Option<Key>, StoreError> {
+        let peer = key.peer;
+        let pinned = self.store.speaks_v2(peer).await?;
+        if !pinned && !(self.sealed.speaks_anywhere() && self.speaks(&peer, TAG).await?) {
+            return Ok(None);
+        }
+        let Some(identity) = self.key_of(&peer).await? else { return Ok(None) };
+        let sealed = Some(Key::from(&identity));
+        if let Some(carrier) = self.store.open_carrier(key.clone()).await? {
+            return Ok(sealed.filter(|_| carrier));
+        }
+        let local = self.routes.leads(&peer) && self.speaks(&peer, "tl-e2e").await?;
+        Ok(sealed.filter(|_| !local))
+    }
+
+    /// Takes a cleared text into sealed mail.
+    pub(crate) async fn commit_sealed(
+        &self,
+        to: Key,
+        cleared: Cleared<OutboundMessage>,
+        draft: OutboundDraft,
+    ) -> Result<Queued, ServiceError> {
+        let ttl_ms = self.config().sealed_ttl_ms.unsigned_abs();
+        let sealed = SealedDraft { need: None, ttl_ms, priority: 1 };
+        self.sealed.handle.submit(to, cleared, draft, sealed).await.map_err(|error| match error {
+            SealedError::Store(StoreError::AlreadyAnswered { in_reply_to, by }) => {
+                ServiceError::new("already-answered", format!("message {in_reply_to} was answered by {by}"))
+            }
+            SealedError::Store(error) => internal(&error),
+            SealedError::Submit(error) => ServiceError::new("invalid-arguments", error.to_string()),
+            error @ (SealedError::NoUuid | SealedError::Mail(_)) => {
+                ServiceError::new("internal", error.to_string())
+            }
+            error @ SealedError::Stopped => ServiceError::retry("storage-failed", error.to_string(), None),
+        })
+    }
+
+    /// Sends a control message sealed, where the peer is written to that way. Whether it was.
+    pub(crate) async fn control_sealed(&self, key: &ThreadKey, control: &Control) -> Result<bool, StoreError> {
+        let Some(to) = self.sealed_key(key).await? else { return Ok(false) };
+        match self.sealed.handle.control(to, key.thread.clone(), control).await {
+            Ok(_) => Ok(true),
+            Err(SealedError::Store(error)) => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "a control message was not sealed");
+                Ok(true)
+            }
+        }
+    }
+
+    /// Tells the sender of a sealed message what became of it.
+    pub(crate) async fn tell_sender(&self, message: &StoredMessage, status: ReceiptStatus) {
+        if message.transport == SEALED {
+            self.receipt(&message.key.peer, &message.id, status).await;
+        }
+    }
+
+    /// [`Core::tell_sender`] for the message that an approval is about.
+    pub(crate) async fn tell_sender_of(&self, approval: &Approval, status: ReceiptStatus) {
+        let (ApprovalKind::Message | ApprovalKind::FirstContact, Some(id)) =
+            (approval.kind, approval.message_id.clone())
+        else {
+            return;
+        };
+        if let Ok(Some(message)) = self.store.message(approval.peer, id, Direction::In).await {
+            self.tell_sender(&message, status).await;
+        }
+    }
+
+    /// [`Core::tell_sender`] for a message that is known to have come sealed.
+    pub(crate) async fn receipt(&self, peer: &Fingerprint, id: &MessageId, status: ReceiptStatus) {
+        let (Ok(Some(pin)), Some(id)) = (self.store.pinned_key(*peer).await, sealed_id(id)) else { return };
+        self.sealed.handle.receipt((&pin.key).into(), id, status).await;
+    }
+
+    pub(crate) async fn run_sealed_events(&self, mut events: mpsc::Receiver<SealedEvent>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                SealedEvent::Spooled => self.ingest_wake.notify_one(),
+                SealedEvent::Delivery(change) => self.sealed_delivery(&change).await,
+                SealedEvent::Presence(presence) => {
+                    tracing::debug!(?presence, "presence over v2");
+                }
+                SealedEvent::KeysWithheld => self.notify(
+                    "sealed-keys-withheld",
+                    "A relay gives out this agent's last-resort key although it has one-time keys: first messages to it \
+                     are less secret than they should be. Consider another relay",
+                    false,
+                ),
+                SealedEvent::NewDevice => self.notify(
+                    "sealed-new-device",
+                    "This state directory is an older copy of another: the agent goes on as a new device. If it runs \
+                     twice, stop one of them",
+                    true,
+                ),
+            }
+        }
+    }
+
+    /// What sealed mail stored about a message of ours is told to whoever waits.
+    async fn sealed_delivery(&self, change: &Change) {
+        use threadline::delivery::DeliveryState;
+        if !matches!(
+            change.state,
+            DeliveryState::Rejected | DeliveryState::Failed | DeliveryState::Expired
+        ) {
+            return;
+        }
+        let Ok(peer) = PublicIdentity::from_bytes(&change.peer.0) else { return };
+        let id = threadline::v2::opened::message_id(&change.id);
+        match self.store.delivery(peer.fingerprint(), id).await {
+            Ok(Some(row)) => {
+                let reason = match change.state {
+                    DeliveryState::Rejected => "the other agent refused it",
+                    DeliveryState::Expired => "nobody took it in its life",
+                    _ => "the other agent, or every relay, could not take it",
+                };
+                self.report_failure(&row, reason).await;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "a delivery cannot be read"),
+        }
+    }
+
+    /// Follows what relays speak: the link's rights, what is said of this agent there, and what the owner must know.
+    pub(crate) async fn run_relay_news(&self) {
+        let mut news = self.sealed.watch_news();
+        let mut status = self.sealed.handle.watch_status();
+        loop {
+            let known = news.borrow_and_update().clone();
+            status.borrow_and_update();
+            for relay in &known {
+                self.relay_trouble(relay);
+            }
+            self.steer_link().await;
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                goes_on = SealedRoom::changed(&mut news, &mut status) => if !goes_on { return },
+            }
+        }
+    }
+
+    fn relay_trouble(&self, relay: &RelayNews) {
+        let cause = format!("relay-v2:{}", relay.url);
+        let Some(trouble) = relay.trouble else { return self.notices.resolve(&cause) };
+        let text = match trouble {
+            RelayTrouble::RelayDowngrade => format!(
+                "The relay {} spoke v2 before and does not now. Nothing is sent through it until it does again",
+                relay.url
+            ),
+            RelayTrouble::KeyChanged => format!(
+                "The relay {} shows another key than before. If its operator changed it, set threadline.relays[].key",
+                relay.url
+            ),
+            RelayTrouble::KeyNotConfigured => format!(
+                "The relay {} has no TLS: to speak v2 with it, set its key as threadline.relays[].key",
+                relay.url
+            ),
+        };
+        self.notices.degrade(&cause, &text);
+        if trouble == RelayTrouble::RelayDowngrade {
+            self.notify(cause, text, true);
+        }
+    }
+
+    pub(crate) fn sealed_status(&self) -> Value {
+        self.sealed.status()
+    }
+
+    /// The number that two people compare.
+    pub(crate) async fn safety(&self, peer: Fingerprint) -> Result<Value, ServiceError> {
+        let key = self.key_of(&peer).await.map_err(|e| internal(&e))?;
+        let key = key.ok_or_else(|| {
+            ServiceError::new("key-unknown", "the key of this agent is not known yet; exchange a message first")
+        })?;
+        let verified_at = self.store.verified_at(peer).await.map_err(|e| internal(&e))?;
+        let (us, them) = (*self.identity.public(), key);
+        let number = tokio::task::spawn_blocking(move || safety_number(&us, &them)).await;
+        let number = number.map_err(|e| ServiceError::new("internal", e.to_string()))?;
+        Ok(json!({
+            "fingerprint": peer,
+            "name": self.name_of(&peer).await,
+            "number": number,
+            "verifyUri": verify_uri(self.identity.public()),
+            "verifiedAt": verified_at.map(iso_ms),
+        }))
+    }
+
+    /// The owner compared the numbers: `matches` makes the peer mutually verified, the contrary bars it.
+    pub(crate) async fn confirm_safety(
+        &self,
+        caller: &Caller,
+        peer: Fingerprint,
+        matches: bool,
+    ) -> Result<Value, ServiceError> {
+        require_owner(caller, "confirming a safety number")?;
+        let key = self.store.pinned_key(peer).await.map_err(|e| internal(&e))?;
+        let key = key.ok_or_else(|| ServiceError::new("key-unknown", "no key of this agent is pinned"))?.key;
+        let name = self.name_of(&peer).await;
+        let at = matches.then(|| self.now());
+        self.store.set_verified(&key, at).await.map_err(|e| internal(&e))?;
+        let details = json!({"key": hex::encode(key.as_bytes()), "matches": matches});
+        self.audit.record(Action::TrustUpgrade, &peer.to_string(), "user", details).await;
+        if matches {
+            let level = self.level(&peer).max(TrustLevel::Trusted);
+            let reason = Some("safety number compared");
+            self.apply_level(peer, &name, level, TrustSource::MutualVerified, "user", reason).await?;
+        } else {
+            let reason = Some("safety number differs");
+            let level = TrustLevel::Untrusted;
+            self.apply_level(peer, &name, level, TrustSource::UserGranted, "user", reason).await?;
+            self.block(caller, peer, Some("the safety number differs".into())).await?;
+            let text = format!(
+                "The safety number of {name} differs: someone may sit between you. The agent is blocked"
+            );
+            self.notify(format!("safety-differs:{peer}"), text, true);
+        }
+        self.safety(peer).await
+    }
+}
+
+fn verify_uri(key: &PublicIdentity) -> String {
+    use base64::Engine as _;
+    let key = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(key.as_bytes());
+    format!("threadline:verify?v=2&k={key}")
+}

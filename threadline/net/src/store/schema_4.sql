@@ -1,0 +1,11 @@
+ALTER TABLE peer_keys ADD COLUMN min_proto INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE peer_keys ADD COLUMN verified_at INTEGER;
+
+ALTER TABLE deliveries ADD COLUMN sealed INTEGER NOT NULL DEFAULT 0;
+
+CREATE TABLE relay_pins(
+    url TEXT PRIMARY KEY,
+    relay_key BLOB,
+    next_key BLOB,
+    spoke_v2 INTEGER NOT NULL DEFAULT 0
+) STRICT;
