@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use threadline::audit::Action;
 use threadline::service::{Caller, ServiceError};
 use threadline::trust::TrustSource;
-use threadline::{ThreadKey, TrustLevel};
 use threadline::v2::content::ReceiptStatus;
+use threadline::{ThreadKey, TrustLevel};
 use threadline_net::store::{Approval, ApprovalKind, ApprovalStatus, Decided, Direction, MessageState};
 
 use crate::core::{Core, internal};

@@ -7,8 +7,8 @@ use threadline::inbound::{FirstContact, Policy, RequireE2e};
 use threadline::limits::{LevelLimits, Limits};
 use threadline::spawn::SpawnConfig;
 use threadline::v1::frames::Visibility;
-use threadline::v2::session::Protocol;
 use threadline::v2::Bin;
+use threadline::v2::session::Protocol;
 use threadline_net::sealed::RelaySetting;
 
 /// Sessions that serve peers.
@@ -192,7 +192,8 @@ impl MeshConfig {
             && !settings.iter().any(|setting| setting.url == *url)
         {
             let is_ours = self.relay_is_ours;
-            settings.insert(0, RelaySetting { url: url.clone(), protocol: Protocol::Auto, key: None, is_ours });
+            settings
+                .insert(0, RelaySetting { url: url.clone(), protocol: Protocol::Auto, key: None, is_ours });
         }
         settings
     }

@@ -20,9 +20,9 @@ use threadline::spawn::{
 use threadline::threads::{MAX_SPAWN_FAILURES, ThreadEvent};
 use threadline::trust::TrustSource;
 use threadline::v1::envelope::Authentication;
+use threadline::v2::content::ReceiptStatus;
 use threadline::warrant::{Facts, Warrant, judge};
 use threadline::{ThreadKey, TrustLevel};
-use threadline::v2::content::ReceiptStatus;
 use threadline_net::store::{
     APPROVED, Auth, Direction, LedgerRow, LedgerStatus, MessageState, StoreError, StoredMessage,
 };

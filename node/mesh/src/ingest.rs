@@ -14,13 +14,13 @@ use threadline::service::ServiceError;
 use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_inbound};
 use threadline::trust::TrustSource;
 use threadline::v1::envelope::{Authentication, Envelope, ReceiveError};
-use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 use threadline::v2::content::ReceiptStatus;
 use threadline::v2::opened::OpenedMessage;
+use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 use threadline_net::Control;
 use threadline_net::store::{
-    Accepted, ApprovalDraft, ApprovalKind, Auth, HELD_BY_PAUSE, Inbound, KnownPeer, MessageState, SEALED, SpoolRow,
-    StoreError, UNKNOWN_SENDER,
+    Accepted, ApprovalDraft, ApprovalKind, Auth, HELD_BY_PAUSE, Inbound, KnownPeer, MessageState, SEALED,
+    SpoolRow, StoreError, UNKNOWN_SENDER,
 };
 
 use crate::core::Core;

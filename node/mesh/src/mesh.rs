@@ -42,8 +42,8 @@ use crate::firewall::Authorization;
 use crate::link_log::LinkLog;
 use crate::local::LocalScan;
 use crate::pairing::SignedRequest;
-use crate::sealed::{SealedParts, SealedRoom, SealedRun};
 use crate::records::{ControlStatus, Controls, KnownAgents, Nicknames, Pairings, Record, RecordError};
+use crate::sealed::{SealedParts, SealedRoom, SealedRun};
 use crate::trust::{actor_of, require_owner};
 use crate::waiters::{Handover, Waiters};
 

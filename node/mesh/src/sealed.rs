@@ -192,7 +192,10 @@ impl Core {
 
     /// What this agent says to whoever asks it.
     pub(crate) fn capabilities(&self) -> Vec<String> {
-        self.config().relay_url.as_deref().map_or_else(|| self.config().advertised(), |url| self.capabilities_at(url))
+        self.config()
+            .relay_url
+            .as_deref()
+            .map_or_else(|| self.config().advertised(), |url| self.capabilities_at(url))
     }
 
     /// The key to write sealed mail to, where this message goes that way: once a device of the peer is certified, always
@@ -236,7 +239,11 @@ impl Core {
     }
 
     /// Sends a control message sealed, where the peer is written to that way. Whether it was.
-    pub(crate) async fn control_sealed(&self, key: &ThreadKey, control: &Control) -> Result<bool, StoreError> {
+    pub(crate) async fn control_sealed(
+        &self,
+        key: &ThreadKey,
+        control: &Control,
+    ) -> Result<bool, StoreError> {
         let Some(to) = self.sealed_key(key).await? else { return Ok(false) };
         match self.sealed.handle.control(to, key.thread.clone(), control).await {
             Ok(_) => Ok(true),
@@ -300,10 +307,7 @@ impl Core {
     /// What sealed mail stored about a message of ours is told to whoever waits.
     async fn sealed_delivery(&self, change: &Change) {
         use threadline::delivery::DeliveryState;
-        if !matches!(
-            change.state,
-            DeliveryState::Rejected | DeliveryState::Failed | DeliveryState::Expired
-        ) {
+        if !matches!(change.state, DeliveryState::Rejected | DeliveryState::Failed | DeliveryState::Expired) {
             return;
         }
         let Ok(peer) = PublicIdentity::from_bytes(&change.peer.0) else { return };
@@ -371,7 +375,10 @@ impl Core {
     pub(crate) async fn safety(&self, peer: Fingerprint) -> Result<Value, ServiceError> {
         let key = self.key_of(&peer).await.map_err(|e| internal(&e))?;
         let key = key.ok_or_else(|| {
-            ServiceError::new("key-unknown", "the key of this agent is not known yet; exchange a message first")
+            ServiceError::new(
+                "key-unknown",
+                "the key of this agent is not known yet; exchange a message first",
+            )
         })?;
         let verified_at = self.store.verified_at(peer).await.map_err(|e| internal(&e))?;
         let (us, them) = (*self.identity.public(), key);

@@ -17,8 +17,8 @@ use threadline::service::{Caller, ResolvedAgent, SendRequest, SendResult, Servic
 use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_outbound};
 use threadline::v1::envelope::{Content, Envelope, Header, clear, seal};
 use threadline::v1::frames::DiscoverFilter;
-use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, framing, text};
 use threadline::v2::Key;
+use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, framing, text};
 use threadline_net::Control;
 use threadline_net::store::{
     Approval, ApprovalDraft, ApprovalKind, Auth, Direction, LedgerStatus, MessageState, OutboundDraft,
@@ -108,9 +108,7 @@ impl Core {
                 return Ok((held, None));
             }
         };
-        if request.fail_if_offline
-            && !self.is_reachable(&prepared)
-        {
+        if request.fail_if_offline && !self.is_reachable(&prepared) {
             let text = "no path to the agent is up, and failIfOffline is set";
             return Err(ServiceError::retry("offline", text, None));
         }

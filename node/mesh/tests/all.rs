@@ -15,5 +15,9 @@ mod invitations;
 mod outbound;
 #[path = "all/refused.rs"]
 mod refused;
+#[path = "all/sealed.rs"]
+mod sealed;
+#[path = "../../../threadline/net/tests/all/sealed_relay.rs"]
+mod sealed_relay;
 #[path = "all/sessions.rs"]
 mod sessions;

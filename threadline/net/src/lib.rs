@@ -36,6 +36,7 @@ mod direct;
 mod identity;
 mod link;
 mod machine;
+pub mod quic;
 mod registry;
 pub mod sealed;
 pub mod store;

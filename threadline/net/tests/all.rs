@@ -8,9 +8,13 @@ mod coverage;
 mod link;
 #[path = "all/node.rs"]
 mod node;
+#[path = "all/quic_script.rs"]
+mod quic_script;
 #[path = "all/relay_script.rs"]
 mod relay_script;
 #[path = "all/sealed.rs"]
 mod sealed;
+#[path = "all/sealed_relay.rs"]
+mod sealed_relay;
 #[path = "all/transcript.rs"]
 mod transcript;

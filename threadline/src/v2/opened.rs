@@ -206,7 +206,9 @@ mod tests {
         assert_eq!((&opened.members, opened.text.as_str()), (&members, ""));
         let data = OpenedMessage::of(&dispatched("chat", members_body(&members))).expect("a key");
         assert_eq!(serde_json::from_str::<Value>(&data.text).expect("JSON"), Value::Object(members));
-        assert!(!OpenedMessage::of(&dispatched("x-new", Body::Text("?".into()))).expect("key").is_supported());
+        assert!(
+            !OpenedMessage::of(&dispatched("x-new", Body::Text("?".into()))).expect("key").is_supported()
+        );
     }
 
     proptest! {

@@ -63,7 +63,9 @@ pub(super) fn are_relays(value: &Value) -> bool {
 mod key {
     use serde::{Deserialize as _, Deserializer, de::Error as _};
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<[u8; 32]>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<[u8; 32]>, D::Error> {
         let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
         let digits = text.as_bytes();
         let mut key = [0; 32];

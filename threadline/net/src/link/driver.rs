@@ -514,7 +514,7 @@ impl Driver {
 
 /// The spool row of an envelope, if its header is well formed and it is for us. The signature is checked when it is
 /// ingested, where the sender's key can be looked up.
-fn spool_entry(relay: &str, us: Fingerprint, envelope: &Envelope) -> Option<SpoolEntry> {
+pub(crate) fn spool_entry(relay: &str, us: Fingerprint, envelope: &Envelope) -> Option<SpoolEntry> {
     let header = envelope.header().ok().filter(|header| header.to == us)?;
     Some(SpoolEntry {
         relay: relay.to_owned(),

@@ -1,6 +1,6 @@
 //! The one relay connection of this identity: carries out what the client state machine decides.
 
-mod driver;
+pub(crate) mod driver;
 mod handle;
 mod socket;
 

@@ -1,8 +1,10 @@
-//! One WebSocket/2 connection: a task that reads and writes frames until either side ends it.
+//! One connection with a relay: a task that reads and writes frames until either side ends it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use threadline::identity::Identity;
 use threadline::v2::frames::{Frame, FramePhase, MAX_MESSAGE};
 use threadline::v2::session::ConnectionId;
 use tokio::sync::mpsc;
@@ -11,6 +13,9 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
+
+use super::handle::SealedRelay;
+use crate::quic::QuicConnection;
 
 /// Subprotocol of WebSocket/2.
 const SUBPROTOCOL: &str = "threadline.2.msgpack";
@@ -34,13 +39,13 @@ pub(super) enum Incoming {
 /// The writing end. Dropping it closes the connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    outgoing: mpsc::Sender<Vec<u8>>,
+    outgoing: mpsc::Sender<Frame>,
 }
 
 pub(super) type Reports = mpsc::Sender<(usize, ConnectionId, Incoming)>;
 
 impl Connection {
-    /// Begins to connect. The future belongs to the caller, who spawns it.
+    /// Begins to connect over WebSocket/2. The future belongs to the caller, who spawns it.
     pub(super) fn open(
         url: String,
         relay: usize,
@@ -55,17 +60,61 @@ impl Connection {
         (Self { outgoing }, task)
     }
 
-    /// Queues a frame; `false` when the relay does not read.
-    pub(super) fn write(&self, frame: &Frame) -> bool {
-        self.outgoing.try_send(frame.encode()).is_ok()
+    /// Begins to connect over QUIC. The future belongs to the caller, who spawns it.
+    pub(super) fn open_quic(
+        identity: Arc<Identity>,
+        target: SealedRelay,
+        relay: usize,
+        id: ConnectionId,
+        reports: Reports,
+    ) -> (Self, impl Future<Output = ()> + Send) {
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let task = async move {
+            let code = run_quic(&identity, &target, relay, id, queue, &reports).await;
+            let _ = reports.send((relay, id, Incoming::Closed(code))).await;
+        };
+        (Self { outgoing }, task)
     }
+
+    /// Queues a frame; `false` when the relay does not read.
+    pub(super) fn write(&self, frame: Frame) -> bool {
+        self.outgoing.try_send(frame).is_ok()
+    }
+}
+
+async fn run_quic(
+    identity: &Arc<Identity>,
+    target: &SealedRelay,
+    relay: usize,
+    id: ConnectionId,
+    queue: mpsc::Receiver<Frame>,
+    reports: &Reports,
+) -> Option<u16> {
+    let connection = match QuicConnection::open(identity, &target.key, &target.quic).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::debug!(relay = target.name, %error, "no QUIC");
+            return None;
+        }
+    };
+    reports.send((relay, id, Incoming::Opened)).await.ok()?;
+    let (frames_tx, mut frames) = mpsc::channel(QUEUE);
+    let pass_on = async {
+        while let Some(frame) = frames.recv().await {
+            if reports.send((relay, id, Incoming::Frame(Box::new(frame)))).await.is_err() {
+                return;
+            }
+        }
+    };
+    let (code, ()) = tokio::join!(connection.run(queue, frames_tx), pass_on);
+    code
 }
 
 async fn run(
     url: &str,
     relay: usize,
     id: ConnectionId,
-    mut queue: mpsc::Receiver<Vec<u8>>,
+    mut queue: mpsc::Receiver<Frame>,
     reports: &Reports,
 ) -> Option<u16> {
     let limit = MAX_MESSAGE + 4;
@@ -80,12 +129,12 @@ async fn run(
     reports.send((relay, id, Incoming::Opened)).await.ok()?;
     loop {
         tokio::select! {
-            bytes = queue.recv() => {
-                let Some(bytes) = bytes else {
+            frame = queue.recv() => {
+                let Some(frame) = frame else {
                     let _ = tokio::time::timeout(Duration::from_secs(1), socket.close(None)).await;
                     return None;
                 };
-                let writing = socket.send(Message::Binary(Bytes::from(bytes)));
+                let writing = socket.send(Message::Binary(Bytes::from(frame.encode())));
                 tokio::time::timeout(WRITE_TIMEOUT, writing).await.ok()?.ok()?;
             }
             message = socket.next() => match message?.ok()? {

@@ -10,8 +10,11 @@ use threadline::identity::Identity;
 use threadline::path::{
     PATIENCE_MS, Path, PathMemory, PathStep, PathTrail, PeerFacts, RelayFacts, candidates,
 };
+use threadline::v1;
 use threadline::v2::envelope::Envelope;
-use threadline::v2::frames::{Frame, FrameId, Hello, Looked, Outcome as Fate, Role, Target};
+use threadline::v2::frames::{
+    Deliver, FORMAT_V1, Frame, FrameId, Hello, Looked, Outcome as Fate, Role, Target,
+};
 use threadline::v2::mail::{
     CarrierAnswer, Change, Commit, HighWater, Mail, MailError, Outcome, Received, Unopened,
 };
@@ -27,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, Incoming, Reports};
 use super::handle::{Command, SealedEvent, SealedHandle, SealedRelay, SealedStatus, Submission};
+use crate::link::driver::spool_entry;
 use crate::store::{Queued, Spooled, Store, StoreError};
 
 /// Pause after the store failed; then everything is made anew from it.
@@ -431,11 +435,16 @@ impl Driver {
                 self.tasks.spawn(task);
             }
             SessionEffect::Connect { connection, carrier: Carrier::Quic } => {
-                self.incoming(relay, connection, Incoming::Closed(None));
+                let Some(target) = self.relays.get(relay).cloned() else { return Ok(()) };
+                let identity = Arc::clone(&self.deps.identity);
+                let reports = self.reports_tx.clone();
+                let (writer, task) = Connection::open_quic(identity, target, relay, connection, reports);
+                self.connections.insert((relay, connection), writer);
+                self.tasks.spawn(task);
             }
             SessionEffect::Write { connection, frame } => {
                 let written =
-                    self.connections.get(&(relay, connection)).is_some_and(|writer| writer.write(&frame));
+                    self.connections.get(&(relay, connection)).is_some_and(|writer| writer.write(*frame));
                 if !written {
                     self.incoming(relay, connection, Incoming::Closed(None));
                 }
@@ -459,12 +468,16 @@ impl Driver {
                 self.tell_status();
             }
             SessionEffect::Welcome(welcome) => self.welcomed(relay, welcome.hw, now).await?,
+            SessionEffect::Deliver(deliver) if deliver.fmt == FORMAT_V1 => {
+                self.deliver_v1(relay, &deliver).await?;
+            }
             SessionEffect::Deliver(deliver) => {
                 let claim = match (&deliver.id, &deliver.from, deliver.tt) {
                     (FrameId::Bin(id), Target::Key(from), Some(tag)) => Some((*id, *from, tag)),
                     _ => None,
                 };
-                let blocked = claim.is_some_and(|(_, from, _)| (self.deps.standing)(&from) == Standing::Blocked);
+                let blocked =
+                    claim.is_some_and(|(_, from, _)| (self.deps.standing)(&from) == Standing::Blocked);
                 let received = if blocked {
                     Received::Refuse(Code::Blocked)
                 } else {
@@ -516,6 +529,27 @@ impl Driver {
                 }
                 self.mail.carrier_lost(now);
             }
+        }
+        Ok(())
+    }
+
+    /// A v1 message that the relay brings over v2: it goes the way of those that the link brings.
+    async fn deliver_v1(&mut self, relay: usize, deliver: &Deliver) -> Result<(), Trouble> {
+        let us = self.deps.identity.fingerprint();
+        let envelope = v1::envelope::Envelope::parse(&deliver.env.0).ok();
+        let entry = envelope.and_then(|envelope| spool_entry(self.relay_url(relay), us, &envelope));
+        let spooled = match entry {
+            Some(entry) => self.deps.store.spool_put(vec![entry], (self.deps.now)()).await?.pop(),
+            None => None,
+        };
+        let Some(session) = self.sessions.get_mut(relay) else { return Ok(()) };
+        let _ = match spooled {
+            Some(Spooled::New(_) | Spooled::Known) => session.taken(&[deliver.did]),
+            Some(Spooled::Full) => session.not_taken(deliver.did, Code::StorageUnavailable),
+            None => session.not_taken(deliver.did, Code::BadSignature),
+        };
+        if matches!(spooled, Some(Spooled::New(_))) {
+            let _ = self.deps.events.send(SealedEvent::Spooled).await;
         }
         Ok(())
     }

@@ -152,7 +152,8 @@ async fn ask(relay: &mut Known, store: &Store, now: fn() -> i64) {
                 relay.ask_at = at + RETRY_MS.1;
                 return;
             }
-            let url = endpoints.ws2.as_ref().map(|path| format!("ws{}{path}", base.trim_start_matches("http")));
+            let url =
+                endpoints.ws2.as_ref().map(|path| format!("ws{}{path}", base.trim_start_matches("http")));
             news.v2 = Some(SealedRelay {
                 name: setting.url.clone(),
                 url,

@@ -147,8 +147,10 @@ impl Store {
         let key = *key.as_bytes();
         self.db
             .write(move |c| {
-                Ok(c.execute("UPDATE peer_keys SET verified_at = ?2 WHERE public_key = ?1", params![key, at])?
-                    > 0)
+                Ok(c.execute(
+                    "UPDATE peer_keys SET verified_at = ?2 WHERE public_key = ?1",
+                    params![key, at],
+                )? > 0)
             })
             .await
     }

@@ -1,38 +1,32 @@
 //! Sealed mail over real sockets and a real store, with a relay that runs the relay's own session machine.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::{Signer as _, SigningKey};
-use futures::{SinkExt as _, StreamExt as _};
 use threadline::delivery::{Delivery, DeliveryState};
 use threadline::identity::{Identity, PublicIdentity};
 use threadline::v2::content::ReceiptStatus;
-use threadline::v2::frames::{
-    Accepted, Custody, Deliver, FORMAT_V2, Frame, FramePhase, Keys, KeysOk, KeysPut, Pong, QueueSize,
-    RelayLimits, Role, Send as SendFrame, SignedBytes, Standing, Target, Via, Welcome,
-};
+use threadline::v2::frames::{FrameBuffer, FramePhase};
+use threadline::v2::login::QuicAddress;
 use threadline::v2::opened::{OpenedMessage, message_id};
-use threadline::v2::session::{RelaySession, RelayStep, ResolveOutcome, check_send};
+use threadline::v2::session::{RelaySession, RelayStep, ResolveOutcome};
 use threadline::v2::{Bin, Id, Key};
 use threadline::{MessageId, ThreadKey, TrustLevel};
+use threadline_net::quic::{QuicConnection, QuicError};
 use threadline_net::sealed::{
-    SealedDeps, SealedDraft, SealedEvent, SealedHandle, SealedRelay, Standing as PeerStanding, ask_relay,
-    run_sealed,
+    SealedDeps, SealedDraft, SealedEvent, SealedHandle, SealedRelay, Standing, ask_relay, run_sealed,
 };
 use threadline_net::store::{Auth, OutboundDraft, Queued, SpoolRow, Store};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
-use tokio_tungstenite::tungstenite::{Bytes, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::node::{cleared, now};
 use super::relay_script::LIMIT;
-
-const HOST: &str = "127.0.0.1";
+use super::sealed_relay::{Disk, HOST, TestRelay, answer, deliveries, welcome};
 
 /// Twenty seconds in one: retries come as they would, only sooner.
 fn hurried() -> i64 {
@@ -40,203 +34,93 @@ fn hurried() -> i64 {
     START.1 + 20 * i64::try_from(START.0.elapsed().as_millis()).expect("in range")
 }
 
-#[derive(Default)]
-struct Shelf {
-    put: Option<KeysPut>,
-    one_time: VecDeque<SignedBytes>,
-    count: u64,
-}
-
-/// What the relay keeps.
-#[derive(Default)]
-struct Disk {
-    queue: BTreeMap<u64, (Key, Key, SendFrame)>,
-    shelves: BTreeMap<Key, Shelf>,
-    next: u64,
-    /// Accepts and forgets.
-    withholds: bool,
-}
-
-struct TestRelay {
-    relay: SealedRelay,
-    disk: Arc<Mutex<Disk>>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for TestRelay {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl TestRelay {
-    async fn has_keys_of(&self, key: Key) {
-        loop {
-            let published =
-                self.disk.lock().expect("lock").shelves.get(&key).is_some_and(|shelf| shelf.put.is_some());
-            if published {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+/// The same relay over QUIC.
+fn start_quic(seed: u8) -> TestRelay {
+    let signer = SigningKey::from_bytes(&[seed; 32]);
+    let key: Key = Identity::from_seed(&[seed; 32]).public().into();
+    let endpoint = super::quic_script::endpoint(&[seed; 32]);
+    let port = endpoint.local_addr().expect("address").port();
+    let disk = Arc::new(Mutex::new(Disk::default()));
+    let (shared, woken) = (Arc::clone(&disk), Arc::new(watch::channel(0_u64).0));
+    let task = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Some(incoming) = endpoint.accept().await {
+            let (disk, woken, signer) = (Arc::clone(&shared), Arc::clone(&woken), signer.clone());
+            connections.spawn(async move {
+                let connection = incoming.await.ok()?;
+                serve_quic(connection, key, signer, disk, woken).await
+            });
         }
-    }
-
-    async fn start(seed: u8) -> Self {
-        let signer = SigningKey::from_bytes(&[seed; 32]);
-        let key: Key = Identity::from_seed(&[seed; 32]).public().into();
-        let listener = TcpListener::bind((HOST, 0)).await.expect("bind");
-        let url = format!("ws://{}/v2/connect", listener.local_addr().expect("address"));
-        let disk = Arc::new(Mutex::new(Disk::default()));
-        let (shared, woken) = (Arc::clone(&disk), Arc::new(watch::channel(0_u64).0));
-        let task = tokio::spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let (disk, woken, signer) = (Arc::clone(&shared), Arc::clone(&woken), signer.clone());
-                connections.spawn(async move { serve(stream, key, &signer, &disk, &woken).await });
-            }
-        });
-        let relay =
-            SealedRelay { name: url.clone(), url: Some(url), quic: Vec::new(), host: HOST.into(), key };
-        Self { relay, disk, task }
+    });
+    let quic = vec![QuicAddress { host: HOST.into(), port }];
+    TestRelay {
+        relay: SealedRelay { name: "quic".into(), url: None, quic, host: HOST.into(), key },
+        disk,
+        task,
     }
 }
 
-#[allow(clippy::result_large_err, reason = "the callback's type is the library's")]
-async fn serve(
-    stream: TcpStream,
+async fn serve_quic(
+    connection: quinn::Connection,
     key: Key,
-    signer: &SigningKey,
-    disk: &Mutex<Disk>,
-    woken: &watch::Sender<u64>,
+    signer: SigningKey,
+    disk: Arc<Mutex<Disk>>,
+    woken: Arc<watch::Sender<u64>>,
 ) -> Option<()> {
-    let mut changes = woken.subscribe();
-    let protocol = |request: &Request, mut response: Response| {
-        let name = "sec-websocket-protocol";
-        let wanted = request.headers().get(name).expect("a subprotocol").clone();
-        assert_eq!(wanted, "threadline.2.msgpack");
-        response.headers_mut().insert(name, wanted);
-        Ok(response)
-    };
-    let mut socket = tokio_tungstenite::accept_hdr_async(stream, protocol).await.ok()?;
     let now = now().unsigned_abs();
-    let (mut session, challenge) = RelaySession::websocket(key, vec![HOST.into()], Bin([7; 32]), now);
-    socket.send(message(&challenge)).await.ok()?;
-    loop {
-        let steps = tokio::select! {
-            received = socket.next() => {
-                let Message::Binary(bytes) = received?.ok()? else { continue };
-                let frame = Frame::decode(&bytes, FramePhase::Open).expect("a frame of ours");
-                session.handle_frame(frame, now)
-            }
-            _ = changes.changed() => Vec::new(),
-        };
-        let mut pending: VecDeque<RelayStep> = steps.into();
-        while let Some(step) = pending.pop_front() {
-            match step {
-                RelayStep::Write(frame) => socket.send(message(&frame)).await.ok()?,
-                RelayStep::Close(_) => return None,
-                RelayStep::Login(_) | RelayStep::WorkDone(_) => {
-                    pending.extend(session.welcome(welcome(key, now), |text| signer.sign(text).to_bytes()));
+    let client = super::quic_script::client_key(&connection);
+    let session = Arc::new(tokio::sync::Mutex::new(RelaySession::quic(key, client, now)));
+    let mut tasks = tokio::task::JoinSet::new();
+    let (shared, shelf, mut changes) = (Arc::clone(&session), Arc::clone(&disk), woken.subscribe());
+    let delivering = connection.clone();
+    tasks.spawn(async move {
+        let mut stream = None;
+        loop {
+            let frames = deliveries(&mut *shared.lock().await, &shelf.lock().expect("lock"), now);
+            for frame in frames {
+                if stream.is_none() {
+                    stream = Some(delivering.open_uni().await.ok()?);
                 }
-                RelayStep::Frame(frame) => {
-                    let (from, ..) = session.open().map(|(key, device, role)| (*key, *device, role))?;
-                    let answer = answer(from, *frame, &mut session, &mut disk.lock().expect("lock"), now);
-                    if let Some(frame) = answer {
-                        socket.send(message(&frame)).await.ok()?;
+                stream.as_mut()?.write_all(&frame.encode()).await.ok()?;
+            }
+            changes.changed().await.ok()?;
+        }
+    });
+    loop {
+        let (mut send, mut receive) = connection.accept_bi().await.ok()?;
+        let (session, disk, woken, signer) =
+            (Arc::clone(&session), Arc::clone(&disk), Arc::clone(&woken), signer.clone());
+        tasks.spawn(async move {
+            let mut buffer = FrameBuffer::default();
+            while let Ok(Some(chunk)) = receive.read_chunk(65_536, true).await {
+                buffer.extend(&chunk.bytes);
+                while let Some(frame) = buffer.next(FramePhase::Open).expect("a frame of ours") {
+                    let mut session = session.lock().await;
+                    let mut pending: VecDeque<RelayStep> = session.handle_frame(frame, now).into();
+                    while let Some(step) = pending.pop_front() {
+                        let answer = match step {
+                            RelayStep::Write(frame) => Some(*frame),
+                            RelayStep::Close(_) => return None,
+                            RelayStep::Login(_) | RelayStep::WorkDone(_) => {
+                                let signed = |text: &[u8]| signer.sign(text).to_bytes();
+                                pending.extend(session.welcome(welcome(key, now), signed));
+                                None
+                            }
+                            RelayStep::Frame(frame) => {
+                                let from = session.open().map(|(key, ..)| *key)?;
+                                answer(from, *frame, &mut session, &mut disk.lock().expect("lock"), now)
+                            }
+                        };
+                        if let Some(frame) = answer {
+                            send.write_all(&frame.encode()).await.ok()?;
+                        }
                     }
                     woken.send_modify(|count| *count += 1);
                 }
             }
-        }
-        let frames = deliveries(&mut session, &disk.lock().expect("lock"), now);
-        for frame in frames {
-            socket.send(message(&frame)).await.ok()?;
-        }
+            Some(())
+        });
     }
-}
-
-fn message(frame: &Frame) -> Message {
-    Message::Binary(Bytes::from(frame.encode()))
-}
-
-fn welcome(relay: Key, now: u64) -> Welcome {
-    Welcome {
-        sid: Bin([0; 16]),
-        relay,
-        now,
-        lim: RelayLimits { env: 262_144, ttl_s: 2_592_000, msg_min: 60, msg_hour: 1_000, disc_min: 10 },
-        q: QueueSize { n: 0, bytes: 0 },
-        tok: None,
-        tok_x: None,
-        age_ms: 0,
-        hw: (0, 0),
-        ep: 0,
-        role: Role::Active,
-        notice: None,
-        rs: None,
-    }
-}
-
-fn answer(from: Key, frame: Frame, session: &mut RelaySession, disk: &mut Disk, now: u64) -> Option<Frame> {
-    match frame {
-        Frame::Send(send) => {
-            let header = check_send(&send, &from, now).expect("a good SEND").header;
-            let (rid, id) = (send.rid, send.id.clone());
-            if !disk.withholds {
-                disk.next += 1;
-                disk.queue.insert(disk.next, (from, header.to, send));
-            }
-            let (cu, st) = (Custody::Durable, Standing::Queued);
-            Some(Accepted { rid, id, cu, st, exp: header.expires, dup: false }.into())
-        }
-        Frame::Taken(taken) => {
-            for delivery in taken.dids {
-                session.confirmed(delivery);
-                disk.queue.remove(&delivery);
-            }
-            None
-        }
-        Frame::NotTaken(refused) => panic!("{refused:?}"),
-        Frame::KeysPut(put) => {
-            let shelf = disk.shelves.entry(from).or_default();
-            shelf.count += put.otks.len() as u64 + 1;
-            shelf.one_time.extend(put.otks.clone());
-            shelf.put = Some(put);
-            Some(KeysOk { have: shelf.one_time.len() as u16, hw: shelf.count }.into())
-        }
-        Frame::KeysClaim(claim) => {
-            let Target::Key(key) = claim.to else { panic!("a key") };
-            let shelf = disk.shelves.get_mut(&key)?;
-            let put = shelf.put.clone()?;
-            let (prekey, signature) = shelf.one_time.pop_front()?;
-            let devs = vec![(put.cert, put.cs, prekey, signature, 0)];
-            Some(Keys { rid: claim.rid, devs, list: put.list, ls: put.ls }.into())
-        }
-        Frame::Ping(ping) => Some(Pong { t: ping.t, now, ep: 0, role: None, tok: None, tok_x: None }.into()),
-        _ => None,
-    }
-}
-
-fn deliveries(session: &mut RelaySession, disk: &Disk, now: u64) -> Vec<Frame> {
-    let Some((key, ..)) = session.open().map(|(key, device, role)| (*key, *device, role)) else {
-        return Vec::new();
-    };
-    let under_way: Vec<u64> = session.unconfirmed().collect();
-    let mine = disk.queue.iter().filter(|(did, (_, to, _))| *to == key && !under_way.contains(did));
-    mine.filter_map(|(did, (from, _, send))| {
-        session.deliver(Deliver {
-            did: *did,
-            id: send.id.clone(),
-            from: Target::Key(*from),
-            tt: send.tt,
-            fmt: FORMAT_V2,
-            env: send.env.clone(),
-            at: now,
-            attempt: 1,
-            via: Via::V2,
-        })
-    })
-    .collect()
 }
 
 struct Party {
@@ -265,12 +149,7 @@ impl Party {
         party
     }
 
-    async fn at(
-        dir: tempfile::TempDir,
-        seed: u8,
-        relays: Vec<SealedRelay>,
-        clock: fn() -> i64,
-    ) -> Self {
+    async fn at(dir: tempfile::TempDir, seed: u8, relays: Vec<SealedRelay>, clock: fn() -> i64) -> Self {
         let store = Store::open(&dir.path().join("threadline.sqlite")).expect("store");
         let identity = Arc::new(Identity::from_seed(&[seed; 32]));
         let key = identity.public().into();
@@ -280,7 +159,7 @@ impl Party {
             store: store.clone(),
             device_name: "test".into(),
             relays: watch::channel(relays.clone()).1,
-            standing: Arc::new(|_: &Key| PeerStanding::Contact),
+            standing: Arc::new(|_: &Key| Standing::Contact),
             events: events_tx,
             now: clock,
         };
@@ -408,6 +287,43 @@ async fn a_process_that_is_stopped_anywhere_goes_on_from_its_disk() {
         }
     }
     bob.heard(&numbers(0..40)).await;
+}
+
+#[tokio::test]
+async fn quic_carries_the_same_over_a_stream_per_thread() {
+    let relay = start_quic(55);
+    let mut alice = Party::start(9, &[&relay]).await;
+    let bob = Party::start(10, &[&relay]).await;
+    let first = alice.say(bob.key, "0").await;
+    alice.confirmed(first).await;
+    for text in numbers(1..40) {
+        alice.say(bob.key, &text).await;
+    }
+    bob.heard(&numbers(0..40)).await;
+    assert_eq!(alice.handle.status()[0].carrier, Some("quic"));
+}
+
+#[tokio::test]
+async fn without_udp_the_session_goes_over_websocket() {
+    let relay = TestRelay::start(56).await;
+    let mut blocked = relay.relay.clone();
+    // Nobody answers on this port.
+    let silent = std::net::UdpSocket::bind((HOST, 0)).expect("bind");
+    let port = silent.local_addr().expect("address").port();
+    blocked.quic = vec![QuicAddress { host: HOST.into(), port }];
+    let dir = tempfile::tempdir().expect("dir");
+    let alice = Party::at(dir, 11, vec![blocked], now).await;
+    assert_eq!(alice.handle.status()[0].carrier, Some("websocket"));
+}
+
+#[tokio::test]
+async fn a_relay_with_another_key_is_not_spoken_to() {
+    let relay = start_quic(57);
+    let identity = Arc::new(Identity::from_seed(&[12; 32]));
+    let wrong: Key = Identity::from_seed(&[58; 32]).public().into();
+    let refused = QuicConnection::open(&identity, &wrong, &relay.relay.quic).await;
+    assert!(matches!(refused, Err(QuicError::Connection(_))), "{refused:?}");
+    QuicConnection::open(&identity, &relay.relay.key, &relay.relay.quic).await.expect("the right key");
 }
 
 #[tokio::test]
