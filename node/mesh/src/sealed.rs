@@ -209,11 +209,13 @@ impl Core {
         }
         let Some(identity) = self.key_of(&peer).await? else { return Ok(None) };
         let sealed = Some(Key::from(&identity));
+        if !self.speaks(&peer, "tl-e2e").await? {
+            return Ok(sealed);
+        }
         if let Some(carrier) = self.store.open_carrier(key.clone()).await? {
             return Ok(sealed.filter(|_| carrier));
         }
-        let local = self.routes.leads(&peer) && self.speaks(&peer, "tl-e2e").await?;
-        Ok(sealed.filter(|_| !local))
+        Ok(sealed.filter(|_| !self.routes.leads(&peer)))
     }
 
     /// Takes a cleared text into sealed mail.

@@ -1,12 +1,16 @@
 //! Fuzz bodies of v2: everything a relay or a stranger can send in MessagePack.
 
+use threadline::identity::Identity;
+use threadline::v2::Bin;
 use threadline::v2::content::Content;
 use threadline::v2::envelope::{Envelope, Header};
 use threadline::v2::frames::{Frame, FrameBuffer, FramePhase};
 use threadline::v2::login::{SignedWellKnown, WellKnown};
+use threadline::v2::mail::{Dispatched, InboxRow, Marker};
 use threadline::v2::objects::{
     AddressRecord, DeviceCert, DeviceList, Lease, Object, Prekey, Revocation, Signed,
 };
+use threadline::v2::opened::OpenedMessage;
 use threadline::v2::strict::{Limits, strict_scan};
 use threadline::v2::vouch::{Complaint, Staple, Vouch};
 
@@ -74,7 +78,23 @@ pub fn v2_object(data: &[u8]) {
 pub fn v2_content(data: &[u8]) {
     if let Ok(content) = Content::parse(data) {
         assert!(content.is_within_limits());
-        assert_eq!(Content::parse(&content.to_bytes()), Ok(content));
+        assert_eq!(Content::parse(&content.to_bytes()).as_ref(), Ok(&content));
+        let row = InboxRow {
+            peer: Identity::from_seed(&[1; 32]).public().into(),
+            device: Bin([1; 16]),
+            id: Bin([2; 16]),
+            content,
+            hash: Bin([3; 32]),
+            created: 0,
+            opened_at: 0,
+        };
+        let message = Dispatched { row, marker: Marker::InOrder, diverged: false };
+        let opened = OpenedMessage::of(&message).expect("the key is a good one");
+        let again = OpenedMessage::from_bytes(&opened.to_bytes()).expect("what was stored is read");
+        assert_eq!(again, opened);
+        let us = Identity::from_seed(&[2; 32]).fingerprint();
+        let sender = again.sender().expect("the key is a good one");
+        let _ = again.incoming(&sender, us).class();
     }
 }
 

@@ -111,7 +111,7 @@ impl Side {
         until(&format!("{text} is here"), || async {
             let inbox = self.mesh.inbox(20).await.expect("inbox");
             let all = inbox["messages"].as_array().expect("list").clone();
-            all.into_iter().find(|m| m["body"] == text || m["text"] == text).ok_or(inbox.to_string())
+            all.into_iter().find(|m| m["preview"] == text).ok_or(inbox.to_string())
         })
         .await
     }
@@ -186,8 +186,8 @@ async fn a_stranger_waits_for_the_owner_and_hears_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_written_while_the_relay_is_away_arrives_when_it_is_back() {
-    let (_relay, mut alice, mut bob) = pair(92).await;
+async fn what_is_written_while_the_peer_is_away_arrives_when_it_is_back() {
+    let (relay, mut alice, mut bob) = pair(92).await;
     bob.trusts(alice.key.fingerprint()).await;
     let first = json!({"agentId": "bob", "message": "one", "waitForReply": false});
     let sent = alice.call(Caller::Owner, Tool::ThreadlineSend, first).await;
@@ -198,7 +198,7 @@ async fn what_is_written_while_the_relay_is_away_arrives_when_it_is_back() {
         "waitForReply": false});
     alice.call(Caller::Owner, Tool::ThreadlineSend, second).await;
     alice.until_sent_is("accepted").await;
-    let url = _relay.relay.name.replace("/v2/connect", "/v1/connect");
+    let url = relay.relay.name.replace("/v2/connect", "/v1/connect");
     let mut again = config(&url);
     again.relay_is_ours = true;
     let (dir, home) = (bob.dir.path().to_owned(), bob.dir.path().join("home"));
@@ -223,8 +223,9 @@ async fn both_owners_see_one_safety_number() {
     let confirmed = alice.mesh.confirm_safety(&Caller::Owner, "bob", true).await.expect("confirmed");
     assert!(confirmed["verifiedAt"].is_string());
     let bobs = alice.mesh.agent(&bob.key.fingerprint().to_string()).await.expect("bob");
-    assert_eq!(bobs["trust"]["level"].as_str().or(bobs["level"].as_str()), Some("trusted"), "{bobs}");
+    let (level, source) = (&bobs["trustLevel"], &bobs["profile"]["source"]);
+    assert_eq!((level, source), (&json!("trusted"), &json!("mutual-verified")), "{bobs}");
     bob.mesh.confirm_safety(&Caller::Owner, "alice", false).await.expect("noted");
-    let refused = bob.mesh.agent(&alice.key.fingerprint().to_string()).await.expect("alice").to_string();
-    assert!(refused.contains("untrusted"), "{refused}");
+    let alices = bob.mesh.agent(&alice.key.fingerprint().to_string()).await.expect("alice");
+    assert_eq!((&alices["trustLevel"], &alices["blocked"]), (&json!("untrusted"), &json!(true)));
 }

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use threadline::identity::Identity;
-use threadline::path::Path;
-use threadline::path::{PathMemory, PathStep, PathTrail, PeerFacts, RelayFacts, candidates};
 use threadline::v2::content::Body;
-use threadline::v2::envelope::Envelope;
 use threadline::v2::frames::{Frame, Hello, Role};
-use threadline::v2::mail::{CarrierAnswer, Commit, Draft, HighWater, Mail, Marker, Received, Records, Write};
-use threadline::v2::session::{Carrier, ClientSession, ConnectionId, SessionConfig, SessionEffect};
+use threadline::v2::mail::{
+    CarrierAnswer, Commit, Draft, HighWater, Mail, Marker, Outcome, Received, Records, Unopened, Write,
+};
+use threadline::v2::session::{Carrier, ClientSession, ConnectionId, Courier, SessionConfig, SessionEffect};
 use threadline::v2::{Blob, Id, Key};
 
 use super::relay::HOST;
@@ -60,10 +59,7 @@ struct Process {
     mail: Mail,
     sessions: Vec<ClientSession>,
     asks: Vec<Ask>,
-    claims: BTreeMap<(usize, u32), Key>,
-    trails: BTreeMap<(Key, Id), PathTrail>,
-    memory: PathMemory,
-    bare: Vec<(Key, Id, Blob)>,
+    courier: Courier,
 }
 
 impl Node {
@@ -154,15 +150,7 @@ impl Node {
                 session
             })
             .collect();
-        self.live = Some(Process {
-            mail,
-            sessions,
-            asks: Vec::new(),
-            claims: BTreeMap::new(),
-            trails: BTreeMap::new(),
-            memory: PathMemory::default(),
-            bare: Vec::new(),
-        });
+        self.live = Some(Process { mail, sessions, asks: Vec::new(), courier: Courier::default() });
         Ok(())
     }
 
@@ -277,8 +265,7 @@ impl Node {
             SessionEffect::Close { connection, .. } => live.asks.push(Ask::Close { relay, connection }),
             SessionEffect::Welcome(welcome) => {
                 assert_eq!(live.mail.check_high_water(welcome.hw), HighWater::Fits, "nothing was restored");
-                live.mail.reconnected(now);
-                live.trails.clear();
+                live.courier.welcomed(&mut live.mail, now);
                 self.publish(relay, None, now)?;
             }
             SessionEffect::Deliver(deliver) => {
@@ -302,8 +289,8 @@ impl Node {
                 }
             }
             SessionEffect::Accepted { to, id, .. } => {
-                live.memory.worked(Path::RelayV2(relay), now);
-                let (commit, _) = live.mail.answered(&to, &id, CarrierAnswer::Accepted, now);
+                let answer = live.courier.accepted(relay, to, now);
+                let (commit, _) = live.mail.answered(&to, &id, answer, now);
                 if self.defect == SealedDefect::AcceptedIsEnough {
                     self.disk.outbox.remove(&(to, id));
                     return Ok(());
@@ -311,7 +298,8 @@ impl Node {
                 self.commit(commit)?;
             }
             SessionEffect::Rejected { to, id, code, retry_ms } => {
-                let answer = CarrierAnswer::Rejected { code, retry_ms, last_path: false };
+                let relays = live.sessions.len();
+                let answer = live.courier.rejected((relay, relays), (to, id), code, retry_ms);
                 let (commit, _) = live.mail.answered(&to, &id, answer, now);
                 self.commit(commit)?;
             }
@@ -321,20 +309,12 @@ impl Node {
                 self.publish(relay, Some(answer.have), now)?;
             }
             SessionEffect::Answer { request, frame } => {
-                let Some(peer) = live.claims.remove(&(relay, request)) else { return Ok(()) };
-                let commit = match *frame {
-                    Frame::Keys(keys) => live
-                        .mail
-                        .learn_keys(&peer, &keys, now)
-                        .unwrap_or_else(|_| live.mail.keys_unavailable(&peer, now)),
-                    _ => live.mail.keys_unavailable(&peer, now),
-                };
+                let answer = live.courier.answer(&mut live.mail, relay, request, *frame, now);
+                let Some((commit, _)) = answer else { return Ok(()) };
                 self.commit(commit)?;
             }
             SessionEffect::Lost => {
-                live.memory.failed(Path::RelayV2(relay), now);
-                live.mail.carrier_lost(now);
-                live.claims.retain(|(at, _), _| *at != relay);
+                live.courier.lost(&mut live.mail, relay, now);
             }
             SessionEffect::State(_)
             | SessionEffect::Status { .. }
@@ -363,7 +343,12 @@ impl Node {
             };
             self.commit(opened.commit)?;
             let live = self.live.as_mut().expect("running");
-            live.bare.extend(opened.answer);
+            if let Some(answer) = opened.answer {
+                live.courier.carry(answer);
+            }
+            if opened.outcome == Outcome::Unopened(Unopened::UnknownDevice) {
+                live.courier.look_up(&mut live.sessions, opened.from, now);
+            }
         }
     }
 
@@ -394,6 +379,7 @@ impl Node {
 
     fn seal(&mut self, now: u64) -> Result<(), Killed> {
         let live = self.live.as_mut().expect("running");
+        live.courier.expire(now);
         let commit = live.mail.flush_receipts(&|_| true, now).expect("a device");
         self.commit(commit)?;
         let peers = self.live.as_ref().expect("running").mail.peers_to_seal();
@@ -402,13 +388,8 @@ impl Node {
             let sealing = live.mail.seal(&peer, now).expect("pickles open");
             self.commit(sealing.commit)?;
             let live = self.live.as_mut().expect("running");
-            if sealing.needs_keys && !live.claims.values().any(|asked| *asked == peer) {
-                for (relay, session) in live.sessions.iter_mut().enumerate() {
-                    if let Ok(request) = session.claim_keys(peer) {
-                        live.claims.insert((relay, request), peer);
-                        break;
-                    }
-                }
+            if sealing.needs_keys {
+                live.courier.claim_keys(&mut live.sessions, peer, now);
             }
         }
         let (commit, _) = self.live.as_mut().expect("running").mail.expire(now);
@@ -417,41 +398,7 @@ impl Node {
 
     fn send(&mut self, now: u64) {
         let live = self.live.as_mut().expect("running");
-        let facts: Vec<RelayFacts> = live
-            .sessions
-            .iter()
-            .map(|session| RelayFacts { v2: session.is_ready(), v1: false, peer_listens: None })
-            .collect();
-        for (to, id, env) in std::mem::take(&mut live.bare) {
-            for session in &mut live.sessions {
-                let tag = Envelope::parse(&env.0).expect("ours").header.tag;
-                let _ = session.send(to, id, tag, env.clone(), 3_600, 3);
-            }
-        }
-        let peer =
-            PeerFacts { same_host: false, speaks_v2: true, speaks_v1: false, may_be_clear: false, size: 0 };
-        let Ok(open) = candidates(&peer, &facts) else { return };
-        for (to, id) in live.mail.due(now) {
-            let Some(env) = live.mail.records().outbox.get(&(to, id)).and_then(|row| row.env.clone()) else {
-                continue;
-            };
-            let trail = live.trails.entry((to, id)).or_default();
-            let path = match live.memory.step(&open, trail, now) {
-                PathStep::Take(path) => path,
-                PathStep::Wait(_) => continue,
-                PathStep::Exhausted | PathStep::Refused => {
-                    *trail = PathTrail::default();
-                    continue;
-                }
-            };
-            let Path::RelayV2(relay) = path else { continue };
-            let header = Envelope::parse(&env.0).expect("ours").header;
-            let ttl = header.expires.saturating_sub(now) / 1_000;
-            if live.sessions[relay].send(to, id, header.tag, env, ttl.saturating_sub(1), 1).is_ok() {
-                trail.took(path, now);
-                live.mail.handed(&to, &id, now);
-                self.stats.envelopes += 1;
-            }
-        }
+        self.stats.envelopes += live.courier.send(&mut live.mail, &mut live.sessions, now);
+        live.courier.tidy(&live.mail);
     }
 }

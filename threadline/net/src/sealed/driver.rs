@@ -7,20 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use threadline::identity::Identity;
-use threadline::path::{
-    PATIENCE_MS, Path, PathMemory, PathStep, PathTrail, PeerFacts, RelayFacts, candidates,
-};
 use threadline::v1;
-use threadline::v2::envelope::Envelope;
-use threadline::v2::frames::{
-    Deliver, FORMAT_V1, Frame, FrameId, Hello, Looked, Outcome as Fate, Role, Target,
-};
+use threadline::v2::frames::{Deliver, FORMAT_V1, Frame, FrameId, Hello, Outcome as Fate, Role, Target};
 use threadline::v2::mail::{
     CarrierAnswer, Change, Commit, HighWater, Mail, MailError, Outcome, Received, Unopened,
 };
 use threadline::v2::opened::OpenedMessage;
 use threadline::v2::session::{
-    Carrier, ClientSession, ConnectionId, SessionConfig, SessionEffect, SessionState,
+    Carrier, ClientSession, ConnectionId, Courier, SessionConfig, SessionEffect, SessionState,
 };
 use threadline::v2::{Bin, Blob, Code, Id, Key};
 use tokio::sync::{mpsc, watch};
@@ -37,8 +31,6 @@ use crate::store::{Queued, Spooled, Store, StoreError};
 const RECOVER: Duration = Duration::from_secs(1);
 /// Old marks and messages are cleared this often, ms.
 const SWEEP_MS: u64 = 60_000;
-/// A relay that did not answer a question for this long is not asked first the next time, ms.
-const ANSWER_MS: u64 = 10_000;
 /// Nonces tried between two looks at whether anyone still waits for the solution.
 const POW_SLICE: u64 = 1 << 16;
 
@@ -149,13 +141,7 @@ struct Driver {
     reports: mpsc::Receiver<(usize, ConnectionId, Incoming)>,
     solved_tx: mpsc::Sender<(usize, ConnectionId, String, Bin<8>)>,
     solved: mpsc::Receiver<(usize, ConnectionId, String, Bin<8>)>,
-    /// Questions for keys: of whom, and when they were asked, Unix ms.
-    claims: HashMap<(usize, u32), (Key, u64)>,
-    /// Which relay is asked first; moves on when one had no answer.
-    asks_first: usize,
-    trails: HashMap<(Key, Id), PathTrail>,
-    paths: HashMap<Key, PathMemory>,
-    bare: Vec<(Key, Id, Blob)>,
+    courier: Courier,
     watched: Vec<Key>,
     swept_at: u64,
     withheld: bool,
@@ -184,11 +170,7 @@ impl Driver {
             reports,
             solved_tx,
             solved,
-            claims: HashMap::new(),
-            asks_first: 0,
-            trails: HashMap::new(),
-            paths: HashMap::new(),
-            bare: Vec::new(),
+            courier: Courier::default(),
             watched: Vec::new(),
             swept_at: now,
             withheld: false,
@@ -335,8 +317,7 @@ impl Driver {
     fn next_wake(&self) -> Instant {
         let now = self.now();
         let timeouts = self.sessions.iter().filter_map(ClientSession::poll_timeout);
-        let waits = !self.trails.is_empty() || !self.claims.is_empty();
-        let patience = waits.then(|| now.saturating_add(1_000));
+        let patience = self.courier.waits().then(|| now.saturating_add(1_000));
         let own = [
             self.mail.next_due().map(|at| at.max(now.saturating_add(200))),
             self.mail.next_dispatch(),
@@ -409,7 +390,7 @@ impl Driver {
         self.open(now).await?;
         self.dispatch(now).await?;
         self.seal(now).await?;
-        self.send(now);
+        self.courier.send(&mut self.mail, &mut self.sessions, now);
         self.sweep(now).await?;
         self.effects(now).await
     }
@@ -497,12 +478,12 @@ impl Driver {
                 }
             }
             SessionEffect::Accepted { to, id, .. } => {
-                self.paths.entry(to).or_default().worked(Path::RelayV2(relay), now);
-                self.answered(&to, &id, CarrierAnswer::Accepted, now).await?;
+                let answer = self.courier.accepted(relay, to, now);
+                self.answered(&to, &id, answer, now).await?;
             }
             SessionEffect::Rejected { to, id, code, retry_ms } => {
-                let last_path = self.refused(relay, to, id, code);
-                let answer = CarrierAnswer::Rejected { code, retry_ms, last_path };
+                let relays = self.sessions.len();
+                let answer = self.courier.rejected((relay, relays), (to, id), code, retry_ms);
                 self.answered(&to, &id, answer, now).await?;
             }
             SessionEffect::Status { id: FrameId::Bin(id), outcome: Fate::Expired | Fate::Dropped } => {
@@ -522,13 +503,7 @@ impl Driver {
             SessionEffect::Presence(presence) => {
                 let _ = self.deps.events.send(SealedEvent::Presence(presence)).await;
             }
-            SessionEffect::Lost => {
-                self.claims.retain(|(at, _), _| *at != relay);
-                for memory in self.paths.values_mut().filter(|m| m.current() == Some(Path::RelayV2(relay))) {
-                    memory.failed(Path::RelayV2(relay), now);
-                }
-                self.mail.carrier_lost(now);
-            }
+            SessionEffect::Lost => self.courier.lost(&mut self.mail, relay, now),
         }
         Ok(())
     }
@@ -569,8 +544,7 @@ impl Driver {
                 self.deps.store.set_relay_pin(&relay.name, &pin).await?;
             }
         }
-        self.mail.reconnected(now);
-        self.trails.clear();
+        self.courier.welcomed(&mut self.mail, now);
         if !self.watched.is_empty() {
             let watched = self.watched.clone();
             let _ = self.sessions.get_mut(relay).map(|session| session.watch(watched, false));
@@ -589,21 +563,12 @@ impl Driver {
     }
 
     async fn answer(&mut self, relay: usize, request: u32, frame: Frame, now: u64) -> Result<(), Trouble> {
-        let Some((peer, _)) = self.claims.remove(&(relay, request)) else { return Ok(()) };
-        let learnt = match frame {
-            Frame::Keys(keys) => self.mail.learn_keys(&peer, &keys, now),
-            Frame::Looked(Looked { certs, list: Some(list), .. }) => {
-                self.mail.learn_devices(&peer, &certs, &list, now)
-            }
-            _ => {
-                self.asks_first = self.asks_first.wrapping_add(1);
-                Ok(self.mail.keys_unavailable(&peer, now))
-            }
+        let Some((commit, error)) = self.courier.answer(&mut self.mail, relay, request, frame, now) else {
+            return Ok(());
         };
-        let commit = learnt.unwrap_or_else(|error| {
+        if let Some(error) = error {
             tracing::warn!(relay = self.relay_url(relay), %error, "keys of a peer are refused");
-            self.mail.keys_unavailable(&peer, now)
-        });
+        }
         self.keep(commit).await
     }
 
@@ -612,45 +577,26 @@ impl Driver {
         self.keep_with(commit, change.into_iter().collect()).await
     }
 
-    /// Notes a refusal; whether no configured relay is left that has not refused.
-    fn refused(&mut self, relay: usize, to: Key, id: Id, code: Code) -> bool {
-        if code.is_retryable() {
-            return false;
-        }
-        let trail = self.trails.entry((to, id)).or_default();
-        trail.refused(Path::RelayV2(relay));
-        let all: Vec<Path> = (0..self.sessions.len()).map(Path::RelayV2).collect();
-        self.paths.entry(to).or_default().step(&all, trail, u64::MAX) == PathStep::Refused
-    }
-
     async fn open(&mut self, now: u64) -> Result<(), Trouble> {
         let standing = Arc::clone(&self.deps.standing);
         let is_contact = move |key: &Key| standing(key) == Standing::Contact;
         while let Some(opened) = self.mail.open_next(&is_contact, now)? {
-            self.trails.retain(|key, _| !opened.evidence.iter().any(|c| (c.peer, c.id) == *key));
+            let evidence = !opened.evidence.is_empty();
             self.keep_with(opened.commit, opened.evidence).await?;
-            self.bare.extend(opened.answer);
+            if evidence {
+                self.courier.tidy(&self.mail);
+            }
+            if let Some(answer) = opened.answer {
+                self.courier.carry(answer);
+            }
             if opened.outcome == Outcome::Unopened(Unopened::UnknownDevice) {
-                let peer = opened.from;
-                self.ask(peer, now, |session| session.lookup(Target::Key(peer)).ok());
+                self.courier.look_up(&mut self.sessions, opened.from, now);
             }
         }
         if self.mail.relay_withholds_keys() && !std::mem::replace(&mut self.withheld, true) {
             let _ = self.deps.events.send(SealedEvent::KeysWithheld).await;
         }
         Ok(())
-    }
-
-    /// Puts a question about a peer to the first relay that is there.
-    fn ask(&mut self, peer: Key, now: u64, question: impl Fn(&mut ClientSession) -> Option<u32>) {
-        let count = self.sessions.len();
-        for step in 0..count {
-            let relay = self.asks_first.wrapping_add(step) % count;
-            if let Some(request) = self.sessions.get_mut(relay).and_then(&question) {
-                self.claims.insert((relay, request), (peer, now));
-                return;
-            }
-        }
     }
 
     async fn dispatch(&mut self, now: u64) -> Result<(), Trouble> {
@@ -670,78 +616,18 @@ impl Driver {
     }
 
     async fn seal(&mut self, now: u64) -> Result<(), Trouble> {
-        let asked = self.claims.len();
-        self.claims.retain(|_, (_, at)| at.saturating_add(ANSWER_MS) > now);
-        if self.claims.len() < asked {
-            self.asks_first = self.asks_first.wrapping_add(1);
-        }
+        self.courier.expire(now);
         let standing = Arc::clone(&self.deps.standing);
         let commit = self.mail.flush_receipts(&move |key| standing(key).may_know(), now)?;
         self.keep(commit).await?;
         for peer in self.mail.peers_to_seal() {
             let sealing = self.mail.seal(&peer, now)?;
             self.keep(sealing.commit).await?;
-            if sealing.needs_keys && !self.claims.values().any(|(asked, _)| *asked == peer) {
-                self.ask(peer, now, |session| session.claim_keys(peer).ok());
+            if sealing.needs_keys {
+                self.courier.claim_keys(&mut self.sessions, peer, now);
             }
         }
         Ok(())
-    }
-
-    fn send(&mut self, now: u64) {
-        let relays: Vec<RelayFacts> = self
-            .sessions
-            .iter()
-            .map(|session| RelayFacts { v2: session.is_ready(), v1: false, peer_listens: None })
-            .collect();
-        if !relays.iter().any(|relay| relay.v2) {
-            return;
-        }
-        for (to, id, env) in std::mem::take(&mut self.bare) {
-            let Ok(tag) = Envelope::parse(&env.0).map(|envelope| envelope.header.tag) else { continue };
-            for session in &mut self.sessions {
-                let _ = session.send(to, id, tag, env.clone(), 3_600, 3);
-            }
-        }
-        for (to, id) in self.mail.due(now) {
-            self.send_one(to, id, &relays, now, true);
-        }
-        for (to, id) in self.mail.slow(PATIENCE_MS, now) {
-            self.send_one(to, id, &relays, now, false);
-        }
-    }
-
-    /// Hands a message to the next path; `anew` begins again when every path had it.
-    fn send_one(&mut self, to: Key, id: Id, relays: &[RelayFacts], now: u64, anew: bool) {
-        let Some(row) = self.mail.records().outbox.get(&(to, id)) else { return };
-        let (Some(env), priority) = (row.env.clone(), row.priority) else { return };
-        let peer = PeerFacts {
-            same_host: false,
-            speaks_v2: true,
-            speaks_v1: false,
-            may_be_clear: false,
-            size: env.0.len(),
-        };
-        let Ok(open) = candidates(&peer, relays) else { return };
-        let trail = self.trails.entry((to, id)).or_default();
-        let path = match self.paths.entry(to).or_default().step(&open, trail, now) {
-            PathStep::Take(path) => path,
-            PathStep::Wait(_) => return,
-            PathStep::Exhausted | PathStep::Refused => {
-                if anew {
-                    *trail = PathTrail::default();
-                }
-                return;
-            }
-        };
-        let Path::RelayV2(relay) = path else { return };
-        let Ok(header) = Envelope::parse(&env.0).map(|envelope| envelope.header) else { return };
-        let life_s = (header.expires.saturating_sub(now) / 1_000).saturating_sub(1);
-        let Some(session) = self.sessions.get_mut(relay) else { return };
-        if session.send(to, id, header.tag, env, life_s, priority).is_ok() {
-            trail.took(path, now);
-            self.mail.handed(&to, &id, now);
-        }
     }
 
     async fn sweep(&mut self, now: u64) -> Result<(), Trouble> {
@@ -760,8 +646,7 @@ impl Driver {
                 self.sessions.iter_mut().for_each(|session| session.set_hello(hello.clone()));
             }
         }
-        let known = &self.mail.records().outbox;
-        self.trails.retain(|key, _| known.contains_key(key));
+        self.courier.tidy(&self.mail);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use threadline::v2::Key;
-use threadline::v2::session::{Protocol, ResolveOutcome, Resolved, resolve};
+use threadline::v2::session::{Protocol, RelayPin, ResolveOutcome, Resolved, resolve};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -16,12 +16,15 @@ use crate::store::Store;
 
 /// A good document is asked for anew after this, ms.
 const REFRESH_MS: i64 = 24 * 3_600_000;
-/// A relay that speaks v1 only is asked again after this, ms; sooner where it is the account's own, which may be updated.
+/// A relay that speaks v1 only is asked again after this, ms.
 const V1_MS: i64 = 6 * 3_600_000;
 /// Trouble is looked at again after this, ms.
 const TROUBLE_MS: i64 = 600_000;
-/// First and longest pause before a relay without an answer is asked again, ms.
-const RETRY_MS: (i64, i64) = (1_000, 60_000);
+/// First and longest pause before a relay without an answer is asked again, ms; the longest for the account's own.
+const RETRY_MS: (i64, i64) = (500, 30_000);
+const OWN_RETRY_MS: i64 = 3_000;
+/// The account's own relay may be updated while this node runs, ms.
+const OWN_V1_MS: i64 = 60_000;
 
 /// One relay of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +35,7 @@ pub struct RelaySetting {
     pub protocol: Protocol,
     /// The key it must have.
     pub key: Option<Key>,
-    /// Whether it is the account's own on loopback: its first document pins its key although there is no TLS.
+    /// Whether it is the account's own on loopback: it has the key that it shows, although there is no TLS.
     pub is_ours: bool,
 }
 
@@ -136,9 +139,14 @@ async fn ask(relay: &mut Known, store: &Store, now: fn() -> i64) {
         Protocol::Auto | Protocol::V2 => ask_relay(&base).await,
     };
     let at = now();
+    let trusted = if setting.is_ours {
+        RelayPin { spoke_v2: pin.spoke_v2, ..RelayPin::default() }
+    } else {
+        pin.clone()
+    };
     let host = dialled(&base, &outcome);
     let resolved =
-        resolve(setting.protocol, &host, setting.key, &pin, &outcome, u64::try_from(at).unwrap_or(0));
+        resolve(setting.protocol, &host, setting.key, &trusted, &outcome, u64::try_from(at).unwrap_or(0));
     let news = &mut relay.news;
     let (pause, trouble) = match resolved {
         Resolved::V2(..) if !base.starts_with("https://") && setting.key.is_none() && !setting.is_ours => {
@@ -167,7 +175,7 @@ async fn ask(relay: &mut Known, store: &Store, now: fn() -> i64) {
         }
         Resolved::V1 => {
             (news.v2, news.v1_allowed) = (None, true);
-            (if setting.is_ours { RETRY_MS.1 } else { V1_MS }, None)
+            (if setting.is_ours { OWN_V1_MS } else { V1_MS }, None)
         }
         Resolved::Downgrade => {
             (news.v2, news.v1_allowed) = (None, false);
@@ -179,7 +187,7 @@ async fn ask(relay: &mut Known, store: &Store, now: fn() -> i64) {
         }
         Resolved::Later => {
             let pause = relay.pause;
-            relay.pause = (pause * 2).min(RETRY_MS.1);
+            relay.pause = (pause * 2).min(if setting.is_ours { OWN_RETRY_MS } else { RETRY_MS.1 });
             (pause, news.trouble)
         }
     };

@@ -3,12 +3,14 @@
 
 mod backoff;
 mod client;
+mod courier;
 mod relay;
 mod resolve;
 #[cfg(test)]
 mod tests;
 
 pub use client::*;
+pub use courier::Courier;
 pub use relay::*;
 pub use resolve::{Endpoints, Protocol, RelayPin, ResolveOutcome, Resolved, resolve};
 

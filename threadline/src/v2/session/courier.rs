@@ -1,0 +1,218 @@
+//! Who is asked for keys, and which relay gets which envelope: what a node with several relays decides between its mail
+//! and its sessions.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::ClientSession;
+use crate::path::{PATIENCE_MS, Path, PathMemory, PathStep, PathTrail, PeerFacts, RelayFacts, candidates};
+use crate::v2::envelope::Envelope;
+use crate::v2::frames::{Frame, Looked, Target};
+use crate::v2::mail::{CarrierAnswer, Commit, LearnError, Mail, OutRow};
+use crate::v2::{Blob, Code, Id, Key};
+
+/// A relay that did not answer a question for this long is not asked first the next time, ms.
+const ANSWER_MS: u64 = 10_000;
+/// Life of a bare envelope at a relay, s.
+const BARE_LIFE_S: u64 = 3_600;
+
+/// The machine. Relays are numbered as the sessions that come with every call.
+#[derive(Debug, Default)]
+pub struct Courier {
+    /// Questions about peers: of whom, and when they were asked, Unix ms.
+    questions: BTreeMap<(usize, u32), (Key, u64)>,
+    /// Which relay is asked first; moves on when one had no answer.
+    asks_first: usize,
+    trails: HashMap<(Key, Id), PathTrail>,
+    paths: HashMap<Key, PathMemory>,
+    bare: Vec<(Key, Id, Blob)>,
+}
+
+impl Courier {
+    /// Whether something waits for a carrier that may have to be given to another one.
+    pub fn waits(&self) -> bool {
+        !self.trails.is_empty() || !self.questions.is_empty()
+    }
+
+    /// A bare envelope to hand to every relay once.
+    pub fn carry(&mut self, envelope: (Key, Id, Blob)) {
+        self.bare.push(envelope);
+    }
+
+    /// Asks for keys of a peer that a message waits for, unless they were asked for.
+    pub fn claim_keys(&mut self, sessions: &mut [ClientSession], peer: Key, now_ms: u64) {
+        if !self.questions.values().any(|(asked, _)| *asked == peer) {
+            self.ask(sessions, peer, now_ms, |session| session.claim_keys(peer).ok());
+        }
+    }
+
+    /// Asks who a peer is.
+    pub fn look_up(&mut self, sessions: &mut [ClientSession], peer: Key, now_ms: u64) {
+        self.ask(sessions, peer, now_ms, |session| session.lookup(Target::Key(peer)).ok());
+    }
+
+    /// Puts a question about a peer to the first relay that is there.
+    fn ask(
+        &mut self,
+        sessions: &mut [ClientSession],
+        peer: Key,
+        now_ms: u64,
+        question: impl Fn(&mut ClientSession) -> Option<u32>,
+    ) {
+        let count = sessions.len();
+        for step in 0..count {
+            let relay = self.asks_first.wrapping_add(step) % count;
+            if let Some(request) = sessions.get_mut(relay).and_then(&question) {
+                self.questions.insert((relay, request), (peer, now_ms));
+                return;
+            }
+        }
+    }
+
+    /// Gives questions up that were not answered.
+    pub fn expire(&mut self, now_ms: u64) {
+        let asked = self.questions.len();
+        self.questions.retain(|_, (_, at)| at.saturating_add(ANSWER_MS) > now_ms);
+        if self.questions.len() < asked {
+            self.asks_first = self.asks_first.wrapping_add(1);
+        }
+    }
+
+    /// A relay answered a question. `None` when nobody asked it; an error comes with what has to be stored all the same.
+    pub fn answer(
+        &mut self,
+        mail: &mut Mail,
+        relay: usize,
+        request: u32,
+        frame: Frame,
+        now_ms: u64,
+    ) -> Option<(Commit, Option<LearnError>)> {
+        let (peer, _) = self.questions.remove(&(relay, request))?;
+        let learnt = match frame {
+            Frame::Keys(keys) => mail.learn_keys(&peer, &keys, now_ms),
+            Frame::Looked(Looked { certs, list: Some(list), .. }) => {
+                mail.learn_devices(&peer, &certs, &list, now_ms)
+            }
+            _ => {
+                self.asks_first = self.asks_first.wrapping_add(1);
+                Ok(mail.keys_unavailable(&peer, now_ms))
+            }
+        };
+        Some(match learnt {
+            Ok(commit) => (commit, None),
+            Err(error) => (mail.keys_unavailable(&peer, now_ms), Some(error)),
+        })
+    }
+
+    /// A session was opened: everything goes out again, beginning with the best path.
+    pub fn welcomed(&mut self, mail: &mut Mail, now_ms: u64) {
+        mail.reconnected(now_ms);
+        self.trails.clear();
+    }
+
+    /// A session ended: what it was given and asked is not answered any more.
+    pub fn lost(&mut self, mail: &mut Mail, relay: usize, now_ms: u64) {
+        self.questions.retain(|(at, _), _| *at != relay);
+        let path = Path::RelayV2(relay);
+        for memory in self.paths.values_mut().filter(|memory| memory.current() == Some(path)) {
+            memory.failed(path, now_ms);
+        }
+        mail.carrier_lost(now_ms);
+    }
+
+    /// A relay took an envelope.
+    pub fn accepted(&mut self, relay: usize, to: Key, now_ms: u64) -> CarrierAnswer {
+        self.paths.entry(to).or_default().worked(Path::RelayV2(relay), now_ms);
+        CarrierAnswer::Accepted
+    }
+
+    /// A relay refused an envelope. `relays`: how many there are.
+    pub fn rejected(
+        &mut self,
+        (relay, relays): (usize, usize),
+        (to, id): (Key, Id),
+        code: Code,
+        retry_ms: Option<u64>,
+    ) -> CarrierAnswer {
+        let mut last_path = false;
+        if !code.is_retryable() {
+            let trail = self.trails.entry((to, id)).or_default();
+            trail.refused(Path::RelayV2(relay));
+            let all: Vec<Path> = (0..relays).map(Path::RelayV2).collect();
+            last_path = self.paths.entry(to).or_default().step(&all, trail, u64::MAX) == PathStep::Refused;
+        }
+        CarrierAnswer::Rejected { code, retry_ms, last_path }
+    }
+
+    /// The ways of messages that are not in the outbox any more are forgotten.
+    pub fn tidy(&mut self, mail: &Mail) {
+        let known = &mail.records().outbox;
+        self.trails.retain(|key, _| known.get(key).is_some_and(OutRow::is_open));
+    }
+
+    /// Hands out what is due, and to another relay what one had for too long. Returns how many were handed out.
+    pub fn send(&mut self, mail: &mut Mail, sessions: &mut [ClientSession], now_ms: u64) -> u64 {
+        let facts =
+            |session: &ClientSession| RelayFacts { v2: session.is_ready(), v1: false, peer_listens: None };
+        let relays: Vec<RelayFacts> = sessions.iter().map(facts).collect();
+        if !relays.iter().any(|relay| relay.v2) {
+            return 0;
+        }
+        for (to, id, env) in std::mem::take(&mut self.bare) {
+            let Ok(tag) = Envelope::parse(&env.0).map(|envelope| envelope.header.tag) else { continue };
+            for session in &mut *sessions {
+                let _ = session.send(to, id, tag, env.clone(), BARE_LIFE_S, 3);
+            }
+        }
+        let mut handed = 0;
+        for row in mail.due(now_ms) {
+            handed += u64::from(self.send_one(mail, sessions, row, &relays, now_ms, true));
+        }
+        for row in mail.slow(PATIENCE_MS, now_ms) {
+            handed += u64::from(self.send_one(mail, sessions, row, &relays, now_ms, false));
+        }
+        handed
+    }
+
+    /// Hands a message to the next path; `anew` begins again when every path had it.
+    fn send_one(
+        &mut self,
+        mail: &mut Mail,
+        sessions: &mut [ClientSession],
+        (to, id): (Key, Id),
+        relays: &[RelayFacts],
+        now_ms: u64,
+        anew: bool,
+    ) -> bool {
+        let Some(row) = mail.records().outbox.get(&(to, id)) else { return false };
+        let (Some(env), priority) = (row.env.clone(), row.priority) else { return false };
+        let peer = PeerFacts {
+            same_host: false,
+            speaks_v2: true,
+            speaks_v1: false,
+            may_be_clear: false,
+            size: env.0.len(),
+        };
+        let Ok(open) = candidates(&peer, relays) else { return false };
+        let trail = self.trails.entry((to, id)).or_default();
+        let path = match self.paths.entry(to).or_default().step(&open, trail, now_ms) {
+            PathStep::Take(path) => path,
+            PathStep::Wait(_) => return false,
+            PathStep::Exhausted | PathStep::Refused => {
+                if anew {
+                    *trail = PathTrail::default();
+                }
+                return false;
+            }
+        };
+        let Path::RelayV2(relay) = path else { return false };
+        let Ok(header) = Envelope::parse(&env.0).map(|envelope| envelope.header) else { return false };
+        let life_s = (header.expires.saturating_sub(now_ms) / 1_000).saturating_sub(1);
+        let Some(session) = sessions.get_mut(relay) else { return false };
+        let taken = session.send(to, id, header.tag, env, life_s, priority).is_ok();
+        if taken {
+            trail.took(path, now_ms);
+            mail.handed(&to, &id, now_ms);
+        }
+        taken
+    }
+}
