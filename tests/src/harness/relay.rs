@@ -27,13 +27,18 @@ pub struct Relay {
 impl Relay {
     /// Starts a relay on a free port with this `relay.toml`.
     pub async fn start(world: &World, settings: &str) -> anyhow::Result<Self> {
+        Self::start_named(world, "relay", settings).await
+    }
+
+    /// [`Relay::start`] with a data folder of this name, where a world has more than one.
+    pub async fn start_named(world: &World, name: &str, settings: &str) -> anyhow::Result<Self> {
         let binary = world.binary().with_file_name("threadline-relay");
         ensure!(
             binary.is_file(),
             "{} is missing: cargo build --release -p threadline-relay",
             binary.display()
         );
-        let data = world.path().join("relay");
+        let data = world.path().join(name);
         std::fs::create_dir_all(&data)?;
         std::fs::write(data.join("relay.toml"), settings)?;
         let (port, metrics) = (free_port()?, free_port()?);

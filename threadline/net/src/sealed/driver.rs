@@ -321,6 +321,7 @@ impl Driver {
         let own = [
             self.mail.next_due().map(|at| at.max(now.saturating_add(200))),
             self.mail.next_dispatch(),
+            self.mail.next_claim().map(|at| at.max(now.saturating_add(200))),
             patience,
             Some(self.swept_at.saturating_add(SWEEP_MS)),
         ];

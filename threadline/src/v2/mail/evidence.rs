@@ -136,6 +136,7 @@ impl Mail {
     /// Everything that no peer confirmed is tried again now: a relay came back, or another one.
     pub fn reconnected(&mut self, now_ms: u64) {
         self.carrier_lost(now_ms);
+        self.claim_failures.values_mut().for_each(|failures| *failures = 1);
         for row in self.records.outbox.values_mut().filter(|row| row.is_open() && row.env.is_some()) {
             row.next_at = Some(now_ms);
         }

@@ -57,6 +57,8 @@ pub struct Mail {
     fallback_while_stocked: Vec<u64>,
     stocked: u16,
     offered: BTreeMap<Key, u64>,
+    /// Claims in a row that gave no keys.
+    claim_failures: BTreeMap<Key, usize>,
 }
 
 impl Mail {
@@ -73,6 +75,7 @@ impl Mail {
             fallback_while_stocked: Vec::new(),
             stocked: 0,
             offered: BTreeMap::new(),
+            claim_failures: BTreeMap::new(),
         }
     }
 

@@ -23,6 +23,9 @@ use crate::v2::{Bin, Blob, DeviceId, Id, Key, MAX_LIFE_MS, sha256};
 pub const MAX_UNHELD: usize = 32;
 /// Keys of one peer are asked for at most this often, ms.
 const CLAIM_EVERY_MS: u64 = 60_000;
+/// Pauses after the first and later claims in a row that gave none, ms: a peer that just starts has keys in a moment,
+/// and a relay answers ten claims an hour about one peer.
+const CLAIM_AGAIN_MS: [u64; 7] = [1_000, 3_000, 10_000, 30_000, 60_000, 300_000, 600_000];
 
 /// Something to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,6 +167,24 @@ impl Mail {
         self.put(commit, Write::Out(Box::new(row)));
     }
 
+    /// When keys of a peer may be asked for, Unix ms.
+    fn claim_at(&self, peer: &Key) -> u64 {
+        let claimed_at = self.records.peers.get(peer).map_or(0, |known| known.claimed_at);
+        if claimed_at == 0 {
+            return 0;
+        }
+        let pause = match self.claim_failures.get(peer).copied().unwrap_or_default() {
+            0 => CLAIM_EVERY_MS,
+            n => CLAIM_AGAIN_MS[(n - 1).min(CLAIM_AGAIN_MS.len() - 1)],
+        };
+        claimed_at.saturating_add(pause)
+    }
+
+    /// When keys are asked for again that a message waits for, Unix ms.
+    pub fn next_claim(&self) -> Option<u64> {
+        self.peers_to_seal().iter().map(|peer| self.claim_at(peer)).min()
+    }
+
     /// Peers with messages that are not sealed yet.
     pub fn peers_to_seal(&self) -> Vec<Key> {
         let waiting = |row: &&OutRow| row.env.is_none() && row.is_open();
@@ -184,7 +205,7 @@ impl Mail {
         let known = self.records.peers.get(peer).cloned().unwrap_or_default();
         let devices = self.sendable_devices(peer, &known);
         let missing = devices.is_empty() || self.lacks_session(peer, &known, now_ms);
-        let may_claim = now_ms >= known.claimed_at.saturating_add(CLAIM_EVERY_MS) || known.claimed_at == 0;
+        let may_claim = now_ms >= self.claim_at(peer);
         if devices.is_empty() || (missing && may_claim) {
             return Ok(Sealing { commit, needs_keys: may_claim });
         }
@@ -357,6 +378,7 @@ impl Mail {
         let account = DeviceAccount::open(&own.pickle, &self.store_key).map_err(MailError::from)?;
         let mut commit = Commit::default();
         known.claimed_at = now_ms;
+        self.claim_failures.remove(peer);
         let mut started = Vec::new();
         for (cert, cert_sig, prekey, prekey_sig, _) in &keys.devs {
             let cert = Signed::<DeviceCert>::parse(&cert.0, &cert_sig.0)?;
@@ -459,6 +481,8 @@ impl Mail {
         let mut commit = Commit::default();
         let mut known = self.records.peers.get(peer).cloned().unwrap_or_default();
         known.claimed_at = now_ms;
+        let failures = self.claim_failures.entry(*peer).or_default();
+        *failures = failures.saturating_add(1);
         self.put(&mut commit, Write::Peer(*peer, Box::new(known)));
         commit
     }
