@@ -13,14 +13,15 @@ use threadline::time::iso_ms;
 use threadline::trust::{Profiles, TrustSource};
 use threadline::v1::frames::Visibility;
 use threadline::v2::content::ReceiptStatus;
+use threadline::v2::frames;
 use threadline::v2::opened::sealed_id;
 use threadline::v2::safety::safety_number;
 use threadline::v2::{Key, mail::Change};
 use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
 use threadline_net::Control;
 use threadline_net::sealed::{
-    RelayNews, RelaySetting, RelayTrouble, SealedDeps, SealedDraft, SealedError, SealedEvent, SealedFuture,
-    SealedHandle, SealedRelay, Standing, follow_relays, run_sealed,
+    Introduction, RelayNews, RelaySetting, RelayTrouble, SealedDeps, SealedDraft, SealedError, SealedEvent,
+    SealedFuture, SealedHandle, SealedRelay, Standing, follow_relays, run_sealed,
 };
 use threadline_net::store::{
     Approval, ApprovalKind, Direction, OutboundDraft, Queued, SEALED, Store, StoreError, StoredMessage,
@@ -83,10 +84,29 @@ impl SealedRoom {
                 Standing::Stranger { may_know: config.load().visibility != Visibility::Private }
             }
         };
+        let (agent_name, introduced) = (parts.agent_name.to_owned(), Arc::clone(parts.config));
+        let introduce = move || {
+            let config = introduced.load();
+            let mut capabilities = config.advertised();
+            if !capabilities.iter().any(|tag| tag == TAG) {
+                capabilities.push(TAG.into());
+            }
+            Introduction {
+                name: agent_name.clone(),
+                capabilities,
+                visibility: match config.visibility {
+                    Visibility::Public => frames::Visibility::Public,
+                    Visibility::Unlisted => frames::Visibility::Unlisted,
+                    Visibility::Private => frames::Visibility::Private,
+                },
+                listed: config.registry_listed,
+            }
+        };
         let deps = SealedDeps {
             identity: Arc::clone(parts.identity),
             store: parts.store.clone(),
             device_name: parts.agent_name.to_owned(),
+            introduce: Arc::new(introduce),
             relays,
             standing: Arc::new(standing),
             events: events_tx,

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use threadline::identity::Identity;
 use threadline::v1;
-use threadline::v2::frames::{Deliver, FORMAT_V1, Frame, FrameId, Hello, Outcome as Fate, Role, Target};
+use threadline::v2::frames::{
+    Deliver, FORMAT_V1, Frame, FrameId, Hello, Outcome as Fate, Role, Target, Visibility,
+};
 use threadline::v2::mail::{
     CarrierAnswer, Change, Commit, HighWater, Mail, MailError, Outcome, Received, Unopened,
 };
@@ -54,6 +56,19 @@ impl Standing {
     }
 }
 
+/// What a relay is told of the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Introduction {
+    /// Name, ≤ 64 characters.
+    pub name: String,
+    /// Capability tags, ≤ 20.
+    pub capabilities: Vec<String>,
+    /// Who can find it.
+    pub visibility: Visibility,
+    /// Whether it is listed in the relay's directory.
+    pub listed: bool,
+}
+
 /// What sealed mail needs.
 pub struct SealedDeps {
     /// Signs and opens.
@@ -62,6 +77,8 @@ pub struct SealedDeps {
     pub store: Store,
     /// Name of this device, ≤ 32 bytes.
     pub device_name: String,
+    /// What is said of the agent at the next login.
+    pub introduce: Arc<dyn Fn() -> Introduction + Send + Sync>,
     /// Relays to keep sessions with. With a change of them every session begins anew.
     pub relays: watch::Receiver<Vec<SealedRelay>>,
     /// Whom the node knows.
@@ -202,6 +219,7 @@ impl Driver {
 
     fn hello(&self) -> Option<Hello> {
         let row = self.mail.records().device.as_ref()?;
+        let agent = (self.deps.introduce)();
         Some(Hello {
             v: 2,
             dev: row.device,
@@ -209,14 +227,14 @@ impl Driver {
             cs: *row.cert.signature(),
             list: Blob(row.list.bytes().to_vec()),
             ls: *row.list.signature(),
-            name: row.name.clone(),
+            name: agent.name.chars().take(64).collect(),
             fw: Some("instar".into()),
             ver: Some(env!("CARGO_PKG_VERSION").into()),
-            caps: vec!["tl2".into()],
+            caps: agent.capabilities.into_iter().take(20).collect(),
             bio: None,
             tags: Vec::new(),
-            vis: None,
-            listed: false,
+            vis: Some(agent.visibility),
+            listed: agent.listed,
             role: Role::Active,
             sib: Vec::new(),
             vouch: None,
@@ -641,11 +659,9 @@ impl Driver {
         let commit = self.mail.forget_seen(now);
         self.keep(commit).await?;
         let commit = self.mail.ensure_device(&self.deps.device_name, now)?;
-        if !commit.is_empty() {
-            self.keep(commit).await?;
-            if let Some(hello) = self.hello() {
-                self.sessions.iter_mut().for_each(|session| session.set_hello(hello.clone()));
-            }
+        self.keep(commit).await?;
+        if let Some(hello) = self.hello() {
+            self.sessions.iter_mut().for_each(|session| session.set_hello(hello.clone()));
         }
         self.courier.tidy(&self.mail);
         Ok(())

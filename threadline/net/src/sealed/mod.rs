@@ -6,7 +6,7 @@ mod handle;
 mod relays;
 mod well_known;
 
-pub use driver::{SealedDeps, SealedFuture, Standing, run_sealed};
+pub use driver::{Introduction, SealedDeps, SealedFuture, Standing, run_sealed};
 pub use handle::{SealedDraft, SealedError, SealedEvent, SealedHandle, SealedRelay, SealedStatus};
 pub use relays::{RelayNews, RelaySetting, RelayTrouble, follow_relays};
 pub use well_known::ask_relay;

@@ -8,7 +8,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use threadline::delivery::{Delivery, DeliveryState};
 use threadline::identity::{Identity, PublicIdentity};
 use threadline::v2::content::ReceiptStatus;
-use threadline::v2::frames::{FrameBuffer, FramePhase};
+use threadline::v2::frames::{FrameBuffer, FramePhase, Visibility};
 use threadline::v2::login::QuicAddress;
 use threadline::v2::opened::{OpenedMessage, message_id};
 use threadline::v2::session::{RelaySession, RelayStep, ResolveOutcome};
@@ -16,7 +16,8 @@ use threadline::v2::{Bin, Id, Key};
 use threadline::{MessageId, ThreadKey, TrustLevel};
 use threadline_net::quic::{QuicConnection, QuicError};
 use threadline_net::sealed::{
-    SealedDeps, SealedDraft, SealedEvent, SealedHandle, SealedRelay, Standing, ask_relay, run_sealed,
+    Introduction, SealedDeps, SealedDraft, SealedEvent, SealedHandle, SealedRelay, Standing, ask_relay,
+    run_sealed,
 };
 use threadline_net::store::{Auth, OutboundDraft, Queued, SpoolRow, Store};
 use tokio::net::TcpListener;
@@ -158,6 +159,12 @@ impl Party {
             identity,
             store: store.clone(),
             device_name: "test".into(),
+            introduce: Arc::new(|| Introduction {
+                name: "test".into(),
+                capabilities: vec!["tl2".into()],
+                visibility: Visibility::Unlisted,
+                listed: false,
+            }),
             relays: watch::channel(relays.clone()).1,
             standing: Arc::new(|_: &Key| Standing::Contact),
             events: events_tx,
