@@ -3,10 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use instar_mesh::MeshConfig;
 use serde_json::{Value, json};
 use threadline::Fingerprint;
 use threadline::identity::PublicIdentity;
 use threadline::service::{Caller, SessionCaller, Threadline as _, Tool, ToolCall};
+use threadline::v2::session::Protocol;
+use threadline_net::sealed::RelaySetting;
 use threadline_net::store::{KnownPeer, Store};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +17,15 @@ use tokio_util::sync::CancellationToken;
 use super::bench::{LIMIT, config, open_as, until};
 use super::sealed_relay::TestRelay;
 use super::sessions::Sessions;
+
+/// A configuration that lists the relay.
+fn listed(relay: &TestRelay) -> MeshConfig {
+    let url = relay.relay.name.replace("/v2/connect", "/v1/connect");
+    let mut config = config(&url);
+    let key = Some(relay.relay.key);
+    config.relays = vec![RelaySetting { url, protocol: Protocol::Auto, key, is_ours: false }];
+    config
+}
 
 struct Side {
     mesh: Arc<instar_mesh::Mesh>,
@@ -25,14 +37,12 @@ struct Side {
 }
 
 impl Side {
-    async fn new(name: &str, url: &str) -> Self {
+    async fn new(name: &str, relay: &TestRelay) -> Self {
         let dir = tempfile::tempdir().expect("dir");
         std::fs::create_dir_all(dir.path().join("agent/src")).expect("project");
         let sessions = Arc::new(Sessions::default());
-        let mut config = config(url);
-        config.relay_is_ours = true;
-        let opened =
-            open_as(dir.path(), &dir.path().join("home"), name, 0, config, Arc::clone(&sessions)).await;
+        let (home, config) = (dir.path().join("home"), listed(relay));
+        let opened = open_as(dir.path(), &home, name, 0, config, Arc::clone(&sessions)).await;
         let health = opened.0.health();
         let key = hex::decode(health["identityPub"].as_str().expect("a key")).expect("hex");
         Self {
@@ -119,8 +129,7 @@ impl Side {
 
 async fn pair(seed: u8) -> (TestRelay, Side, Side) {
     let relay = TestRelay::start(seed).await;
-    let url = relay.relay.name.replace("/v2/connect", "/v1/connect");
-    let (mut alice, mut bob) = (Side::new("alice", &url).await, Side::new("bob", &url).await);
+    let (mut alice, mut bob) = (Side::new("alice", &relay).await, Side::new("bob", &relay).await);
     alice.knows(&bob, "bob").await;
     bob.knows(&alice, "alice").await;
     alice.run();
@@ -198,9 +207,7 @@ async fn what_is_written_while_the_peer_is_away_arrives_when_it_is_back() {
         "waitForReply": false});
     alice.call(Caller::Owner, Tool::ThreadlineSend, second).await;
     alice.until_sent_is("accepted").await;
-    let url = relay.relay.name.replace("/v2/connect", "/v1/connect");
-    let mut again = config(&url);
-    again.relay_is_ours = true;
+    let again = listed(&relay);
     let (dir, home) = (bob.dir.path().to_owned(), bob.dir.path().join("home"));
     bob.mesh = open_as(&dir, &home, "bob", 0, again, Arc::clone(&bob.sessions)).await.0;
     bob.cancel = CancellationToken::new();
