@@ -677,7 +677,10 @@ impl Core {
             let reason = Some("waiter".to_owned());
             let state = MessageState::Delivered;
             match self.store.set_inbound_state(key.clone(), id.clone(), state, reason, None).await {
-                Ok(_) => self.thread_event("message-processed", key, id.as_str()),
+                Ok(_) => {
+                    self.tell_sender_by(key.peer, id, ReceiptStatus::Delivered).await;
+                    self.thread_event("message-processed", key, id.as_str());
+                }
                 Err(error) => tracing::error!(%error, "a reply that was read is given to a session too"),
             }
         }

@@ -291,7 +291,12 @@ impl Core {
         else {
             return;
         };
-        if let Ok(Some(message)) = self.store.message(approval.peer, id, Direction::In).await {
+        self.tell_sender_by(approval.peer, &id, status).await;
+    }
+
+    /// [`Core::tell_sender`] for the message with this id.
+    pub(crate) async fn tell_sender_by(&self, peer: Fingerprint, id: &MessageId, status: ReceiptStatus) {
+        if let Ok(Some(message)) = self.store.message(peer, id.clone(), Direction::In).await {
             self.tell_sender(&message, status).await;
         }
     }
