@@ -26,6 +26,36 @@ pub enum DurabilityMode {
     Process,
 }
 
+/// What keeps mail (`relay.md` §15).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    /// The log and the databases in the data directory.
+    Embedded,
+    /// NATS JetStream, shared by several relays.
+    Nats,
+}
+
+/// The engine that several relays share (`relay.md` §15). Only used with [`EngineKind::Nats`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// `nats://` (loopback only) or `tls://` URLs of its servers.
+    pub servers: Vec<String>,
+    /// 32 bytes in hex that all relays share: bodies are sealed with a key made from it.
+    pub secret: Option<Secret>,
+    /// File with the NKey seed of this relay; empty presents none.
+    pub nkey_file: PathBuf,
+    /// File with NATS credentials of this relay; empty presents none.
+    pub credentials: PathBuf,
+    /// Certificate authority of the servers; empty trusts those of the system.
+    pub ca: PathBuf,
+    /// Copies of each stream: 1, 3 or 5.
+    pub replicas: u32,
+    /// Whether an engine that is older than 2.10 or keeps fewer than three copies is good enough.
+    pub allow_weak: bool,
+    /// Most bytes of each of the 16 mail streams.
+    pub stream_bytes: u64,
+}
+
 /// Rates; every one counts over a sliding window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -235,6 +265,10 @@ pub struct RelayConfig {
     pub queue: Queue,
     /// What an accepted message survives.
     pub durability: DurabilityMode,
+    /// What keeps mail.
+    pub engine: EngineKind,
+    /// The engine that several relays share.
+    pub cluster: Cluster,
     /// Filter of the log.
     pub log_level: String,
     /// Whether log lines are JSON.
@@ -325,6 +359,17 @@ impl Default for RelayConfig {
                 disk_percent: 80,
             },
             durability: DurabilityMode::Power,
+            engine: EngineKind::Embedded,
+            cluster: Cluster {
+                servers: Vec::new(),
+                secret: None,
+                nkey_file: PathBuf::new(),
+                credentials: PathBuf::new(),
+                ca: PathBuf::new(),
+                replicas: 3,
+                allow_weak: false,
+                stream_bytes: 1 << 30,
+            },
             log_level: "info".into(),
             log_json: true,
             max_sessions: 10_000,
@@ -499,6 +544,11 @@ impl RelayConfig {
                 "a loopback address, unless admin.allow_public = true and tls.cert and tls.key are given";
             wrong("admin.host", self.admin.host.to_string(), expected);
         }
+        if self.engine == EngineKind::Nats {
+            for (key, value, expected) in self.cluster.problems() {
+                wrong(key, value, expected);
+            }
+        }
         if let Some(address) = self.metrics_listen.filter(|address| !is_private(address.ip())) {
             wrong("metrics.listen", address.to_string(), "a loopback or private address with a port");
         }
@@ -523,6 +573,44 @@ impl RelayConfig {
             let (origin, key, value) = (origin.to_owned(), name.to_owned(), value.to_owned());
             problems.push(Problem { origin, key, value, expected });
         }
+    }
+}
+
+impl Cluster {
+    /// The shared secret, if it is 32 bytes in hex.
+    pub fn secret_bytes(&self) -> Option<zeroize::Zeroizing<[u8; 32]>> {
+        let mut bytes = zeroize::Zeroizing::new([0; 32]);
+        hex::decode_to_slice(self.secret.as_ref()?.expose(), &mut *bytes).ok()?;
+        Some(bytes)
+    }
+
+    fn problems(&self) -> Vec<(&'static str, String, &'static str)> {
+        let mut problems = Vec::new();
+        if self.servers.is_empty() {
+            problems.push(("cluster.servers", String::new(), "engine = nats needs the URL of a server"));
+        }
+        for server in self.servers.iter().filter(|server| !is_safe_server(server)) {
+            let expected =
+                "tls://host:port, or nats://host:port on loopback (what goes over it is not encrypted)";
+            problems.push(("cluster.servers", server.clone(), expected));
+        }
+        if self.secret_bytes().is_none() {
+            let expected = "64 hex digits that all relays of the cluster share (openssl rand -hex 32)";
+            problems.push(("cluster.secret", "[not shown]".to_owned(), expected));
+        }
+        problems
+    }
+}
+
+/// NATS is inside the trust boundary: TLS, unless nobody else can listen.
+fn is_safe_server(url: &str) -> bool {
+    let Ok(uri) = url.parse::<http::Uri>() else { return false };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    match uri.scheme_str() {
+        Some("tls") => !host.is_empty(),
+        Some("nats") => loopback,
+        _ => false,
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod bans;
 mod bridge;
+mod cluster;
 mod conn;
 mod delivery;
 mod inspect;
@@ -35,10 +36,11 @@ use crate::abuse::{Abuse, Pattern};
 use crate::config::RelayConfig;
 use crate::metrics::Figures;
 use crate::store::{
-    Departed, QueueAnswer, QueueOp, QueueTotals, RegistryAnswer, RegistryOp, StoreAnswer, StoreFailed,
-    StoreOp,
+    Departed, OnlineAgent, QueueAnswer, QueueOp, QueueTotals, RegistryAnswer, RegistryOp, StoreAnswer,
+    StoreFailed, StoreOp,
 };
 use crate::sybil::Price;
+pub use cluster::{ClusterEvent, Gone};
 use conn::{Conn, Phase, Session};
 pub use inspect::SessionInfo;
 use pipeline::{Awaiting, Submitted};
@@ -153,6 +155,8 @@ pub enum Event {
         /// Whether it is in the directory now.
         listed: bool,
     },
+    /// Another relay of the cluster, or the engine that they share, has news.
+    Cluster(ClusterEvent),
     /// Time has passed.
     Tick,
 }
@@ -509,6 +513,8 @@ pub struct Core {
     devices: HashMap<Fingerprint, Vec<ConnId>>,
     price: Price,
     leaving: HashMap<Fingerprint, Leaving>,
+    /// Agents whose session is on another relay of the cluster.
+    remote: HashMap<Fingerprint, OnlineAgent>,
     presences: Presences,
     windows: CoreWindows,
     abuse: Abuse,
@@ -546,6 +552,7 @@ impl Core {
             devices: HashMap::new(),
             price: Price::default(),
             leaving: HashMap::new(),
+            remote: HashMap::new(),
             presences: Presences::default(),
             windows,
             abuse,
@@ -579,6 +586,7 @@ impl Core {
             Event::BridgeAwaits { agent, thread, waits } => self.bridge_awaits(agent, thread, waits),
             Event::Dropped { gone } => self.dropped(gone, now_ms),
             Event::Listed { key, listed } => self.listed(&key, listed),
+            Event::Cluster(event) => self.cluster(event, now_ms),
             Event::Tick => {}
         }
         self.run_timers(now_ms);
@@ -598,7 +606,7 @@ impl Core {
 
     /// Whether the agent has a live session, or had one less than three seconds ago.
     pub fn is_online(&self, address: &Fingerprint) -> bool {
-        self.is_live(address) || self.leaving.contains_key(address)
+        self.is_live(address) || self.leaving.contains_key(address) || self.remote.contains_key(address)
     }
 
     /// Numbers for `/health`.

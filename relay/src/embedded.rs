@@ -121,7 +121,8 @@ async fn run(
         }
         place.send_replace(Place::Ours(address));
     };
-    let (served, ()) = tokio::join!(server::serve(config.clone(), launch, shutdown.clone()), announce);
+    let (served, ()) =
+        tokio::join!(Box::pin(server::serve(config.clone(), launch, shutdown.clone())), announce);
     place.send_replace(Place::Unknown);
     served.map(drop)
 }

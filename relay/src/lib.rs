@@ -4,6 +4,7 @@
 pub mod a2a;
 pub mod abuse;
 pub mod admin;
+pub mod cluster;
 pub mod config;
 pub mod core;
 pub mod embedded;

@@ -9,6 +9,7 @@ mod disk;
 mod domains;
 mod doors;
 mod driver;
+mod engine;
 mod health;
 mod http;
 mod outbox;
@@ -35,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
-use crate::config::{DurabilityMode, RelayConfig};
+use crate::config::{DurabilityMode, EngineKind, RelayConfig};
 use crate::core::{Core, Counters, Lane, Outgoing, Start, Written};
 use crate::keys;
 use crate::lock::{DataDirError, DataDirLock};
@@ -83,6 +84,9 @@ pub enum RelayError {
     /// The log of the queue cannot be used.
     #[error("the log of the queue: {0}")]
     Log(JournalError),
+    /// The engine of the cluster cannot be used.
+    #[error(transparent)]
+    Engine(#[from] crate::cluster::EngineError),
     /// Mail of an earlier version cannot be taken over.
     #[error("mail of an earlier version cannot be moved into the log: {0}")]
     OldMail(#[from] ImportError),
@@ -172,7 +176,7 @@ pub async fn serve(
     };
     let config = Arc::new(config);
     let clock = Clock::new();
-    let prepared = {
+    let mut prepared = {
         let (config, now_ms) = (Arc::clone(&config), clock.now_ms());
         tokio::task::spawn_blocking(move || Prepared::open(&config, now_ms))
             .await
@@ -184,6 +188,29 @@ pub async fn serve(
     let listener =
         tokio::net::TcpListener::from_std(listener).map_err(|source| listen_error(&config, source))?;
 
+    let (helpers, stop_helpers) = (TaskTracker::new(), CancellationToken::new());
+    let queue_bytes = Arc::new(AtomicU64::new(0));
+    let mut weak = false;
+    let queue = match prepared.queue.take() {
+        Some(Keeper::Log(custody)) => QueueHandle::start(*custody, Arc::clone(&queue_bytes))
+            .map_err(|e| RelayError::Internal(e.to_string()))?,
+        Some(Keeper::Cluster(peers, cipher)) => {
+            let (told, answers) = QueueHandle::channel();
+            let engine = engine::join(&config, *peers, cipher, told).await?;
+            weak = engine.is_weak();
+            if let Ok((totals, _)) = engine.totals().await {
+                prepared.totals = totals;
+            }
+            engine.start(&helpers, &stop_helpers);
+            let (registry, stop) = (prepared.registry.clone(), stop_helpers.clone());
+            let replicated = Arc::clone(&engine).replicate(registry);
+            helpers.spawn(async move {
+                let _ = stop.run_until_cancelled(replicated).await;
+            });
+            QueueHandle::on_cluster(engine, answers)
+        }
+        None => return Err(RelayError::Internal("nothing keeps mail".into())),
+    };
     let hosts = well_known::hosts(&config, address);
     let mut core = prepared.core(Arc::clone(&config), hosts.clone(), &clock);
     let bridge = prepared
@@ -194,9 +221,6 @@ pub async fn serve(
     }
     let registry_db = prepared.registry.clone();
     let grown = Arc::new(tokio::sync::Notify::new());
-    let queue_bytes = Arc::new(AtomicU64::new(0));
-    let queue = QueueHandle::start(prepared.queue, Arc::clone(&queue_bytes))
-        .map_err(|e| RelayError::Internal(e.to_string()))?;
     let databases = (queue, prepared.registry.clone());
     let (driver, handle) = Driver::new(core, clock.clone(), databases, Arc::clone(&grown));
     let driver = tokio::spawn(driver.run());
@@ -218,13 +242,14 @@ pub async fn serve(
         health: health::Cache::default(),
         measured: health::Measured::default(),
         bridge: bridge.clone(),
+        weak,
         homepage_changed: tokio::sync::Notify::new(),
         draining: AtomicBool::new(false),
         connections: TaskTracker::new(),
     });
-    let stop_helpers = CancellationToken::new();
-    let helpers = TaskTracker::new();
-    helpers.spawn(disk::watch(Arc::clone(&state), stop_helpers.clone()));
+    if config.engine == EngineKind::Embedded {
+        helpers.spawn(disk::watch(Arc::clone(&state), stop_helpers.clone()));
+    }
     if config.verify_homepages {
         helpers.spawn(domains::verify(Arc::clone(&state), stop_helpers.clone()));
     }
@@ -364,15 +389,25 @@ struct Shared {
     health: health::Cache,
     measured: health::Measured,
     bridge: Option<Arc<a2a::Bridge>>,
+    /// Whether acceptance means less than it should in a cluster.
+    weak: bool,
     /// Rung when a homepage is new.
     homepage_changed: tokio::sync::Notify,
     draining: AtomicBool,
     connections: TaskTracker,
 }
 
+/// What will keep mail.
+enum Keeper {
+    Log(Box<Custody<Directory>>),
+    /// The engine of a cluster: it needs who was seen here, and how bodies are sealed.
+    Cluster(Box<Peers>, BodyCipher),
+}
+
 /// Everything that is read from disk before the first connection.
 struct Prepared {
-    queue: Custody<Directory>,
+    /// Taken once.
+    queue: Option<Keeper>,
     registry: Database,
     signer: ed25519_dalek::SigningKey,
     bridge: Option<ed25519_dalek::SigningKey>,
@@ -386,7 +421,8 @@ struct Prepared {
 impl Prepared {
     fn open(config: &RelayConfig, now_ms: i64) -> Result<Self, RelayError> {
         let dir = &config.data_dir;
-        let signer = keys::load_signing_key(dir, fresh())?;
+        let shared = engine::secret(config);
+        let signer = keys::load_signing_key(dir, shared.as_ref().map_or_else(fresh, engine::signing_seed))?;
         let bridge = config.has_bridge().then(|| keys::load_bridge_key(dir, fresh())).transpose()?;
         let queue_key = keys::load_secret(&dir.join("queue.key"), fresh())?;
         let source_key = keys::load_secret(&dir.join("source.key"), fresh())?;
@@ -414,8 +450,15 @@ impl Prepared {
             .relay_id
             .clone()
             .unwrap_or_else(|| format!("relay-{}", &hex::encode(signer.verifying_key().as_bytes())[..12]));
-        let queue = open_queue(config, BodyCipher::new(&queue_key), durability, now_ms)?;
-        let (last_seq, totals) = (queue.last_seq(), queue.totals());
+        let (queue, last_seq, totals) = if let Some(secret) = &shared {
+            let peers = Box::new(open_peers(dir, durability)?);
+            (Keeper::Cluster(peers, engine::cipher(secret)), 0, QueueTotals::default())
+        } else {
+            let queue = open_queue(config, BodyCipher::new(&queue_key), durability, now_ms)?;
+            let (last_seq, totals) = (queue.last_seq(), queue.totals());
+            (Keeper::Log(Box::new(queue)), last_seq, totals)
+        };
+        let queue = Some(queue);
         // Cursors live for minutes; a restart may end them.
         let cursor_secret = *fresh();
         Ok(Self { queue, registry, signer, bridge, relay_id, source_key, cursor_secret, last_seq, totals })
@@ -434,6 +477,14 @@ impl Prepared {
     }
 }
 
+fn open_peers(dir: &Path, durability: Durability) -> Result<Peers, RelayError> {
+    let connection = rusqlite::Connection::open(dir.join("queue.db")).map_err(DatabaseError::from)?;
+    let synchronous = if durability == Durability::Full { "FULL" } else { "NORMAL" };
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(DatabaseError::from)?;
+    connection.pragma_update(None, "synchronous", synchronous).map_err(DatabaseError::from)?;
+    Ok(Peers::load(connection).map_err(DatabaseError::from)?)
+}
+
 fn open_queue(
     config: &RelayConfig,
     cipher: BodyCipher,
@@ -441,11 +492,7 @@ fn open_queue(
     now_ms: i64,
 ) -> Result<Custody<Directory>, RelayError> {
     let dir = &config.data_dir;
-    let connection = rusqlite::Connection::open(dir.join("queue.db")).map_err(DatabaseError::from)?;
-    let synchronous = if durability == Durability::Full { "FULL" } else { "NORMAL" };
-    connection.pragma_update(None, "journal_mode", "WAL").map_err(DatabaseError::from)?;
-    connection.pragma_update(None, "synchronous", synchronous).map_err(DatabaseError::from)?;
-    let peers = Peers::load(connection).map_err(DatabaseError::from)?;
+    let peers = open_peers(dir, durability)?;
     let log_dir = dir.join("queue");
     let log = JournalRules {
         sync: durability == Durability::Full,

@@ -11,6 +11,8 @@ pub mod peers;
 pub mod queue;
 pub mod record;
 pub mod registry;
+#[cfg(test)]
+mod suite;
 
 pub use body::BodyCipher;
 pub use custody::Custody;
@@ -18,8 +20,8 @@ pub use journal::{JournalError, JournalRules};
 pub use medium::{Directory, Medium, Memory};
 pub use peers::Peers;
 pub use queue::{
-    Accept, Accepted, Departed, Depth, QueueAnswer, QueueFull, QueueLook, QueueOp, QueueRules, QueueTotals,
-    Row, Standing,
+    Accept, Accepted, Departed, Depth, OnlineAgent, QueueAnswer, QueueFull, QueueLook, QueueOp, QueueRules,
+    QueueTotals, Row, Standing,
 };
 pub use registry::{
     Listing, Login, LoginOutcome, LoginRules, Profile, RegistryAnswer, RegistryOp, TierCounts, Visibility,

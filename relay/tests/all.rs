@@ -4,6 +4,8 @@
 mod a2a;
 #[path = "all/client.rs"]
 mod client;
+#[path = "all/cluster.rs"]
+mod cluster;
 #[path = "all/crash.rs"]
 mod crash;
 #[path = "all/delivery.rs"]

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use super::{DurabilityMode, Mode, RelayConfig, Secret};
+use super::{DurabilityMode, EngineKind, Mode, RelayConfig, Secret};
 
 pub(super) struct Key {
     pub(super) name: &'static str,
@@ -31,6 +31,17 @@ macro_rules! flag {
             env: None,
             set: |c, v| { c.$($field).+ = v.parse().map_err(|_| "true or false".to_owned())?; Ok(()) },
             get: |c| c.$($field).+.to_string(),
+        }
+    };
+}
+
+macro_rules! file {
+    ($name:literal, $env:expr, $($field:ident).+) => {
+        Key {
+            name: $name,
+            env: $env,
+            set: |c, v| { c.$($field).+ = v.into(); Ok(()) },
+            get: |c| quoted(&c.$($field).+.to_string_lossy()),
         }
     };
 }
@@ -91,24 +102,8 @@ pub(super) const KEYS: &[Key] = &[
         },
         get: |c| quoted(&c.metrics_listen.map(|address| address.to_string()).unwrap_or_default()),
     },
-    Key {
-        name: "tls.cert",
-        env: None,
-        set: |c, v| {
-            c.tls.cert = v.into();
-            Ok(())
-        },
-        get: |c| quoted(&c.tls.cert.to_string_lossy()),
-    },
-    Key {
-        name: "tls.key",
-        env: None,
-        set: |c, v| {
-            c.tls.key = v.into();
-            Ok(())
-        },
-        get: |c| quoted(&c.tls.key.to_string_lossy()),
-    },
+    file!("tls.cert", None, tls.cert),
+    file!("tls.key", None, tls.key),
     Key {
         name: "public_url",
         env: Some("RELAY_PUBLIC_URL"),
@@ -273,6 +268,51 @@ pub(super) const KEYS: &[Key] = &[
         },
         get: |c| quoted(if c.durability == DurabilityMode::Power { "power" } else { "process" }),
     },
+    Key {
+        name: "engine",
+        env: Some("RELAY_ENGINE"),
+        set: |c, v| {
+            c.engine = match v {
+                "sqlite" => EngineKind::Embedded,
+                "nats" => EngineKind::Nats,
+                _ => return Err("sqlite or nats".into()),
+            };
+            Ok(())
+        },
+        get: |c| quoted(if c.engine == EngineKind::Embedded { "sqlite" } else { "nats" }),
+    },
+    Key {
+        name: "cluster.servers",
+        env: Some("RELAY_CLUSTER_SERVERS"),
+        set: |c, v| {
+            c.cluster.servers = list(v)?;
+            Ok(())
+        },
+        get: |c| format!("[{}]", c.cluster.servers.iter().map(|s| quoted(s)).collect::<Vec<_>>().join(", ")),
+    },
+    Key {
+        name: "cluster.secret",
+        env: Some("RELAY_CLUSTER_SECRET"),
+        set: |c, v| {
+            c.cluster.secret = Some(Secret(v.to_owned())).filter(|_| !v.is_empty());
+            Ok(())
+        },
+        get: |c| quoted("") + if c.cluster.secret.is_some() { " # set, not shown" } else { "" },
+    },
+    file!("cluster.nkey_file", Some("RELAY_CLUSTER_NKEY_FILE"), cluster.nkey_file),
+    file!("cluster.credentials", Some("RELAY_CLUSTER_CREDENTIALS"), cluster.credentials),
+    file!("cluster.ca", Some("RELAY_CLUSTER_CA"), cluster.ca),
+    Key {
+        name: "cluster.replicas",
+        env: Some("RELAY_CLUSTER_REPLICAS"),
+        set: |c, v| {
+            c.cluster.replicas = number(v, 1..=5)?;
+            if c.cluster.replicas % 2 == 1 { Ok(()) } else { Err("1, 3 or 5".into()) }
+        },
+        get: |c| c.cluster.replicas.to_string(),
+    },
+    flag!("cluster.allow_weak", cluster.allow_weak),
+    number!("cluster.stream_bytes", None, cluster.stream_bytes, 1 << 16..=1 << 50),
     Key {
         name: "log.level",
         env: Some("RELAY_LOG"),

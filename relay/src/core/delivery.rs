@@ -53,6 +53,9 @@ impl Core {
         delivery.ready.extend(new);
         delivery.read_to = delivery.ready.back().map_or(delivery.read_to, |row| row.seq);
         delivery.caught_up = !more && !delivery.behind;
+        if delivery.caught_up && delivery.old_to == u64::MAX {
+            delivery.old_to = delivery.read_to;
+        }
         self.pump(id, now_ms);
     }
 
@@ -80,6 +83,14 @@ impl Core {
             delivery.caught_up = false;
             delivery.behind = true;
         }
+    }
+
+    /// Something was stored for a live session that only a read brings in order.
+    pub(super) fn mail_waits(&mut self, id: ConnId, now_ms: i64) {
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
+        delivery.caught_up = false;
+        delivery.behind = true;
+        self.pump(id, now_ms);
     }
 
     /// Writes what may be written now.

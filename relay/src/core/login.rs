@@ -240,7 +240,7 @@ impl Core {
             banned: false,
             siblings: Box::default(),
             device: None,
-            delivery: Delivery { old_to: self.last_seq, ..Delivery::default() },
+            delivery: Delivery { old_to: self.old_to(), ..Delivery::default() },
         };
         let explicit = auth.registry.as_ref().is_some_and(|wish| wish.listed);
         let notice = self.notice(explicit, &session, now_ms);
@@ -256,6 +256,7 @@ impl Core {
         if !there {
             self.came(id, now_ms);
         }
+        self.claim_in_cluster(id);
         self.store_queue(Pending::Quiet, QueueOp::Arrived { recipient: address });
         self.read_backlog(id, now_ms);
         if !self.is_bridge(&address) {
@@ -271,7 +272,7 @@ impl Core {
         }
     }
 
-    fn displace(&mut self, old: ConnId, now_ms: i64) {
+    pub(super) fn displace(&mut self, old: ConnId, now_ms: i64) {
         let reason = "Another device connected with the same identity key";
         self.send(old, ServerFrame::Displaced(reason.to_owned()));
         self.drop_conn(old, close::DISPLACED, "Displaced by new connection", now_ms);

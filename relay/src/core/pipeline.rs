@@ -272,8 +272,8 @@ impl Core {
     }
 
     pub(super) fn accepted(&mut self, message: Submitted, outcome: Accepted, now_ms: i64) {
-        let (reply, first) = match outcome {
-            Accepted::Stored { reply, first } => (reply, first),
+        let (seq, reply, first) = match outcome {
+            Accepted::Stored { seq, reply, first } => (seq, reply, first),
             Accepted::Repeat(standing) => {
                 self.uncount(&message);
                 return self.repeat(message, standing, now_ms);
@@ -290,22 +290,26 @@ impl Core {
         self.totals.recipients += u64::from(first);
         self.keep_counts(&message, reply);
         self.contacted(&message.sender, &message.recipient, reply, now_ms);
-        let Submitted { conn: from, sender, recipient, id, origin, body, seq, at_ms, expires_ms, .. } =
-            message;
+        let Submitted { conn: from, sender, recipient, id, origin, body, at_ms, expires_ms, .. } = message;
         let reader = self.reader(&recipient, is_sealed(&body));
-        self.counters.queued += u64::from(reader.is_none());
+        let there = reader.is_some() || self.remote.contains_key(&recipient);
+        self.counters.queued += u64::from(!there);
         match &origin {
             Origin::V2(send) => {
-                let word = if reader.is_some() { StandingWord::Live } else { StandingWord::Queued };
+                let word = if there { StandingWord::Live } else { StandingWord::Queued };
                 self.accept_send(from, send, expires_ms, AcceptedAs::New(word));
             }
-            Origin::V1 if reader.is_some() => {
+            Origin::V1 if there => {
                 self.awaiting.insert(seq, Awaiting { sender, id: id.clone(), expires_ms });
                 self.patience.push_back((now_ms + PATIENCE_MS, seq));
             }
             Origin::V1 => self.send_ack(sender, queued(&id, expires_ms, now_ms)),
         }
         let Some(conn) = reader else { return };
+        if self.is_clustered() {
+            // Other relays store mail for the same session; only the engine knows the order.
+            return self.mail_waits(conn, now_ms);
+        }
         self.offer(conn, Row { seq, sender, id, body, stored_ms: at_ms, expires_ms }, now_ms);
     }
 

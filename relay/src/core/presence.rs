@@ -13,8 +13,8 @@ use super::conn::{Session, Subscription};
 use super::v2::unsigned;
 use super::{ConnId, Core, Pending, Timer};
 use crate::registry::clean;
-use crate::store::RegistryOp;
 use crate::store::registry::Found;
+use crate::store::{QueueOp, RegistryOp};
 
 /// Milliseconds without a new session before an agent counts as gone.
 const GRACE_MS: i64 = 3_000;
@@ -48,7 +48,7 @@ impl Presences {
 
 /// An agent whose session ended less than three seconds ago.
 pub(super) struct Leaving {
-    at_ms: i64,
+    pub(super) at_ms: i64,
     session: Session,
 }
 
@@ -83,6 +83,9 @@ impl Core {
             self.timers.remove(&(leaving.at_ms, Timer::Offline(address)));
             return;
         }
+        if self.remote.remove(&address).is_some() {
+            return;
+        }
         let Some(session) = self.session(id) else { return };
         let audience = self.audience(session, now_ms);
         let metadata = (*session.metadata).clone();
@@ -98,26 +101,33 @@ impl Core {
 
     pub(super) fn offline_due(&mut self, address: &Fingerprint, now_ms: i64) {
         let Some(Leaving { session, .. }) = self.leaving.remove(address) else { return };
+        if self.is_clustered() {
+            self.store_queue(Pending::Quiet, QueueOp::Offline { address: *address });
+        }
         let audience = self.audience(&session, now_ms);
         self.announce(&audience, session.key, Presence::Offline, None, now_ms);
         self.store_registry(Pending::Quiet, RegistryOp::Left { key: session.key, at_ms: now_ms });
     }
 
-    fn audience(&self, session: &Session, now_ms: i64) -> Vec<ConnId> {
-        let mut audience: Vec<ConnId> =
-            self.presences.named.get(&session.address).cloned().unwrap_or_default();
-        if session.visibility == Visibility::Private {
-            audience.retain(|conn| self.address(*conn).is_some_and(|who| session.siblings.contains(&who)));
-            return audience;
-        }
-        if session.is_open(self.config.aging_ms(), now_ms) {
+    pub(super) fn audience_of(&self, address: &Fingerprint, open: bool) -> Vec<ConnId> {
+        let mut audience: Vec<ConnId> = self.presences.named.get(address).cloned().unwrap_or_default();
+        if open {
             audience.extend(&self.presences.all);
         }
         audience.sort_unstable();
         audience
     }
 
-    fn announce(
+    fn audience(&self, session: &Session, now_ms: i64) -> Vec<ConnId> {
+        if session.visibility == Visibility::Private {
+            let mut siblings = self.audience_of(&session.address, false);
+            siblings.retain(|conn| self.address(*conn).is_some_and(|who| session.siblings.contains(&who)));
+            return siblings;
+        }
+        self.audience_of(&session.address, session.is_open(self.config.aging_ms(), now_ms))
+    }
+
+    pub(super) fn announce(
         &mut self,
         audience: &[ConnId],
         key: [u8; 32],
@@ -180,10 +190,13 @@ impl Core {
         let live = self.conns.values().filter_map(|conn| conn.session());
         let live = live.filter(|session| session.device.as_ref().is_none_or(|device| device.is_active()));
         let more = live
-            .filter(|s| s.is_open(aging, now_ms) && !listed.contains(&s.address) && matches(s, filter))
+            .filter(|s| {
+                s.is_open(aging, now_ms) && !listed.contains(&s.address) && matches(&s.metadata, filter)
+            })
             .take(DISCOVERED.saturating_sub(agents.len()))
             .map(|session| live_entry(session, now_ms));
         agents.extend(more);
+        self.add_remote(&mut agents, &listed, filter, DISCOVERED, now_ms);
         self.send(id, ServerFrame::DiscoverResult(agents));
     }
 
@@ -193,14 +206,15 @@ impl Core {
         let conn = conn.and_then(|conn| self.session(conn));
         let leaving = self.leaving.get(&address).map(|leaving| &leaving.session);
         let session = conn.or(leaving).filter(|session| session.visibility != Visibility::Private);
-        let seen = if session.is_some() { now_ms } else { found.last_seen_ms };
+        let since_ms = session.map(|session| session.since_ms).or_else(|| self.remote_since(&address));
+        let seen = if since_ms.is_some() { now_ms } else { found.last_seen_ms };
         Some(DiscoveredAgent {
             agent_id: address,
             name: found.name.clone(),
             framework: found.framework.clone(),
             capabilities: Some(found.capabilities.clone()),
-            status: if session.is_some() { Presence::Online } else { Presence::Offline },
-            connected_since: session.map(|session| iso_ms(session.since_ms)),
+            status: if since_ms.is_some() { Presence::Online } else { Presence::Offline },
+            connected_since: since_ms.map(iso_ms),
             last_seen: Some(iso_ms(seen)),
             identity_key: Some(encode(&found.key)),
         })
@@ -220,8 +234,7 @@ fn live_entry(session: &Session, now_ms: i64) -> DiscoveredAgent {
     }
 }
 
-fn matches(session: &Session, filter: &DiscoverFilter) -> bool {
-    let metadata = &session.metadata;
+pub(super) fn matches(metadata: &Metadata, filter: &DiscoverFilter) -> bool {
     let has = |tags: &Option<Vec<String>>, wanted: &str| {
         clean::tag(wanted).is_some_and(|wanted| tags.as_ref().is_some_and(|tags| tags.contains(&wanted)))
     };
@@ -235,7 +248,7 @@ fn matches(session: &Session, filter: &DiscoverFilter) -> bool {
     by_name && by_capability && by_framework
 }
 
-fn encode(key: &[u8; 32]) -> String {
+pub(super) fn encode(key: &[u8; 32]) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(key)
 }

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::clock::Clock;
 use super::outbox::Outbox;
 use super::queue::{Group, QueueHandle};
+use crate::cluster::FromEngine;
 use crate::core::{
     self, ConnId, Core, Counters, Effect, Event, Inbound, NumberMap, Outgoing, Snapshot, Source, V2Carrier,
 };
@@ -211,8 +212,13 @@ impl Driver {
                         tracing::error!("the thread of the queue ended: no message can be stored any more");
                         break;
                     };
-                    self.queue_open -= answers.len();
-                    self.report(answers);
+                    match answers {
+                        FromEngine::Answers(answers) => {
+                            self.queue_open -= answers.len();
+                            self.report(answers);
+                        }
+                        FromEngine::Event(event) => self.handle(event),
+                    }
                 }
                 answers = self.registry_lane.finished() => self.report(answers),
                 _ = self.commands.recv_many(&mut commands, COMMANDS), if room && !stopping => {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use super::{Shared, rest};
+use crate::config::EngineKind;
 use crate::core::Snapshot;
 use crate::metrics::{Exposition, Histogram, Reject, bans};
 use crate::store::{QueueAnswer, QueueOp};
@@ -64,7 +65,7 @@ pub(super) async fn report(shared: &Shared) -> Option<Value> {
     }
     let snapshot = shared.driver.snapshot().await?;
     let registry = rest::health(shared, now_ms).await;
-    let ok = snapshot.custody_open && registry.healthy;
+    let ok = snapshot.custody_open && registry.healthy && !shared.weak;
     let mut body = json!({
         "status": if ok { "ok" } else { "degraded" },
         "agents": snapshot.agents,
@@ -87,9 +88,16 @@ pub(super) async fn report(shared: &Shared) -> Option<Value> {
         "uptime": shared.clock.uptime_s(),
     });
     if !snapshot.custody_open {
-        body["reason"] = "the data disk is full: messages are delivered but none is accepted".into();
+        body["reason"] = match shared.config.engine {
+            EngineKind::Embedded => {
+                "the data disk is full: messages are delivered but none is accepted".into()
+            }
+            EngineKind::Nats => "the engine of the cluster takes no writes: no message is accepted".into(),
+        };
     } else if !registry.healthy {
         body["reason"] = "the directory cannot be read or its index is incomplete".into();
+    } else if shared.weak {
+        body["reason"] = "cluster.allow_weak: the engine does not survive what `replicated` promises".into();
     }
     *last = Some((now_ms, body.clone()));
     Some(body)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::driver::Answers;
+use crate::cluster::{self, Engine, FromEngine};
 use crate::store::{Custody, Medium, QueueOp, StoreAnswer};
 
 /// Operations per group.
@@ -22,11 +22,21 @@ const TIDY: Duration = Duration::from_millis(500);
 
 pub(super) type Group = Vec<(u64, QueueOp)>;
 
-/// How the driver reaches the thread.
+/// How the driver reaches what keeps mail.
 pub(super) struct QueueHandle {
-    groups: Option<SyncSender<Group>>,
-    pub(super) answers: mpsc::Receiver<Answers>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    groups: Option<Groups>,
+    pub(super) answers: mpsc::Receiver<FromEngine>,
+    worker: Worker,
+}
+
+enum Groups {
+    Thread(SyncSender<Group>),
+    Task(mpsc::Sender<Group>),
+}
+
+enum Worker {
+    Thread(std::thread::JoinHandle<()>),
+    Task(tokio::task::JoinHandle<()>),
 }
 
 impl QueueHandle {
@@ -42,26 +52,47 @@ impl QueueHandle {
         let thread = std::thread::Builder::new()
             .name("queue".into())
             .spawn(move || run(custody, &receiver, &sender, &bytes))?;
-        Ok(Self { groups: Some(groups), answers, thread: Some(thread) })
+        Ok(Self { groups: Some(Groups::Thread(groups)), answers, worker: Worker::Thread(thread) })
+    }
+
+    /// Starts the task over an engine that several relays share; `answers` is where it answers to.
+    pub(super) fn on_cluster(engine: Arc<Engine>, answers: mpsc::Receiver<FromEngine>) -> Self {
+        let (groups, receiver) = mpsc::channel(WAITING);
+        let worker = Worker::Task(tokio::spawn(cluster::run(engine, receiver)));
+        Self { groups: Some(Groups::Task(groups)), answers, worker }
+    }
+
+    /// A channel for what an engine tells.
+    pub(super) fn channel() -> (mpsc::Sender<FromEngine>, mpsc::Receiver<FromEngine>) {
+        mpsc::channel(2 * WAITING)
     }
 
     /// Hands operations over, unless too many are waiting.
     pub(super) fn submit(&self, ops: &mut Group) {
-        let Some(groups) = &self.groups else { return };
-        if !ops.is_empty()
-            && let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) =
-                groups.try_send(std::mem::take(ops))
-        {
-            *ops = back;
+        if ops.is_empty() {
+            return;
         }
+        let group = std::mem::take(ops);
+        *ops = match &self.groups {
+            None => group,
+            Some(Groups::Thread(groups)) => match groups.try_send(group) {
+                Ok(()) => return,
+                Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => back,
+            },
+            Some(Groups::Task(groups)) => match groups.try_send(group) {
+                Ok(()) => return,
+                Err(error) => error.into_inner(),
+            },
+        };
     }
 
-    /// Ends the thread after what was handed over. Blocks.
+    /// Ends the worker after what was handed over. Blocks.
     pub(super) fn stop(mut self) {
         self.groups = None;
         self.answers.close();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        match self.worker {
+            Worker::Thread(thread) => drop(thread.join()),
+            Worker::Task(task) => drop(tokio::runtime::Handle::current().block_on(task)),
         }
     }
 }
@@ -69,7 +100,7 @@ impl QueueHandle {
 fn run<M: Medium>(
     mut custody: Custody<M>,
     groups: &Receiver<Group>,
-    answers: &mpsc::Sender<Answers>,
+    answers: &mpsc::Sender<FromEngine>,
     bytes: &AtomicU64,
 ) {
     let mut waiting: VecDeque<(u64, QueueOp)> = VecDeque::new();
@@ -100,7 +131,7 @@ fn run<M: Medium>(
             let tickets = group.drain(..).map(|(ticket, _)| ticket);
             let done =
                 tickets.zip(done).map(|(ticket, done)| (ticket, done.map(StoreAnswer::Queue))).collect();
-            if answers.blocking_send(done).is_err() {
+            if answers.blocking_send(FromEngine::Answers(done)).is_err() {
                 break;
             }
         }

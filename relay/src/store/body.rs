@@ -34,7 +34,7 @@ impl BodyCipher {
     }
 
     /// Appends nonce, ciphertext and tag of `body`; what stands in `out` from `header` on is authenticated with it.
-    pub(super) fn seal(&self, header: usize, body: &[u8], out: &mut Vec<u8>) {
+    pub(crate) fn seal(&self, header: usize, body: &[u8], out: &mut Vec<u8>) {
         let mut nonce = [0; NONCE];
         rand::rng().fill_bytes(&mut nonce);
         let end_of_header = out.len();
@@ -49,7 +49,7 @@ impl BodyCipher {
     }
 
     /// The body, unless it or the header was changed.
-    pub(super) fn open(&self, header: &[u8], stored: &[u8]) -> Option<Vec<u8>> {
+    pub(crate) fn open(&self, header: &[u8], stored: &[u8]) -> Option<Vec<u8>> {
         let (nonce, rest) = stored.split_first_chunk::<NONCE>()?;
         let length = rest.len().checked_sub(TAG)?;
         let mut body = rest.to_vec();

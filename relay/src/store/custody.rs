@@ -218,7 +218,9 @@ impl<M: Medium> Custody<M> {
                 let seqs = self.index.waiting(recipient, *limit as usize);
                 self.settle(recipient, seqs.into_iter(), *now_ms, false).map(QueueAnswer::Dropped)
             }
-            QueueOp::Look { .. } | QueueOp::Backlog { .. } => Ok(QueueAnswer::Done),
+            QueueOp::Look { .. } | QueueOp::Backlog { .. } | QueueOp::Online(_) | QueueOp::Offline { .. } => {
+                Ok(QueueAnswer::Done)
+            }
         }
     }
 
@@ -311,7 +313,7 @@ impl<M: Medium> Custody<M> {
         self.last_seq = self.last_seq.max(mail.seq);
         self.undo.push(Undo::Accepted(key, mail));
         self.peers.wrote(*sender, *recipient, *now_ms);
-        Ok(Accepted::Stored { reply, first })
+        Ok(Accepted::Stored { seq: message.seq, reply, first })
     }
 
     fn overflow(&self, message: &Accept, correspondent: bool, size: u64) -> Option<QueueFull> {

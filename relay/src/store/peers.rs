@@ -86,11 +86,13 @@ impl Peers {
         Ok(peers)
     }
 
-    /// An agent logged in.
-    pub fn arrived(&mut self, who: Fingerprint) {
-        if self.known.insert(self.hasher.hash_one(who)) {
+    /// An agent logged in. Returns whether that is news.
+    pub fn arrived(&mut self, who: Fingerprint) -> bool {
+        let new = self.known.insert(self.hasher.hash_one(who));
+        if new {
             self.dirty.push(Note::Known(who));
         }
+        new
     }
 
     /// Whether it ever logged in.
@@ -98,13 +100,15 @@ impl Peers {
         self.known.contains(&self.hasher.hash_one(who))
     }
 
-    /// `owner` wrote to `peer`, who is its correspondent from now on.
-    pub fn wrote(&mut self, owner: Fingerprint, peer: Fingerprint, now_ms: i64) {
+    /// `owner` wrote to `peer`, who is its correspondent from now on. Returns whether that is noted anew.
+    pub fn wrote(&mut self, owner: Fingerprint, peer: Fingerprint, now_ms: i64) -> bool {
         let at = self.wrote.entry(self.hasher.hash_one((owner, peer))).or_default();
-        if i64::from(*at) + NOTED_FOR_S <= now_ms.div_euclid(1000) {
+        let note = i64::from(*at) + NOTED_FOR_S <= now_ms.div_euclid(1000);
+        if note {
             *at = seconds(now_ms);
             self.dirty.push(Note::Wrote { owner, peer, at_ms: now_ms });
         }
+        note
     }
 
     /// Whether `owner` wrote to `peer` in the last 30 days.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use threadline::v1::frames::{Metadata, Visibility};
 use threadline::{Fingerprint, MessageId};
 
 /// Limits of custody (`relay.md` §7.2).
@@ -66,6 +68,8 @@ pub enum QueueFull {
 pub enum Accepted {
     /// Stored.
     Stored {
+        /// The number under which it is read and confirmed.
+        seq: u64,
         /// Whether the recipient wrote to the sender in the last 30 days.
         reply: bool,
         /// Whether nothing else was waiting for the recipient.
@@ -111,6 +115,25 @@ pub struct Departed {
     pub last: bool,
 }
 
+/// An agent with a session, as other relays of a cluster hear of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnlineAgent {
+    /// Its key.
+    pub key: [u8; 32],
+    /// Its address.
+    pub address: Fingerprint,
+    /// Who may know that it is there.
+    pub visibility: Visibility,
+    /// Whether it is in the directory.
+    pub listed: bool,
+    /// When it was first here, in Unix milliseconds.
+    pub first_seen_ms: i64,
+    /// Since when it is there, in Unix milliseconds.
+    pub since_ms: i64,
+    /// What it tells about itself.
+    pub metadata: Metadata,
+}
+
 /// Operations on the queue.
 #[derive(Debug, Clone)]
 pub enum QueueOp {
@@ -133,6 +156,13 @@ pub enum QueueOp {
     Arrived {
         /// Its address.
         recipient: Fingerprint,
+    },
+    /// A session began. Only of interest to an engine that several relays share.
+    Online(Box<OnlineAgent>),
+    /// A session ended and nobody followed. Only of interest to an engine that several relays share.
+    Offline {
+        /// Whose.
+        address: Fingerprint,
     },
     /// Reads waiting messages in order of acceptance.
     Backlog {
@@ -187,6 +217,21 @@ impl QueueOp {
         if let Self::Accept(message) = self { message.body.len() } else { 0 }
     }
 
+    /// Whose mail the operation is about; operations on the mail of one recipient keep their order.
+    pub fn mailbox(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Accept(message) => Some(message.recipient),
+            Self::Online(agent) => Some(agent.address),
+            Self::Offline { address } => Some(*address),
+            Self::Standing { recipient, .. }
+            | Self::Arrived { recipient }
+            | Self::Backlog { recipient, .. }
+            | Self::Confirm { recipient, .. }
+            | Self::Drop { recipient, .. } => Some(*recipient),
+            Self::Expire { .. } | Self::Look { .. } => None,
+        }
+    }
+
     /// Whether the operation only reads and may overtake writes, so that it works on a full disk.
     pub fn is_read(&self) -> bool {
         matches!(self, Self::Backlog { .. } | Self::Look { .. })
@@ -205,7 +250,7 @@ pub enum QueueAnswer {
         /// Whether the recipient wrote to the sender in the last 30 days.
         reply: bool,
     },
-    /// To [`QueueOp::Arrived`].
+    /// To [`QueueOp::Arrived`], [`QueueOp::Online`] and [`QueueOp::Offline`].
     Done,
     /// To [`QueueOp::Backlog`].
     Backlog {

@@ -37,7 +37,7 @@ pub(crate) fn envelope(from: u8, to: u8, id: &str, payload: &str) -> Value {
 impl Client {
     pub(crate) async fn connect(at: SocketAddr, n: u8) -> Self {
         let url = format!("ws://{at}/v1/connect");
-        let (socket, _) = tokio_tungstenite::connect_async(url).await.expect("connects");
+        let (socket, _) = Box::pin(tokio_tungstenite::connect_async(url)).await.expect("connects");
         Self { socket, n, answers_pings: true, login: Value::Null }
     }
 

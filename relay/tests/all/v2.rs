@@ -141,7 +141,7 @@ async fn open(at: SocketAddr) -> Socket {
     let mut request = format!("ws://{at}/v2/connect").into_client_request().expect("a URL");
     let protocol = HeaderValue::from_static("threadline.2.msgpack");
     request.headers_mut().insert("sec-websocket-protocol", protocol);
-    let (socket, answer) = tokio_tungstenite::connect_async(request).await.expect("connects");
+    let (socket, answer) = Box::pin(tokio_tungstenite::connect_async(request)).await.expect("connects");
     assert_eq!(answer.headers()["sec-websocket-protocol"], "threadline.2.msgpack");
     socket
 }

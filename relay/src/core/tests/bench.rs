@@ -8,15 +8,24 @@ use serde_json::{Value, json};
 use threadline::identity::{Identity, LoginNonce};
 use threadline::v1::frames::{Auth, ClientFrame, Metadata, RegistryWish, Visibility};
 
-use crate::config::RelayConfig;
+use crate::cluster::bench::Keeper;
+use crate::config::{EngineKind, RelayConfig};
 use crate::core::{ConnId, Core, Effect, Event, Inbound, Source, Start};
-use crate::store::{QueueRules, QueueTotals, Store};
+use crate::store::{QueueRules, QueueTotals, Store, StoreAnswer, StoreOp};
 
 pub(super) const NOW: i64 = 1_768_478_400_000;
+
+/// What keeps mail.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum On {
+    Log,
+    Nats,
+}
 
 pub(super) struct Bench {
     pub(super) core: Core,
     pub(super) store: Store,
+    cluster: Option<Keeper>,
     pub(super) now: i64,
     config: Arc<RelayConfig>,
     got: HashMap<ConnId, Vec<Value>>,
@@ -51,7 +60,11 @@ impl Bench {
     }
 
     pub(super) fn generous_with(change: impl FnOnce(&mut RelayConfig)) -> Self {
-        Self::with(|config| {
+        Self::generous_on(On::Log, change)
+    }
+
+    pub(super) fn generous_on(on: On, change: impl FnOnce(&mut RelayConfig)) -> Self {
+        Self::on(on, |config| {
             config.sybil.tiers = false;
             config.sybil.aging_s = 0;
             config.limits.per_source = false;
@@ -67,14 +80,24 @@ impl Bench {
     }
 
     pub(super) fn with(change: impl FnOnce(&mut RelayConfig)) -> Self {
+        Self::on(On::Log, change)
+    }
+
+    pub(super) fn on(on: On, change: impl FnOnce(&mut RelayConfig)) -> Self {
         let mut config = RelayConfig::default();
         change(&mut config);
+        let rules = QueueRules { queue: config.queue.clone() };
+        let cluster = (on == On::Nats).then(|| Keeper::new(rules));
+        if cluster.is_some() {
+            config.engine = EngineKind::Nats;
+        }
         let store = Store::in_memory(QueueRules { queue: config.queue.clone() }).expect("store");
         let config = Arc::new(config);
         let core = start(&config, &store, NOW);
         Self {
             core,
             store,
+            cluster,
             now: NOW,
             config,
             got: HashMap::new(),
@@ -107,8 +130,13 @@ impl Bench {
                     self.closes.insert(conn, code);
                 }
                 Effect::Store { ticket, op } => {
-                    let answer =
-                        if self.broken { Err(crate::store::StoreFailed) } else { self.store.apply(&op) };
+                    let answer = match (&op, &mut self.cluster) {
+                        _ if self.broken => Err(crate::store::StoreFailed),
+                        (StoreOp::Queue(op), Some(cluster)) => {
+                            cluster.apply(std::slice::from_ref(op)).remove(0).map(StoreAnswer::Queue)
+                        }
+                        _ => self.store.apply(&op),
+                    };
                     self.core.handle(Event::Stored { ticket, answer }, self.now);
                 }
             }
@@ -201,7 +229,7 @@ impl Bench {
     }
 
     pub(super) fn totals(&self) -> QueueTotals {
-        self.store.totals()
+        self.cluster.as_ref().map_or_else(|| self.store.totals(), Keeper::totals)
     }
 }
 

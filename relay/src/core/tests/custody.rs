@@ -5,16 +5,15 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::bench::{Bench, envelope};
+use super::bench::{Bench, On, envelope};
 use crate::core::{ConnId, Event};
 
 fn status(ack: &Value) -> &str {
     ack["status"].as_str().unwrap_or("none")
 }
 
-#[test]
-fn an_absent_recipient_gets_it_later_and_the_sender_hears_of_both() {
-    let mut bench = Bench::generous();
+fn an_absent_recipient_gets_it_later_and_the_sender_hears_of_both(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let sender = bench.log_in(1);
     let ack = bench.send_and_hear(sender, 1, 2, "m1");
     assert_eq!(ack, json!({"type": "ack", "messageId": "m1", "status": "queued", "ttl": 86400}));
@@ -26,9 +25,8 @@ fn an_absent_recipient_gets_it_later_and_the_sender_hears_of_both() {
     assert_eq!(bench.totals().messages, 0);
 }
 
-#[test]
-fn the_first_answer_is_delivered_only_within_two_seconds() {
-    let mut bench = Bench::generous();
+fn the_first_answer_is_delivered_only_within_two_seconds(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let (sender, recipient) = (bench.log_in(1), bench.log_in(2));
     assert_eq!(bench.send_and_hear(sender, 1, 2, "fast"), Value::Null, "not before it is confirmed");
     bench.ack(recipient, "fast");
@@ -42,9 +40,8 @@ fn the_first_answer_is_delivered_only_within_two_seconds() {
     assert_eq!(status(&bench.got_only(sender, "ack")[0]), "delivered");
 }
 
-#[test]
-fn a_pong_without_timestamp_confirms_what_was_written_before_its_ping() {
-    let mut bench = Bench::generous();
+fn a_pong_without_timestamp_confirms_what_was_written_before_its_ping(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let (sender, recipient) = (bench.log_in(1), bench.log_in(2));
     bench.send(sender, 1, 2, "before");
     bench.pass(200);
@@ -59,9 +56,8 @@ fn a_pong_without_timestamp_confirms_what_was_written_before_its_ping() {
     assert_eq!(bench.totals().messages, 1, "an unasked pong proves nothing");
 }
 
-#[test]
-fn without_a_pong_for_twenty_seconds_it_is_sent_again() {
-    let mut bench = Bench::generous();
+fn without_a_pong_for_twenty_seconds_it_is_sent_again(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let (sender, recipient) = (bench.log_in(1), bench.log_in(2));
     bench.send(sender, 1, 2, "m1");
     assert_eq!(bench.message_ids(recipient), ["m1"]);
@@ -73,9 +69,8 @@ fn without_a_pong_for_twenty_seconds_it_is_sent_again() {
     assert_eq!(bench.totals().messages, 0, "the late pong confirms the first copy");
 }
 
-#[test]
-fn a_repeat_gets_its_answer_again_and_other_bytes_are_refused() {
-    let mut bench = Bench::generous();
+fn a_repeat_gets_its_answer_again_and_other_bytes_are_refused(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let sender = bench.log_in(1);
     bench.send_and_hear(sender, 1, 2, "m1");
     assert_eq!(status(&bench.send_and_hear(sender, 1, 2, "m1")), "queued");
@@ -92,9 +87,8 @@ fn a_repeat_gets_its_answer_again_and_other_bytes_are_refused() {
     assert!(bench.message_ids(recipient).len() == 1, "delivered once");
 }
 
-#[test]
-fn at_most_thirty_two_are_on_their_way() {
-    let mut bench = Bench::generous();
+fn at_most_thirty_two_are_on_their_way(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let sender = bench.log_in(1);
     for n in 0..100 {
         bench.send(sender, 1, 2, &format!("m{n:03}"));
@@ -111,9 +105,8 @@ fn at_most_thirty_two_are_on_their_way() {
     assert_eq!(order, expected, "in the order of acceptance");
 }
 
-#[test]
-fn five_hundred_queued_are_all_offered_within_three_seconds() {
-    let mut bench = Bench::generous();
+fn five_hundred_queued_are_all_offered_within_three_seconds(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let sender = bench.log_in(1);
     for n in 0..500 {
         bench.send(sender, 1, 2, &format!("m{n}"));
@@ -132,9 +125,8 @@ fn five_hundred_queued_are_all_offered_within_three_seconds() {
     assert!(bench.now - start > 1_900, "at most 200 a second");
 }
 
-#[test]
-fn storage_that_fails_accepts_nothing_and_counts_nothing() {
-    let mut bench = Bench::with(|config| {
+fn storage_that_fails_accepts_nothing_and_counts_nothing(on: On) {
+    let mut bench = Bench::on(on, |config| {
         config.sybil.tiers = false;
         config.limits.messages_per_minute = 1;
     });
@@ -149,9 +141,8 @@ fn storage_that_fails_accepts_nothing_and_counts_nothing() {
     assert_eq!(bench.send_and_hear(sender, 1, 2, "m2")["reason"], "Relay storage unavailable");
 }
 
-#[test]
-fn a_confirmation_that_cannot_be_stored_is_tried_again() {
-    let mut bench = Bench::generous();
+fn a_confirmation_that_cannot_be_stored_is_tried_again(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let (sender, recipient) = (bench.log_in(1), bench.log_in(2));
     bench.send(sender, 1, 2, "m1");
     bench.broken = true;
@@ -162,9 +153,8 @@ fn a_confirmation_that_cannot_be_stored_is_tried_again() {
     assert_eq!(status(&bench.got_only(sender, "ack")[0]), "delivered");
 }
 
-#[test]
-fn what_expires_is_told_to_its_sender() {
-    let mut bench = Bench::generous();
+fn what_expires_is_told_to_its_sender(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let sender = bench.log_in(1);
     bench.send(sender, 1, 2, "m1");
     bench.got(sender);
@@ -179,9 +169,8 @@ fn what_expires_is_told_to_its_sender() {
     assert_eq!(bench.totals().messages, 0);
 }
 
-#[test]
-fn flat_frames_of_other_clients_become_envelopes() {
-    let mut bench = Bench::generous();
+fn flat_frames_of_other_clients_become_envelopes(on: On) {
+    let mut bench = Bench::generous_on(on, |_| {});
     let (sender, recipient) = (bench.log_in(1), bench.log_in(2));
     let to = super::bench::address(2);
     bench.frame(sender, &json!({"type": "message", "to": to, "text": "hi"}));
@@ -290,51 +279,79 @@ impl World {
     }
 }
 
+/// Whatever happens: what a sender was promised reaches the recipient's socket, first copies in order.
+fn check_promises(bench: Bench, steps: Vec<Step>) {
+    let mut world =
+        World { bench, online: BTreeMap::new(), promised: BTreeMap::new(), seen: BTreeMap::new(), sent: 0 };
+    for step in steps {
+        world.run(step);
+    }
+    world.run(Step::Break { broken: false });
+    for who in 1..4 {
+        world.run(Step::Leave { who });
+        world.run(Step::Come { who });
+    }
+    for _ in 0..40 {
+        for who in 1..4 {
+            world.run(Step::Pong { who });
+        }
+        world.run(Step::Pass { ms: 1_000 });
+    }
+    for ((from, to), ids) in &world.promised {
+        let sender = super::bench::address(*from);
+        let mut seen: Vec<&String> = Vec::new();
+        for (s, id) in world.seen.get(to).into_iter().flatten().filter(|(s, _)| *s == sender) {
+            let _ = s;
+            if !seen.contains(&id) {
+                seen.push(id);
+            }
+        }
+        for id in ids {
+            assert!(seen.contains(&id), "{id} was promised and lost");
+        }
+        let numbers: Vec<u32> = seen.iter().filter_map(|id| id.rsplit('-').next()?.parse().ok()).collect();
+        assert!(numbers.is_sorted(), "first copies out of order: {numbers:?}");
+    }
+    assert_eq!(world.bench.totals().messages, 0, "nothing is left behind");
+    let now = world.bench.now;
+    assert_eq!(world.bench.core.snapshot(now).queue, world.bench.totals());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-
-    /// Whatever happens: what a sender was promised reaches the recipient's socket, first copies in order.
     #[test]
     fn every_promise_is_kept(steps in proptest::collection::vec(step(), 1..120)) {
-        let mut world = World {
-            bench: Bench::generous(),
-            online: BTreeMap::new(),
-            promised: BTreeMap::new(),
-            seen: BTreeMap::new(),
-            sent: 0,
-        };
-        for step in steps {
-            world.run(step);
-        }
-        world.run(Step::Break { broken: false });
-        for who in 1..4 {
-            world.run(Step::Leave { who });
-            world.run(Step::Come { who });
-        }
-        for _ in 0..40 {
-            for who in 1..4 {
-                world.run(Step::Pong { who });
-            }
-            world.run(Step::Pass { ms: 1_000 });
-        }
-        for ((from, to), ids) in &world.promised {
-            let sender = super::bench::address(*from);
-            let mut seen: Vec<&String> = Vec::new();
-            for (s, id) in world.seen.get(to).into_iter().flatten().filter(|(s, _)| *s == sender) {
-                let _ = s;
-                if !seen.contains(&id) {
-                    seen.push(id);
-                }
-            }
-            for id in ids {
-                prop_assert!(seen.contains(&id), "{id} was promised and lost");
-            }
-            let numbers: Vec<u32> =
-                seen.iter().filter_map(|id| id.rsplit('-').next()?.parse().ok()).collect();
-            prop_assert!(numbers.is_sorted(), "first copies out of order: {numbers:?}");
-        }
-        prop_assert_eq!(world.bench.totals().messages, 0, "nothing is left behind");
-        let now = world.bench.now;
-        prop_assert_eq!(world.bench.core.snapshot(now).queue, world.bench.totals());
+        check_promises(Bench::generous(), steps);
     }
 }
+
+macro_rules! on_every_engine {
+    ($($test:ident),* $(,)?) => {
+        mod log {
+            $(#[test]
+            fn $test() {
+                super::$test(super::On::Log);
+            })*
+        }
+        mod nats {
+            $(#[test]
+            fn $test() {
+                super::$test(super::On::Nats);
+            })*
+        }
+    };
+}
+
+on_every_engine!(
+    an_absent_recipient_gets_it_later_and_the_sender_hears_of_both,
+    the_first_answer_is_delivered_only_within_two_seconds,
+    a_pong_without_timestamp_confirms_what_was_written_before_its_ping,
+    without_a_pong_for_twenty_seconds_it_is_sent_again,
+    a_repeat_gets_its_answer_again_and_other_bytes_are_refused,
+    at_most_thirty_two_are_on_their_way,
+    five_hundred_queued_are_all_offered_within_three_seconds,
+    storage_that_fails_accepts_nothing_and_counts_nothing,
+    a_confirmation_that_cannot_be_stored_is_tried_again,
+    what_expires_is_told_to_its_sender,
+    flat_frames_of_other_clients_become_envelopes,
+);

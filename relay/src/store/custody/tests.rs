@@ -130,16 +130,9 @@ fn stored(outcome: Accepted) -> bool {
 }
 
 #[test]
-fn a_repeat_gets_the_answer_it_had_and_other_bytes_are_refused() {
+fn a_confirmed_message_is_remembered_for_five_minutes_and_over_restarts() {
     let mut bench = Bench::new();
     assert!(stored(bench.send(1, 2, "a")));
-    for _ in 0..2 {
-        let queued = Accepted::Repeat(Standing::Queued { seq: 1, expires_ms: NOW + 1000 });
-        assert_eq!(bench.send(1, 2, "a"), queued);
-        assert_eq!(bench.send_body(1, 2, "a", "{   }"), Accepted::Repeat(Standing::OtherBytes));
-        bench.restart();
-    }
-    assert!(stored(bench.send(1, 3, "a")), "ids are per pair");
     assert_eq!(bench.confirm(2, &[1, 1, 99]), 1);
     for _ in 0..2 {
         assert_eq!(bench.send(1, 2, "a"), Accepted::Repeat(Standing::Delivered));
@@ -148,110 +141,6 @@ fn a_repeat_gets_the_answer_it_had_and_other_bytes_are_refused() {
     }
     bench.run(&QueueOp::Expire { now_ms: NOW + RECENT_MS, limit: 10 });
     assert!(stored(bench.send(1, 2, "a")), "forgotten after five minutes");
-}
-
-#[test]
-fn a_stranger_has_ten_and_all_strangers_share_a_hundred() {
-    let mut bench = Bench::new();
-    bench.arrive(200);
-    for n in 0..10 {
-        assert!(matches!(bench.send(1, 200, &format!("m{n}")), Accepted::Stored { .. }));
-    }
-    assert_eq!(bench.send(1, 200, "m10"), Accepted::Full(QueueFull::Recipient));
-    for sender in 2..=10 {
-        for n in 0..10 {
-            assert!(matches!(bench.send(sender, 200, &format!("m{n}")), Accepted::Stored { .. }));
-        }
-    }
-    assert_eq!(
-        bench.send(11, 200, "m0"),
-        Accepted::Full(QueueFull::Recipient),
-        "strangers' share is used up"
-    );
-    bench.arrive(50);
-    assert!(stored(bench.send(200, 50, "hello")));
-    bench.tidy();
-    bench.restart();
-    for n in 0..100 {
-        let outcome = bench.send(50, 200, &format!("m{n}"));
-        assert!(matches!(outcome, Accepted::Stored { reply: true, .. }), "{n}");
-    }
-    assert_eq!(bench.send(50, 200, "m100"), Accepted::Full(QueueFull::Sender));
-}
-
-#[test]
-fn a_recipient_never_seen_gets_twenty() {
-    let mut bench = Bench::new();
-    for sender in 1..=2 {
-        for n in 0..10 {
-            assert!(matches!(bench.send(sender, 9, &format!("m{n}")), Accepted::Stored { .. }));
-        }
-    }
-    assert_eq!(bench.send(3, 9, "m"), Accepted::Full(QueueFull::Recipient));
-    bench.arrive(9);
-    assert!(matches!(bench.send(3, 9, "m"), Accepted::Stored { .. }));
-}
-
-#[test]
-fn bytes_are_counted_and_given_back() {
-    let mut bench = Bench::new();
-    bench.rules.queue.bytes_per_recipient = 10;
-    bench.restart();
-    assert!(matches!(bench.send_body(1, 2, "a", "123456"), Accepted::Stored { .. }));
-    assert_eq!(bench.send_body(1, 2, "b", "12345"), Accepted::Full(QueueFull::Bytes));
-    assert_eq!(bench.custody.totals(), QueueTotals { recipients: 1, messages: 1, bytes: 6 });
-    assert_eq!(bench.confirm(2, &[1]), 1);
-    assert_eq!(bench.custody.totals(), QueueTotals::default());
-    assert!(matches!(bench.send_body(1, 2, "b", "12345"), Accepted::Stored { .. }));
-}
-
-#[test]
-fn the_backlog_comes_in_order_and_in_portions() {
-    let mut bench = Bench::new();
-    for n in 0..5 {
-        bench.send(n, 9, "a");
-    }
-    let mut read = |after, limit, bytes| {
-        let (rows, more) = bench.read(9, after, limit, bytes);
-        (rows.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), more)
-    };
-    assert_eq!(read(0, 3, 1000), (vec![1, 2, 3], true));
-    assert_eq!(read(3, 3, 1000), (vec![4, 5], false));
-    assert_eq!(read(0, 9, 1), (vec![1], true), "one message passes whatever its size");
-}
-
-#[test]
-fn expired_messages_are_reported_once() {
-    let mut bench = Bench::new();
-    bench.send(1, 2, "a");
-    bench.send(1, 2, "b");
-    let mut sweep = |now_ms, limit| {
-        let QueueAnswer::Expired(list) = bench.run(&QueueOp::Expire { now_ms, limit }) else {
-            panic!("expire")
-        };
-        list.len()
-    };
-    assert_eq!(sweep(NOW + 999, 10), 0);
-    assert_eq!(sweep(NOW + 1000, 1), 1);
-    assert_eq!(sweep(NOW + 1000, 10), 1);
-    assert_eq!(sweep(NOW + 1000, 10), 0);
-    assert_eq!(bench.custody.totals(), QueueTotals::default());
-    bench.restart();
-    assert_eq!(bench.custody.totals(), QueueTotals::default());
-}
-
-#[test]
-fn one_group_decides_in_order() {
-    let mut bench = Bench::new();
-    let (first, again) = (bench.message(1, 2, "a", "{}"), bench.message(1, 2, "a", "{}"));
-    let confirm = QueueOp::Confirm { recipient: addr(2), seqs: vec![1], now_ms: NOW };
-    let late = bench.message(1, 2, "a", "{}");
-    let answers = bench.custody.apply([first, again, confirm, late].iter());
-    let texts: Vec<String> = answers.iter().map(|answer| format!("{answer:?}")).collect();
-    assert!(texts[0].contains("Stored"), "{texts:?}");
-    assert!(texts[1].contains("Queued { seq: 1"), "{texts:?}");
-    assert!(texts[2].contains("Departed"), "{texts:?}");
-    assert!(texts[3].contains("Repeat(Delivered)"), "{texts:?}");
 }
 
 #[test]

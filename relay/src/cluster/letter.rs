@@ -1,0 +1,161 @@
+//! A message as it lies in a mail stream: who and when in headers, the sealed body behind them.
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::message::StreamMessage;
+use threadline::{Fingerprint, MessageId};
+
+use super::layout;
+use crate::store::{Accept, BodyCipher};
+
+const ID: &str = "Nats-Msg-Id";
+const EXPIRES: &str = "Tl-Exp";
+const FORMAT: &str = "Tl-Fmt";
+const STORED: &str = "Tl-At";
+const SIZE: &str = "Tl-Size";
+const STRANGER: &str = "Tl-Stranger";
+
+/// A message without its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Who shall get it.
+    pub recipient: Fingerprint,
+    /// Who sent it.
+    pub sender: Fingerprint,
+    /// Its id.
+    pub id: MessageId,
+    /// First bytes of the SHA-256 of its envelope.
+    pub content: u64,
+    /// Bytes of its envelope.
+    pub size: u32,
+    /// Whether the sender was no correspondent of the recipient.
+    pub stranger: bool,
+    /// When it was stored, in Unix milliseconds.
+    pub stored_ms: i64,
+    /// When it is given up, in Unix milliseconds.
+    pub expires_ms: i64,
+}
+
+/// What is compared of a hash.
+pub(super) fn content_of(hash: &[u8; 32]) -> u64 {
+    hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+impl Letter {
+    /// Of a message that is to be stored.
+    pub fn of(message: &Accept, stranger: bool) -> Self {
+        Self {
+            recipient: message.recipient,
+            sender: message.sender,
+            id: message.id.clone(),
+            content: content_of(&message.hash),
+            size: u32::try_from(message.body.len()).unwrap_or(u32::MAX),
+            stranger,
+            stored_ms: message.now_ms,
+            expires_ms: message.expires_ms,
+        }
+    }
+
+    /// Under this id the engine stores it once. Other bytes have another.
+    fn once_id(&self) -> String {
+        format!("{}:{}:{}:{:016x}", self.sender, self.recipient, self.id, self.content)
+    }
+
+    /// What the seal of the body vouches for.
+    fn sealed_head(&self) -> String {
+        let stranger = u8::from(self.stranger);
+        format!("{} {} {} {stranger} {}\0", self.once_id(), self.expires_ms, self.stored_ms, self.size)
+    }
+
+    /// Headers and payload of the stored form.
+    pub fn write(&self, body: &[u8], cipher: &BodyCipher) -> (HeaderMap, Vec<u8>) {
+        let mut headers = HeaderMap::new();
+        headers.insert(ID, self.once_id());
+        headers.insert(EXPIRES, self.expires_ms.to_string());
+        headers.insert(FORMAT, "1");
+        headers.insert(STORED, self.stored_ms.to_string());
+        headers.insert(SIZE, self.size.to_string());
+        headers.insert(STRANGER, if self.stranger { "1" } else { "0" });
+        let head = self.sealed_head();
+        let mut payload = head.clone().into_bytes();
+        cipher.seal(0, body, &mut payload);
+        payload.drain(..head.len());
+        (headers, payload)
+    }
+
+    /// Reads the headers of a stored message. `None`: it is none of ours.
+    pub fn read(stored: &StreamMessage) -> Option<Self> {
+        Self::parse(&stored.subject, |name| Some(stored.headers.get(name)?.as_str()))
+    }
+
+    /// Reads subject and headers.
+    pub fn parse<'a>(subject: &str, header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+        let (recipient, sender) = layout::parties(subject)?;
+        let rest = header(ID)?.strip_prefix(&format!("{sender}:{recipient}:"))?;
+        let (id, content) = rest.rsplit_once(':')?;
+        (content.len() == 16 && header(FORMAT)? == "1").then_some(())?;
+        let letter = Self {
+            recipient,
+            sender,
+            id: id.parse().ok()?,
+            content: u64::from_str_radix(content, 16).ok()?,
+            size: header(SIZE)?.parse().ok()?,
+            stranger: header(STRANGER)? == "1",
+            stored_ms: header(STORED)?.parse().ok()?,
+            expires_ms: header(EXPIRES)?.parse().ok()?,
+        };
+        Some(letter)
+    }
+
+    /// The envelope, unless anything of the message was changed.
+    pub fn open(&self, payload: &[u8], cipher: &BodyCipher) -> Option<Vec<u8>> {
+        let body = cipher.open(self.sealed_head().as_bytes(), payload)?;
+        (body.len() == self.size as usize).then_some(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn accept(id: &str, body: &str) -> Accept {
+        Accept {
+            seq: 0,
+            sender: Fingerprint::from_bytes([1; 16]),
+            recipient: Fingerprint::from_bytes([2; 16]),
+            id: id.parse().expect("id"),
+            hash: [7; 32],
+            body: body.as_bytes().into(),
+            now_ms: 5,
+            expires_ms: 6,
+        }
+    }
+
+    #[test]
+    fn a_body_opens_only_behind_its_own_headers() {
+        let cipher = BodyCipher::new(&[1; 32]);
+        let letter = Letter::of(&accept("a:b-c", "hello"), true);
+        let (headers, payload) = letter.write(b"hello", &cipher);
+        let subject = layout::mail_subject(&letter.recipient, &letter.sender);
+        let read = Letter::parse(&subject, |name| Some(headers.get(name)?.as_str())).expect("reads");
+        assert_eq!(read, letter);
+        assert_eq!(read.open(&payload, &cipher).as_deref(), Some(&b"hello"[..]));
+        assert!(!payload.windows(5).any(|bytes| bytes == b"hello"));
+        let later = Letter { expires_ms: 7, ..letter.clone() };
+        assert_eq!(later.open(&payload, &cipher), None, "nobody prolongs a life");
+        let other = Letter { sender: letter.recipient, ..letter };
+        assert_eq!(other.open(&payload, &cipher), None);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_headers_are_read_without_panic(subject in ".{0,90}", values in proptest::collection::vec(".{0,40}", 6)) {
+            let names = [ID, EXPIRES, FORMAT, STORED, SIZE, STRANGER];
+            let header = |name: &str| names.iter().position(|n| *n == name).map(|at| values[at].as_str());
+            prop_assert_eq!(Letter::parse(&subject, header), None);
+            let subject = layout::mail_subject(&Fingerprint::from_bytes([1; 16]), &Fingerprint::from_bytes([2; 16]));
+            let _ = Letter::parse(&subject, header);
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Several relays on real NATS servers on loopback.
+//!
+//! The servers to be had here are older than 2.10: what is shown is that mail survives killed processes. That it
+//! survives a power cut is not shown.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tempfile::TempDir;
+use threadline::v1::frames::Visibility;
+
+use super::client::{Client, PATIENCE, address};
+use super::process::{Relay, command, run};
+
+const SECRET: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+/// NATS servers that form a cluster, or a single one.
+struct Nats {
+    dir: TempDir,
+    ports: Vec<(u16, u16)>,
+    children: Vec<Option<Child>>,
+}
+
+/// Ports that nobody listens on.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("address").port()).collect()
+}
+
+impl Nats {
+    fn start(count: usize) -> Self {
+        let ports = free_ports(2 * count);
+        let ports = ports.chunks(2).map(|pair| (pair[0], pair[1])).collect();
+        let dir = tempfile::tempdir().expect("directory");
+        let mut nats = Self { dir, ports, children: (0..count).map(|_| None).collect() };
+        (0..count).for_each(|n| nats.revive(n));
+        nats
+    }
+
+    fn revive(&mut self, n: usize) {
+        let (client, route) = self.ports[n];
+        let mut server = Command::new("nats-server");
+        server.args(["--addr", "127.0.0.1", "--port", &client.to_string(), "--jetstream", "--store_dir"]);
+        server.arg(self.dir.path().join(n.to_string())).args(["--name", &format!("n{n}")]);
+        if self.ports.len() > 1 {
+            let routes: Vec<String> =
+                self.ports.iter().map(|(_, route)| format!("nats://127.0.0.1:{route}")).collect();
+            server.args(["--cluster_name", "test", "--cluster", &format!("nats://127.0.0.1:{route}")]);
+            server.args(["--routes", &routes.join(",")]);
+        }
+        let child = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        self.children[n] = Some(child.expect("nats-server starts; Debian has a package of that name"));
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", client)).is_err() {
+            assert!(begun.elapsed() < PATIENCE, "nats-server does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// kill -9.
+    fn kill(&mut self, n: usize) {
+        if let Some(mut child) = self.children[n].take() {
+            child.kill().expect("kills");
+            child.wait().expect("ends");
+        }
+    }
+
+    fn urls(&self) -> String {
+        let urls: Vec<String> =
+            self.ports.iter().map(|(client, _)| format!("nats://127.0.0.1:{client}")).collect();
+        urls.join(",")
+    }
+
+    fn relay_command(&self, dir: &Path) -> Command {
+        let mut command = command(dir);
+        command.env("RELAY_ENGINE", "nats").env("RELAY_CLUSTER_SERVERS", self.urls());
+        command.env("RELAY_CLUSTER_SECRET", SECRET);
+        let replicas = if self.ports.len() > 1 { "3" } else { "1" };
+        command.env("RELAY_CLUSTER_REPLICAS", replicas).args(["--set", "cluster.allow_weak=true"]);
+        command.args(["--set", "cluster.stream_bytes=67108864"]);
+        command
+    }
+
+    fn relay(&self, dir: &Path) -> Relay {
+        Relay::spawn(&mut self.relay_command(dir))
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        (0..self.children.len()).for_each(|n| self.kill(n));
+    }
+}
+
+fn dirs<const N: usize>() -> [TempDir; N] {
+    std::array::from_fn(|_| tempfile::tempdir().expect("directory"))
+}
+
+async fn health(at: SocketAddr) -> serde_json::Value {
+    reqwest::get(format!("http://{at}/health")).await.expect("answers").json().await.expect("json")
+}
+
+#[tokio::test]
+async fn agents_of_two_relays_write_to_each_other() {
+    let nats = Nats::start(1);
+    let [a, b] = dirs();
+    let (here, there) = (nats.relay(a.path()), nats.relay(b.path()));
+    let mut alice = Client::log_in(here.at, 1).await;
+    alice.send(2, "before").await;
+    assert_eq!(alice.next("ack").await["status"], "queued");
+    let mut bob = Client::log_in(there.at, 2).await;
+    assert_eq!(bob.message_id().await, "before", "it waited in the engine");
+    bob.ack("before").await;
+    let ack = alice.next("ack").await;
+    assert_eq!((&ack["messageId"], &ack["status"]), (&json!("before"), &json!("delivered")));
+    for n in 0..20 {
+        alice.send(2, &format!("a{n}")).await;
+        bob.send(1, &format!("b{n}")).await;
+    }
+    for n in 0..20 {
+        assert_eq!(bob.message_id().await, format!("a{n}"), "in order");
+        bob.ack(&format!("a{n}")).await;
+        assert_eq!(alice.message_id().await, format!("b{n}"), "in order");
+        alice.ack(&format!("b{n}")).await;
+    }
+    let health = health(here.at).await;
+    assert_eq!(health["status"], "degraded");
+    assert!(health["reason"].as_str().expect("text").contains("allow_weak"), "{health}");
+    assert_eq!((here.stop(), there.stop()), (Some(0), Some(0)));
+}
+
+#[tokio::test]
+async fn presence_crosses_and_an_agent_that_moves_takes_its_session_along() {
+    let nats = Nats::start(1);
+    let [a, b] = dirs();
+    let (here, there) = (nats.relay(a.path()), nats.relay(b.path()));
+    let mut watcher = Client::log_in(here.at, 1).await;
+    watcher.say(json!({"type": "subscribe", "agentIds": [address(2)]}).to_string()).await;
+    let mut bob = Client::log_in_as(there.at, 2, Visibility::Public).await;
+    let change = watcher.next("presence_change").await;
+    assert_eq!((&change["agentId"], &change["status"]), (&json!(address(2)), &json!("online")));
+    watcher.say(json!({"type": "discover", "filter": {}}).to_string()).await;
+    let found = watcher.next("discover_result").await;
+    assert!(found.to_string().contains(&address(2)), "{found}");
+    // The same agent on the other relay: the first session ends, and nobody hears of an absence.
+    let mut moved = Client::log_in_as(here.at, 2, Visibility::Public).await;
+    bob.next("displaced").await;
+    assert_eq!(bob.closed().await, 4001);
+    watcher.send(2, "m1").await;
+    assert_eq!(moved.message_id().await, "m1");
+    moved.ack("m1").await;
+    let frames = watcher.rest(Duration::from_millis(3_500)).await;
+    assert!(!frames.iter().any(|frame| frame["type"] == "presence_change"), "{frames:?}");
+    drop(moved);
+    assert_eq!(watcher.next("presence_change").await["status"], "offline");
+}
+
+#[tokio::test]
+async fn relays_of_a_cluster_are_one_to_their_clients() {
+    let nats = Nats::start(1);
+    let [a, b] = dirs();
+    let (here, there) = (nats.relay(a.path()), nats.relay(b.path()));
+    let alice = Client::log_in_as(here.at, 1, Visibility::Public).await;
+    let token = alice.login["registry_token"].as_str().expect("token").to_owned();
+    let client = reqwest::Client::new();
+    let me = format!("http://{}/v1/registry/me", there.at);
+    let answer = client.get(me).bearer_auth(token).send().await.expect("answers");
+    assert_eq!(answer.status(), 200, "a token of one is good at the other");
+    let begun = Instant::now();
+    loop {
+        let found = client.get(format!("http://{}/v1/registry/agent/{}", there.at, address(1)));
+        if found.send().await.expect("answers").status() == 200 {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the directory of one is that of the other");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let v2 = client.get(format!("http://{}/.well-known/threadline", there.at)).send().await.expect("answers");
+    assert_eq!(v2.status(), 404, "v2 is not spoken by a cluster");
+}
+
+#[test]
+fn a_weak_engine_is_refused_and_named() {
+    let nats = Nats::start(1);
+    let [dir] = dirs();
+    let mut strict = nats.relay_command(dir.path());
+    let (code, text) = run(strict.args(["--set", "cluster.allow_weak=false"]));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("2.10 or later") && text.contains("cluster.allow_weak"), "{text}");
+}
+
+#[test]
+fn a_plain_connection_to_another_host_is_refused() {
+    let [dir] = dirs();
+    let mut command = command(dir.path());
+    command.args(["check-config", "--set", "engine=nats", "--set", "cluster.servers=nats://10.0.0.1:4222"]);
+    let (code, text) = run(command.env("RELAY_CLUSTER_SECRET", "short"));
+    assert_eq!(code, Some(2));
+    assert!(text.contains("tls://host:port") && text.contains("64 hex digits"), "{text}");
+    assert!(!text.contains("short"), "{text}");
+}
+
+/// What one recipient got.
+#[derive(Default)]
+struct Inbox {
+    /// First copies in the order of arrival.
+    first: Vec<u64>,
+    seen: BTreeSet<u64>,
+    again: u32,
+}
+
+impl Inbox {
+    async fn take(&mut self, recipient: &mut Client, frame: &serde_json::Value) {
+        let Some(id) = frame["envelope"]["messageId"].as_str() else { return };
+        let n: u64 = id.parse().expect("number");
+        if self.seen.insert(n) {
+            self.first.push(n);
+        } else {
+            self.again += 1;
+        }
+        recipient.ack(id).await;
+    }
+}
+
+fn answered(frame: &serde_json::Value) -> Option<u64> {
+    let ours = frame["type"] == "ack" && frame["status"] != "rejected";
+    ours.then(|| frame["messageId"].as_str().expect("id").parse().expect("number"))
+}
+
+/// Three relays on three servers under load; each round a server or a relay dies by SIGKILL while messages are on their
+/// way, and comes back.
+#[tokio::test]
+async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
+    println!(
+        "kills processes only: survival of a power cut is NOT proven by this test (nats-server below 2.10)"
+    );
+    let mut nats = Nats::start(3);
+    let dirs: [TempDir; 3] = dirs();
+    let mut relays: Vec<Option<Relay>> = dirs.iter().map(|dir| Some(nats.relay(dir.path()))).collect();
+    let (mut inbox, mut next, mut open) = (Inbox::default(), 0_u64, BTreeSet::<u64>::new());
+    let mut repeated = BTreeSet::new();
+    for round in 0..6_usize {
+        let at = |n: usize| relays[n % 3].as_ref().expect("runs").at;
+        let mut recipient = Client::log_in(at(round + 1), 2).await;
+        let mut sender = Client::log_in(at(round), 1).await;
+        let fresh = next..next + 30;
+        next = fresh.end;
+        repeated.extend(open.iter().copied());
+        for n in open.iter().copied().chain(fresh.clone()) {
+            sender.send(2, &format!("{n:06}")).await;
+        }
+        open.extend(fresh);
+        let moment = tokio::time::sleep(Duration::from_millis(20 + 30 * round as u64));
+        let end = tokio::time::sleep(Duration::from_secs(8));
+        tokio::pin!(moment, end);
+        let mut killed = false;
+        while !killed || !open.is_empty() {
+            tokio::select! {
+                () = &mut moment, if !killed => {
+                    killed = true;
+                    match round % 2 {
+                        0 => nats.kill(round % 3),
+                        _ => relays[(round + round / 2) % 3].take().expect("runs").kill(),
+                    }
+                }
+                () = &mut end => break,
+                frame = sender.frame() => match frame {
+                    Ok(frame) => drop(answered(&frame).map(|n| open.remove(&n))),
+                    Err(_) => break,
+                },
+                frame = recipient.frame() => match frame {
+                    Ok(frame) => inbox.take(&mut recipient, &frame).await,
+                    Err(_) => break,
+                },
+            }
+        }
+        if round % 2 == 0 {
+            nats.revive(round % 3);
+        }
+        for (relay, dir) in relays.iter_mut().zip(&dirs).filter(|(relay, _)| relay.is_none()) {
+            *relay = Some(nats.relay(dir.path()));
+        }
+    }
+    repeated.extend(open.iter().copied());
+    let mut sender = Client::log_in(relays[1].as_ref().expect("runs").at, 1).await;
+    let begun = Instant::now();
+    while !open.is_empty() && begun.elapsed() < PATIENCE {
+        for n in open.clone() {
+            sender.send(2, &format!("{n:06}")).await;
+        }
+        for frame in sender.rest(Duration::from_secs(3)).await {
+            answered(&frame).map(|n| open.remove(&n));
+        }
+    }
+    let mut recipient = Client::log_in(relays[2].as_ref().expect("runs").at, 2).await;
+    for frame in recipient.rest(Duration::from_secs(6)).await {
+        inbox.take(&mut recipient, &frame).await;
+    }
+    assert!(open.is_empty(), "never accepted: {open:?}");
+    let lost: Vec<u64> = (0..next).filter(|n| !inbox.seen.contains(n)).collect();
+    assert!(lost.is_empty(), "accepted and lost: {lost:?}");
+    let once: Vec<u64> = inbox.first.iter().copied().filter(|n| !repeated.contains(n)).collect();
+    assert!(once.is_sorted(), "what was sent once came out of order: {once:?}");
+    println!(
+        "{next} messages, {} of them sent again, {} copies delivered again",
+        repeated.len(),
+        inbox.again
+    );
+    let waiting = recipient.rest(Duration::from_millis(500)).await;
+    assert!(waiting.iter().all(|frame| frame["type"] != "message"), "confirmed is gone: {waiting:?}");
+}
