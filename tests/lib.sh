@@ -140,6 +140,7 @@ install_tools() {
     install_debian nginx nginx-light
     install_debian caddy caddy
     install_debian promtool prometheus
+    install_debian nats-server nats-server
     install_debian systemd-analyze systemd
     install_debian openssl openssl
     install_debian ip iproute2
@@ -152,6 +153,7 @@ install_tools() {
     install_debian unshare util-linux
   fi
   if [[ $wanted == *" tests "* ]]; then
+    install_debian nats-server nats-server
     install_debian npm npm
     python3 -c 'import ensurepip' 2>/dev/null || install_debian python3-venv python3-venv
   fi

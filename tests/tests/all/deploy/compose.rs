@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use serde_json::Value;
-use threadline_relay::config::Network;
+use threadline_relay::RelayConfig;
+use threadline_relay::config::{EngineKind, Network};
 
 use super::documents;
 
@@ -102,4 +103,41 @@ fn only_the_proxy_is_trusted_and_reachable() {
 #[should_panic(expected = "THREADLINE_SITE is not set")]
 fn without_a_public_name_it_does_not_start() {
     Compose::read("compose.single.yaml", &[]);
+}
+
+const CLUSTER: &[(&str, &str)] = &[
+    ("CLUSTER_SECRET", "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"),
+    ("RELAY_1_NKEY", "U1"),
+    ("RELAY_2_NKEY", "U2"),
+    ("RELAY_3_NKEY", "U3"),
+];
+
+#[test]
+fn three_relays_take_their_environment_and_share_one_engine() {
+    let compose = Compose::read("compose.cluster.yaml", CLUSTER);
+    for n in 1..=3 {
+        let name = format!("relay-{n}");
+        let environment = compose.environment(&name);
+        let lookup = |variable: &str| {
+            environment.iter().find(|(known, _)| known == variable).map(|(_, value)| value.clone())
+        };
+        let known = RelayConfig::load(None, lookup, &[]).expect("a relay takes it");
+        assert_eq!(known.engine, EngineKind::Nats);
+        assert_eq!((known.cluster.servers.len(), known.cluster.replicas), (3, 3));
+        assert!(!known.cluster.allow_weak, "a weak engine is refused there");
+        assert!(known.trusted_proxies[0].contains(compose.address("proxy", "edge")));
+        for server in &known.cluster.servers {
+            let host = server.trim_start_matches("tls://").trim_end_matches(":4222");
+            assert!(compose.service(host).get("ports").is_none(), "{host} is behind the relays");
+        }
+        let metrics = known.metrics_listen.expect("metrics").ip();
+        assert_eq!(metrics, compose.address(&name, "edge"));
+        assert!(compose.service(&name).get("ports").is_none(), "{name} is behind the proxy");
+    }
+}
+
+#[test]
+#[should_panic(expected = "CLUSTER_SECRET is not set")]
+fn without_a_secret_no_cluster_starts() {
+    Compose::read("compose.cluster.yaml", &CLUSTER[1..]);
 }

@@ -52,6 +52,7 @@ fn compose_files_fit_the_specification() {
         command
     };
     accepts(&mut check(&folder().join("compose.single.yaml")));
+    accepts(&mut check(&folder().join("compose.cluster.yaml")));
     let path = broken(dir.path(), "compose.single.yaml", "stop_grace_period", "stop_grace_perod");
     refuses(&mut check(&path), "stop_grace_perod");
 }
@@ -154,6 +155,41 @@ fn the_proxies_take_their_configuration() {
     refuses(&mut caddy(&broken(dir.path(), "proxy/Caddyfile", "health_uri", "health_url")), "health_url");
 }
 
+/// By a server below 2.10, which does not know the one setting that makes an acknowledgement mean "on disk".
+#[test]
+#[ignore = "uses the real programs: tests/run deploy"]
+fn nats_takes_its_configuration() {
+    let dir = tempfile::tempdir().expect("dir");
+    certificate(dir.path());
+    let text = super::read("nats/nats.conf");
+    assert!(text.contains("sync_interval: always"), "an acknowledgement must mean that it is on disk");
+    let check = |from: &str, to: &str| {
+        let path = broken(dir.path(), "nats/nats.conf", from, to);
+        let text = std::fs::read_to_string(&path).expect("copy");
+        let tls = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        let text = text
+            .replace("/etc/nats/tls/server.key", &tls("privkey.pem"))
+            .replace("/etc/nats/tls/server.crt", &tls("fullchain.pem"))
+            .replace("/etc/nats/tls/ca.crt", &tls("fullchain.pem"));
+        std::fs::write(&path, text.replace("sync_interval: always", "")).expect("written");
+        let mut command = Command::new("nats-server");
+        command.args(["-t", "-c"]).arg(path).env("NATS_NAME", "nats-1");
+        for (n, key) in [
+            "UAAQCAIBAEAQCAIBAEAQCAIBAEAQCAIBAEAQCAIBAEAQCAIBAEAQCLL5",
+            "UABAEAQCAIBAEAQCAIBAEAQCAIBAEAQCAIBAEAQCAIBAEAQCAIBAF3D2",
+            "UABQGAYDAMBQGAYDAMBQGAYDAMBQGAYDAMBQGAYDAMBQGAYDAMBQGU3Y",
+        ]
+        .iter()
+        .enumerate()
+        {
+            command.env(format!("RELAY_{}_NKEY", n + 1), key);
+        }
+        command
+    };
+    accepts(&mut check("max_payload", "max_payload"));
+    refuses(&mut check("max_payload", "max_paylod"), "max_paylod");
+}
+
 #[test]
 #[ignore = "uses the real programs: tests/run deploy"]
 fn prometheus_takes_configuration_alerts_and_dashboard() {
@@ -165,6 +201,7 @@ fn prometheus_takes_configuration_alerts_and_dashboard() {
     };
     let monitoring = folder().join("monitoring");
     accepts(&mut promtool(&["check", "config"], &monitoring.join("prometheus.yml")));
+    accepts(&mut promtool(&["check", "config"], &monitoring.join("prometheus.cluster.yml")));
     accepts(&mut promtool(&["test", "rules"], &monitoring.join("alerts.test.yml")));
     let rules = dir.path().join("dashboard.yml");
     let records = dashboard_expressions().into_iter().enumerate();
