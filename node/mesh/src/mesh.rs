@@ -1,11 +1,17 @@
 //! The room as the composition root and the routes see it.
 
+mod carriers;
+mod open;
+mod oversight;
+mod questions;
+mod threads;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use instar_durable::{DatabaseError, create_dir_private};
+use instar_durable::create_dir_private;
 use instar_outbound::{SecretScan, SendGateway};
 use instar_state::events::EventBus;
 use instar_state::ids::ConversationKey;
@@ -13,39 +19,27 @@ use instar_state::paths::{AccountPaths, AgentPaths};
 use instar_state::ports::{PeerSessions, SharedNotices};
 use instar_state::secret::Secret;
 use serde_json::{Value, json};
-use threadline::identity::{DiscoveryChallenge, IdentityError, Purpose};
-use threadline::invitation::Wish;
-use threadline::service::{
-    AgentsRequest, Caller, DeleteRequest, DiscoverRequest, HistoryRequest, RelayAction, RelayRequest,
-    ServiceError,
-};
-use threadline::threads::ThreadState;
-use threadline::trust::Profiles;
-use threadline::v1::http::signed::SignedHeaders;
-use threadline::v1::http::{TlCode, TlError};
+use threadline::identity::{DiscoveryChallenge, Purpose};
+use threadline::service::{AgentsRequest, Caller, DiscoverRequest, ServiceError};
 use threadline::v1::local::AgentName;
 use threadline::{Fingerprint, ParseIdError, TrustLevel};
-use threadline_net::store::{ApprovalKind, ApprovalStatus, Direction, Store, StoreError};
 use threadline_net::{
-    DirectDeps, IdentityFileError, LinkDeps, LinkEvent, MachineLimits, Minting, RegistryClient, Routes,
-    ServerClient, ServerClientError, SharedFiles, open_identity, run_direct, run_link,
+    DirectDeps, LinkDeps, LinkEvent, RegistryClient, Routes, ServerClient, ServerClientError, SharedFiles,
+    run_direct, run_link,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::approvals::Decision;
-use crate::audit::AuditLog;
 use crate::config::MeshConfig;
-use crate::core::{Core, RelaySwitch, internal, thread_of};
-use crate::direct::WireAnswer;
-use crate::firewall::Authorization;
+use crate::core::{Core, RelaySwitch, thread_of};
 use crate::link_log::LinkLog;
 use crate::local::LocalScan;
-use crate::pairing::SignedRequest;
-use crate::records::{ControlStatus, Controls, KnownAgents, Nicknames, Pairings, Record, RecordError};
+use crate::records::ControlStatus;
 use crate::sealed::{SealedParts, SealedRoom, SealedRun};
 use crate::trust::{actor_of, require_owner};
 use crate::waiters::{Handover, Waiters};
+
+use self::open::{Opened, open_files, open_machine_limits, refusal_of};
 
 /// What the room is built from.
 pub struct MeshDeps {
@@ -118,33 +112,6 @@ pub(crate) struct Run {
     pub(crate) sealed: SealedRun,
     pub(crate) events: mpsc::Receiver<LinkEvent>,
     pub(crate) handovers: mpsc::Receiver<Handover>,
-}
-
-/// Everything that was opened on disk.
-struct Opened {
-    identity: threadline_net::OpenedIdentity,
-    store: Store,
-    machine: Option<MachineLimits>,
-    profiles: Arc<Record<Profiles>>,
-    nicknames: Arc<Record<Nicknames>>,
-    controls: Arc<Record<Controls>>,
-    pairings: Arc<Record<Pairings>>,
-    known_agents: Arc<Record<KnownAgents>>,
-    own_token: Option<String>,
-    audit: AuditLog,
-    set_aside: Vec<PathBuf>,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum OpenError {
-    #[error(transparent)]
-    Identity(#[from] IdentityFileError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    #[error(transparent)]
-    Audit(#[from] crate::audit::AuditError),
 }
 
 impl Mesh {
@@ -528,278 +495,6 @@ impl Mesh {
         self.core()?.set_nickname(fingerprint(peer)?, nickname).await
     }
 
-    /// `GET /threadline/approvals`
-    pub async fn approvals(
-        &self,
-        status: Option<ApprovalStatus>,
-        kind: Option<ApprovalKind>,
-    ) -> Result<Value, ServiceError> {
-        let core = self.core()?;
-        let approvals = core.store.approvals(status, kind, 500).await.map_err(|e| internal(&e))?;
-        let mut rows = Vec::with_capacity(approvals.len());
-        for approval in approvals {
-            let name = core.name_of(&approval.peer).await;
-            let mut row = json!(approval);
-            row["peerName"] = json!(name);
-            rows.push(row);
-        }
-        Ok(json!({"count": rows.len(), "approvals": rows}))
-    }
-
-    /// `POST /threadline/approvals/:id/approve` and `/reject`: the owner only.
-    pub async fn decide(&self, caller: &Caller, id: &str, decision: Decision) -> Result<Value, ServiceError> {
-        self.core()?.decide(caller, id, decision).await
-    }
-
-    /// `POST /threadline/invitations`: the owner only. `recipient` is any form of an address that a send takes.
-    pub async fn issue_invitation(
-        &self,
-        caller: &Caller,
-        mut wish: Wish,
-        recipient: Option<&str>,
-    ) -> Result<Value, ServiceError> {
-        require_owner(caller, "inviting an agent")?;
-        let core = self.core()?;
-        if let Some(recipient) = recipient {
-            wish.recipient = Some(core.resolve_target(recipient).await?.fingerprint);
-        }
-        core.issue_invitation(caller, wish).await
-    }
-
-    /// `GET /threadline/invitations`: ours, and those of others that the owner accepted.
-    pub async fn invitations(&self) -> Result<Value, ServiceError> {
-        self.core()?.invitations().await
-    }
-
-    /// `DELETE /threadline/invitations/:id`: `id` may be the beginning of one.
-    pub async fn revoke_invitation(
-        &self,
-        caller: &Caller,
-        id: &str,
-        also_trust: bool,
-    ) -> Result<Value, ServiceError> {
-        self.core()?.revoke_invitation(caller, id, also_trust).await
-    }
-
-    /// `POST /threadline/invitations/accept`: the owner only.
-    pub async fn accept_invitation(&self, caller: &Caller, token: &str) -> Result<Value, ServiceError> {
-        self.core()?.accept_invitation(caller, token).await
-    }
-
-    /// `POST /messages/relay-agent`: `token` is the bearer token of the request.
-    pub async fn relay_agent(&self, token: Option<&str>, body: &[u8]) -> WireAnswer {
-        match &self.core {
-            Ok(core) => core.relay_agent(token, body).await,
-            Err(refusal) => WireAnswer { status: 503, body: json!({"ok": false, "error": refusal.message}) },
-        }
-    }
-
-    /// `POST /threadline/handshake/hello`: `source` is the caller's address.
-    pub async fn handshake_hello(&self, source: &str, body: &[u8]) -> WireAnswer {
-        match &self.core {
-            Ok(core) => core.handshake_hello(source, body).await,
-            Err(refusal) => refusal.on_the_wire(),
-        }
-    }
-
-    /// `POST /threadline/handshake/confirm`
-    pub async fn handshake_confirm(&self, body: &[u8]) -> WireAnswer {
-        match &self.core {
-            Ok(core) => core.handshake_confirm(body).await,
-            Err(refusal) => refusal.on_the_wire(),
-        }
-    }
-
-    /// `POST /threadline/messages/receive`
-    pub async fn receive_signed(
-        &self,
-        headers: Result<SignedHeaders, TlError>,
-        request: SignedRequest<'_>,
-    ) -> WireAnswer {
-        match &self.core {
-            Ok(core) => core.receive_signed(headers, request).await,
-            Err(refusal) => refusal.on_the_wire(),
-        }
-    }
-
-    /// `GET /threadline/messages/thread/:id`
-    pub async fn thread_signed(
-        &self,
-        headers: Result<SignedHeaders, TlError>,
-        request: SignedRequest<'_>,
-        thread: &str,
-        limit: Option<u32>,
-        before: Option<i64>,
-    ) -> WireAnswer {
-        match &self.core {
-            Ok(core) => core.thread_signed(headers, request, thread, limit, before).await,
-            Err(refusal) => refusal.on_the_wire(),
-        }
-    }
-
-    /// `POST /threadline/pairings`: the owner only.
-    pub async fn pair(&self, caller: &Caller, base: &str) -> Result<Value, ServiceError> {
-        self.core()?.pair(caller, base).await
-    }
-
-    /// `GET /threadline/pairings`
-    pub fn pairings(&self) -> Result<Value, ServiceError> {
-        Ok(self.core()?.pairings())
-    }
-
-    /// `POST /threadline/pairings/:name/confirm`: the owner only.
-    pub async fn confirm_pairing(&self, caller: &Caller, name: &str) -> Result<Value, ServiceError> {
-        self.core()?.confirm_pairing(caller, name).await
-    }
-
-    /// `DELETE /threadline/pairings/:name`
-    pub async fn remove_pairing(&self, name: &str) -> Result<Value, ServiceError> {
-        self.core()?.remove_pairing(name).await
-    }
-
-    /// `GET /threadline/threads`: `cursor` is the one of an earlier answer.
-    pub async fn threads(
-        &self,
-        peer: Option<&str>,
-        state: Option<ThreadState>,
-        limit: u32,
-        cursor: Option<i64>,
-    ) -> Result<Value, ServiceError> {
-        let peer = peer.map(fingerprint).transpose()?;
-        self.core()?.threads(peer, state, limit, cursor).await
-    }
-
-    /// `GET /threadline/threads/:id`: the thread with its newest messages.
-    pub async fn thread(&self, caller: &Caller, request: HistoryRequest) -> Result<Value, ServiceError> {
-        let core = self.core()?;
-        let key = core.find_thread(caller, &request.thread_id, request.peer.as_deref()).await?;
-        let mut thread = core.one_thread(key).await?;
-        thread["history"] = core.history(caller, request).await?;
-        Ok(thread)
-    }
-
-    /// `DELETE /threadline/threads/:id`
-    pub async fn delete_thread(
-        &self,
-        caller: &Caller,
-        request: DeleteRequest,
-    ) -> Result<Value, ServiceError> {
-        self.core()?.delete(caller, request).await
-    }
-
-    /// `POST /threadline/threads/:id/pin` and `/unpin`
-    pub async fn pin_thread(
-        &self,
-        caller: &Caller,
-        thread: &str,
-        peer: Option<&str>,
-        pinned: bool,
-    ) -> Result<Value, ServiceError> {
-        let core = self.core()?;
-        let key = core.find_thread(caller, thread, peer).await?;
-        core.pin_thread(key, pinned).await
-    }
-
-    /// `POST /threadline/threads/:id/resolve`
-    pub async fn resolve_thread(
-        &self,
-        caller: &Caller,
-        thread: &str,
-        peer: Option<&str>,
-    ) -> Result<Value, ServiceError> {
-        let core = self.core()?;
-        let key = core.find_thread(caller, thread, peer).await?;
-        core.resolve_thread(key).await
-    }
-
-    /// `GET /messages/inbox`: newest messages of all peers.
-    pub async fn inbox(&self, limit: u32) -> Result<Value, ServiceError> {
-        self.core()?.recent(Direction::In, limit).await
-    }
-
-    /// `GET /messages/outbox`: newest messages to all peers.
-    pub async fn outbox(&self, limit: u32) -> Result<Value, ServiceError> {
-        self.core()?.recent(Direction::Out, limit).await
-    }
-
-    /// `GET /threadline/observability/search`
-    pub async fn search(&self, query: &str, limit: u32) -> Result<Value, ServiceError> {
-        self.core()?.search(query, limit).await
-    }
-
-    /// `POST /threadline/authorize`: one tool call of a session that serves a peer.
-    pub async fn authorize(
-        &self,
-        session: &str,
-        tool: &str,
-        input: &Value,
-    ) -> Result<Authorization, ServiceError> {
-        self.core()?.authorize(session, tool, input).await
-    }
-
-    /// `GET /threadline/peers/health`, of one peer where given.
-    pub async fn peers_health(&self, peer: Option<&str>) -> Result<Value, ServiceError> {
-        let core = self.core()?;
-        let health = core.store.delivery_health(core.now()).await.map_err(|e| internal(&e))?;
-        let Some(peer) = peer else { return Ok(json!({"count": health.len(), "peers": health})) };
-        let peer = fingerprint(peer)?;
-        let found = health.into_iter().find(|h| h.fingerprint == peer);
-        found.map(|h| json!(h)).ok_or_else(|| {
-            ServiceError::new("agent-not-found", format!("no messages were exchanged with {peer}"))
-        })
-    }
-
-    /// `GET /threadline/audit`: newest first, at most 500.
-    pub async fn audit(
-        &self,
-        limit: usize,
-        action: Option<String>,
-        subject: Option<String>,
-    ) -> Result<Value, ServiceError> {
-        let entries = self.core()?.audit.entries(limit.clamp(1, 500), action, subject).await;
-        let entries = entries.map_err(|e| ServiceError::new("audit-unreadable", e.to_string()))?;
-        Ok(json!({"count": entries.len(), "entries": entries}))
-    }
-
-    /// `GET /threadline/audit/verify`
-    pub async fn audit_verify(&self) -> Result<Value, ServiceError> {
-        let report = self.core()?.audit.verify().await;
-        let report = report.map_err(|e| ServiceError::new("audit-unreadable", e.to_string()))?;
-        Ok(json!({
-            "valid": report.is_valid(),
-            "entries": report.head.count,
-            "brokenAt": report.broken.as_ref().map(|b| b.broken_at),
-            "error": report.broken.as_ref().map(|b| b.error.clone()),
-            "anchorsChecked": report.anchors_checked,
-        }))
-    }
-
-    /// `GET /threadline/limits`
-    pub fn limits(&self) -> Result<Value, ServiceError> {
-        Ok(json!(self.core()?.config().limits))
-    }
-
-    /// `POST /threadline/limits/reset`: of one peer, or of all; the owner only.
-    pub async fn reset_limits(&self, caller: &Caller, peer: Option<&str>) -> Result<Value, ServiceError> {
-        require_owner(caller, "resetting limits")?;
-        let core = self.core()?;
-        let key = peer.map(fingerprint).transpose()?.map(|p| p.to_string());
-        let forgotten = core.store.reset_events(key).await.map_err(|e| internal(&e))?;
-        core.ingest_wake.notify_one();
-        Ok(json!({"forgotten": forgotten}))
-    }
-
-    /// `POST /threadline/relay/enable` and `/disable`
-    pub async fn switch_relay(
-        &self,
-        caller: &Caller,
-        enabled: bool,
-        visibility: Option<String>,
-    ) -> Result<Value, ServiceError> {
-        let action = if enabled { RelayAction::Enable } else { RelayAction::Disable };
-        self.core()?.relay(caller, RelayRequest { action, visibility }).await
-    }
-
     /// What a session that begins on a conversation of the mesh should know; `None` for other conversations.
     pub async fn boot_context(&self, conversation: &ConversationKey) -> Option<String> {
         let core = self.core.as_ref().ok()?;
@@ -809,102 +504,4 @@ impl Mesh {
 
 fn fingerprint(text: &str) -> Result<Fingerprint, ServiceError> {
     text.parse().map_err(|e: ParseIdError| ServiceError::new("invalid-arguments", e.to_string()))
-}
-
-/// Opens everything on disk. Blocks.
-fn open_files(
-    paths: &AgentPaths,
-    passphrase: Option<&Secret<String>>,
-    machine: Option<MachineLimits>,
-    files: &SharedFiles,
-    name: Option<&AgentName>,
-) -> Result<Opened, OpenError> {
-    let now = instar_state::time::now_ms();
-    let passphrase = passphrase.map(|p| p.expose().as_str());
-    let identity = open_identity(paths.state(), passphrase, Minting::WithoutRecovery, now)?;
-    let store = Store::open(&paths.threadline_db())?;
-    let dir = paths.threadline();
-    let profiles = Record::open(&dir.join("trust-profiles.json"), Profiles::default(), now)?;
-    let nicknames = Record::open(&dir.join("nicknames.json"), Nicknames::default(), now)?;
-    let controls = Record::open(&dir.join("agent-controls.json"), Controls::restrictive(), now)?;
-    let pairings = Record::open(&dir.join("relay-tokens.json"), Pairings::default(), now)?;
-    let known_agents = Record::open(&dir.join("known-agents.json"), KnownAgents::default(), now)?;
-    let own_token = name.and_then(|name| match files.own_token(name) {
-        Ok(token) => Some(token),
-        Err(error) => {
-            tracing::warn!(%error, "without a token file no agent of this host can write here");
-            None
-        }
-    });
-    let audit = AuditLog::open(&dir, Arc::new(identity.identity.clone()), now)?;
-    let set_aside = [
-        profiles.set_aside,
-        nicknames.set_aside,
-        controls.set_aside,
-        pairings.set_aside,
-        known_agents.set_aside,
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    Ok(Opened {
-        identity,
-        store,
-        machine,
-        profiles: profiles.record,
-        nicknames: nicknames.record,
-        controls: controls.record,
-        pairings: pairings.record,
-        known_agents: known_agents.record,
-        own_token,
-        audit,
-        set_aside,
-    })
-}
-
-/// The counters that the agents of the account share. A damaged file begins anew; without one, only this agent's own
-/// limits hold. Blocks.
-fn open_machine_limits(path: &Path, notices: &SharedNotices) -> Option<MachineLimits> {
-    if let Some(dir) = path.parent()
-        && let Err(error) = create_dir_private(dir)
-    {
-        tracing::warn!(%error, dir = %dir.display(), "directory was not made");
-    }
-    let mut opened = MachineLimits::open(path);
-    if let Err(DatabaseError::Corrupt { .. }) = &opened
-        && instar_durable::set_aside(path, instar_state::time::now_ms()).is_ok()
-    {
-        opened = MachineLimits::open(path);
-    }
-    match opened {
-        Ok(limits) => {
-            notices.resolve("machine_limits");
-            Some(limits)
-        }
-        Err(error) => {
-            let reason = format!("The limit of all agents of this account together does not hold: {error}");
-            notices.degrade("machine_limits", &reason);
-            None
-        }
-    }
-}
-
-impl Refusal {
-    /// The refusal in the shape of the HTTP carrier.
-    fn on_the_wire(&self) -> WireAnswer {
-        let error = TlError::new(TlCode::InternalError, self.message.clone()).status(503).retry_after(60);
-        WireAnswer { status: error.status, body: error.body() }
-    }
-}
-
-fn refusal_of(error: &OpenError) -> Refusal {
-    let code = match error {
-        OpenError::Identity(IdentityFileError::Identity(
-            IdentityError::Locked | IdentityError::WrongPassphrase,
-        )) => "locked",
-        OpenError::Identity(IdentityFileError::Identity(error)) => error.code(),
-        OpenError::Store(StoreError::Database(DatabaseError::SchemaTooNew { .. })) => "state-too-new",
-        _ => "unavailable",
-    };
-    Refusal { code, message: error.to_string() }
 }
