@@ -187,14 +187,11 @@ async fn messages(
     seen.said.clone_from(&reply.say.text);
     seen.calls = reply.say.calls.iter().map(|call| call.tool.clone()).collect();
 
-    match &reply.say.fault {
-        Some(Fault::Error { status, error: kind, retry_after, .. }) => {
-            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            seen.status = status.as_u16();
-            shared.record(seen);
-            return error(status, kind, "asked for by the script", *retry_after);
-        }
-        _ => {}
+    if let Some(Fault::Error { status, error: kind, retry_after, .. }) = &reply.say.fault {
+        let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        seen.status = status.as_u16();
+        shared.record(seen);
+        return error(status, kind, "asked for by the script", *retry_after);
     }
     let message = stream::Message::new(&seen.body, body.len(), &reply.say);
     let streaming = seen.body["stream"].as_bool().unwrap_or(false);

@@ -384,7 +384,7 @@ async fn a_task_in_its_second_turn_survives_a_node_that_knows_only_of_the_first(
     };
     let id = node.sessions.spawn(request).await.expect("spawn").id;
     node.session(id, "a turn", |r| r.activity == Activity::Busy).await;
-    node.sessions.send_input("task", "two-of-two sleep:3000", false, None).await.expect("send");
+    node.sessions.send_input("task", "two-of-two sleep:8000", false, None).await.expect("send");
     node.row(id, "two-of-two", InputState::Injected).await;
     node.stop().await;
     // The newest record did not reach the disk.
