@@ -57,7 +57,7 @@ pub enum QuicError {
 pub struct QuicConnection {
     connection: Connection,
     /// Keeps the socket.
-    _endpoint: Endpoint,
+    endpoint: Endpoint,
 }
 
 /// How a connection ended: the relay's code, if it gave one.
@@ -99,7 +99,7 @@ impl QuicConnection {
             streams::Ended::BadFrame => (1, b"bad frame"),
         };
         self.connection.close(VarInt::from_u32(own), text);
-        let _ = tokio::time::timeout(Duration::from_secs(1), self._endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
         code
     }
 }
@@ -113,7 +113,7 @@ async fn connect(config: &ClientConfig, address: &QuicAddress) -> Result<QuicCon
     };
     let endpoint = Endpoint::client(local)?;
     let connection = endpoint.connect_with(config.clone(), target, &address.host)?.await?;
-    Ok(QuicConnection { connection, _endpoint: endpoint })
+    Ok(QuicConnection { connection, endpoint })
 }
 
 fn transport() -> TransportConfig {

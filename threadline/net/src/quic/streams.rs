@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// A thread stream without messages ends after this.
-const STREAM_IDLE: Duration = Duration::from_secs(60);
+const STREAM_IDLE: Duration = Duration::from_mins(1);
 /// Thread streams at once: the relay lets 64 in, one of which is the control stream.
 const MAX_STREAMS: usize = 60;
 /// Frames that may wait for one stream; a relay that lets more pile up is gone.
@@ -147,13 +147,16 @@ async fn thread(
     let mut sending = true;
     let ended = loop {
         tokio::select! {
-            frame = frames.recv(), if sending => match frame {
-                Some(frame) => if !write(&mut send, &frame).await { break Ended::Lost },
-                None => {
+            frame = frames.recv(), if sending => {
+                if let Some(frame) = frame {
+                    if !write(&mut send, &frame).await {
+                        break Ended::Lost;
+                    }
+                } else {
                     let _ = send.finish();
                     sending = false;
                 }
-            },
+            }
             // What follows a refused message must not overtake it: the next one begins a new stream.
             Some(()) = refused.recv(), if sending => {
                 let _ = reports.send(Report::Closed(tag, number)).await;
