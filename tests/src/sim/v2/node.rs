@@ -9,7 +9,7 @@ use threadline::identity::Identity;
 use threadline::v2::content::Body;
 use threadline::v2::frames::{Frame, Hello, Role};
 use threadline::v2::mail::{
-    CarrierAnswer, Commit, Draft, HighWater, Mail, Marker, Outcome, Received, Records, Unopened, Write,
+    Commit, Draft, HighWater, Mail, Marker, Outcome, Received, Records, Unopened, Write,
 };
 use threadline::v2::session::{Carrier, ClientSession, ConnectionId, Courier, SessionConfig, SessionEffect};
 use threadline::v2::{Blob, Id, Key};
