@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::engine::{Engine, EngineError, Options};
 use super::lanes::{self, FromEngine};
-use super::layout::Rules;
+use super::layout::{self, Rules};
 use crate::store::peers::MIGRATIONS;
 use crate::store::{
     BodyCipher, Peers, QueueAnswer, QueueOp, QueueRules, QueueTotals, StoreAnswer, StoreFailed,
@@ -152,6 +152,18 @@ impl Keeper {
     pub(crate) fn totals(&self) -> QueueTotals {
         let running = self.running.as_ref().expect("running");
         self.runtime.block_on(running.engine.totals()).expect("answers").0
+    }
+
+    /// Everything is gone, the server stays.
+    pub(crate) fn empty(&mut self) {
+        let running = self.running.as_ref().expect("running");
+        self.runtime.block_on(async {
+            for shard in 0..layout::SHARDS {
+                // A purged stream still knows what it has had.
+                let stream = layout::mail_stream(shard);
+                running.engine.context.delete_stream(stream).await.expect("deletes");
+            }
+        });
     }
 }
 

@@ -231,6 +231,18 @@ impl Bench {
     pub(super) fn totals(&self) -> QueueTotals {
         self.cluster.as_ref().map_or_else(|| self.store.totals(), Keeper::totals)
     }
+
+    /// A new world on the same server, which takes its time to start.
+    pub(super) fn renew(mut self) -> Self {
+        let mut cluster = self.cluster.take();
+        if let Some(cluster) = &mut cluster {
+            cluster.empty();
+            cluster.restart(QueueRules { queue: self.config.queue.clone() });
+        }
+        let config = (*self.config).clone();
+        let fresh = Self::with(|new| *new = config);
+        Self { cluster, ..fresh }
+    }
 }
 
 fn start(config: &Arc<RelayConfig>, store: &Store, now: i64) -> Core {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
 use serde_json::{Value, json};
 
 use super::bench::{Bench, On, envelope};
@@ -280,7 +281,7 @@ impl World {
 }
 
 /// Whatever happens: what a sender was promised reaches the recipient's socket, first copies in order.
-fn check_promises(bench: Bench, steps: Vec<Step>) {
+fn check_promises(bench: Bench, steps: Vec<Step>) -> Bench {
     let mut world =
         World { bench, online: BTreeMap::new(), promised: BTreeMap::new(), seen: BTreeMap::new(), sent: 0 };
     for step in steps {
@@ -315,6 +316,7 @@ fn check_promises(bench: Bench, steps: Vec<Step>) {
     assert_eq!(world.bench.totals().messages, 0, "nothing is left behind");
     let now = world.bench.now;
     assert_eq!(world.bench.core.snapshot(now).queue, world.bench.totals());
+    world.bench
 }
 
 proptest! {
@@ -322,6 +324,16 @@ proptest! {
     #[test]
     fn every_promise_is_kept(steps in proptest::collection::vec(step(), 1..120)) {
         check_promises(Bench::generous(), steps);
+    }
+}
+
+#[test]
+fn every_promise_is_kept_on_nats() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut bench = Bench::generous_on(On::Nats, |_| {});
+    for _ in 0..8 {
+        let steps = proptest::collection::vec(step(), 1..120).new_tree(&mut runner).expect("steps").current();
+        bench = check_promises(bench, steps).renew();
     }
 }
 
