@@ -224,7 +224,7 @@ impl Core {
     pub(crate) async fn sealed_key(&self, key: &ThreadKey) -> Result<Option<Key>, StoreError> {
         let peer = key.peer;
         let pinned = self.store.speaks_v2(peer).await?;
-        if !pinned && !(self.sealed.speaks_anywhere() && self.speaks(&peer, TAG).await?) {
+        if !(pinned || self.sealed.speaks_anywhere() && self.speaks(&peer, TAG).await?) {
             return Ok(None);
         }
         let Some(identity) = self.key_of(&peer).await? else { return Ok(None) };
