@@ -11,7 +11,7 @@ use rexpect::session::{PtySession, spawn_command};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde_json::{Value, json};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const SAID: [&str; 4] = ["First-marker", "Between-marker", "Second-marker", "Third-marker"];
 
 #[test]
