@@ -188,12 +188,12 @@ impl Party {
     async fn say(&self, to: Key, text: &str) -> Id {
         let id = uuid::Uuid::now_v7();
         let sealed = SealedDraft { need: None, ttl_ms: 604_800_000, priority: 1 };
-        let queued = self.handle.submit(to, cleared(text), self.draft(to, id), sealed).await.expect("taken");
+        let queued = self.handle.submit(to, cleared(text), Self::draft(to, id), sealed).await.expect("taken");
         assert_eq!(queued, Queued::New);
         Bin(id.into_bytes())
     }
 
-    fn draft(&self, to: Key, id: uuid::Uuid) -> OutboundDraft {
+    fn draft(to: Key, id: uuid::Uuid) -> OutboundDraft {
         let peer = PublicIdentity::from_bytes(&to.0).expect("key").fingerprint();
         OutboundDraft {
             key: ThreadKey { peer, thread: "lunch".parse().expect("thread") },
@@ -340,7 +340,7 @@ async fn a_message_is_taken_once_whatever_its_caller_repeats() {
     let bob = Party::start(8, &[&relay]).await;
     let id = uuid::Uuid::now_v7();
     let sealed = SealedDraft { need: None, ttl_ms: 604_800_000, priority: 1 };
-    let first = alice.draft(bob.key, id);
+    let first = Party::draft(bob.key, id);
     let again = OutboundDraft { id: MessageId::from_uuid(uuid::Uuid::now_v7()), ..first.clone() };
     let submit = |draft| alice.handle.submit(bob.key, cleared("0"), draft, sealed.clone());
     assert_eq!(submit(first).await.expect("taken"), Queued::New);
