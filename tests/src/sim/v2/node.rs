@@ -292,6 +292,7 @@ impl Node {
                 let answer = live.courier.accepted(relay, to, now);
                 let (commit, _) = live.mail.answered(&to, &id, answer, now);
                 if self.defect == SealedDefect::AcceptedIsEnough {
+                    live.mail.withdraw(&to, &id);
                     self.disk.outbox.remove(&(to, id));
                     return Ok(());
                 }
