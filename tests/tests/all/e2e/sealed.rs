@@ -1,0 +1,81 @@
+//! Sealed mail between two real nodes over two real relays.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use instar_tests::harness::{Agent, Relay, World, eventually, isolated};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(45);
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn mail_is_sealed_and_survives_the_death_of_a_relay() {
+    isolated(mail_is_sealed_and_survives_the_death_of_a_relay, async {
+        let world = World::new()?;
+        let mut first = Relay::start_named(&world, "first", "").await?;
+        let second = Relay::start_named(&world, "second", "").await?;
+        let relays = [entry(&first).await?, entry(&second).await?];
+        let mut account = world.account("ann")?;
+        account.configure(json!({"threadline": {
+            "localRelay": "off", "relayEnabled": true, "relayUrl": first.url(), "relays": relays, "visibility": "public",
+            "direct": {"enabled": false},
+        }}));
+        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+        alpha.up().await?;
+        beta.up().await?;
+        for agent in [&alpha, &beta] {
+            sessions_are_ready(agent, 2).await?;
+        }
+        eventually(LIMIT, "alpha knows beta", async || {
+            let agents = alpha.json(&["threadline", "discover", "--network"]).await?;
+            Ok(agents.to_string().contains("tl2").then_some(()))
+        })
+        .await?;
+
+        let sent = alpha.send("beta", "which day is it?", None).await?;
+        ensure!(sent["encryption"] == "e2e", "{sent}");
+        let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
+        arrived(&beta, &thread, 1).await?;
+
+        first.kill().await?;
+        beta.send("alpha", "a Sunday", Some(&thread)).await?;
+        arrived(&alpha, &thread, 2).await?;
+        alpha.send("beta", "thank you", Some(&thread)).await?;
+        arrived(&beta, &thread, 3).await?;
+        let status = alpha.json(&["threadline", "status"]).await?;
+        ensure!(status["v2"]["sessions"].to_string().contains("ready"), "{status}");
+        Ok(())
+    });
+}
+
+/// The relay with the key that it shows, as the configuration wants it without TLS.
+async fn entry(relay: &Relay) -> anyhow::Result<Value> {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let url = relay.url();
+    let base = url.replace("ws://", "http://").replace("/v1/connect", "");
+    let signed: Value = reqwest::get(format!("{base}/.well-known/threadline")).await?.json().await?;
+    let text = URL_SAFE_NO_PAD.decode(signed["doc"].as_str().context("a document")?)?;
+    let document: Value = serde_json::from_slice(&text)?;
+    let key = URL_SAFE_NO_PAD.decode(document["relay_key"].as_str().context("a key")?)?;
+    Ok(json!({"url": url, "key": hex::encode(key)}))
+}
+
+async fn sessions_are_ready(agent: &Agent, count: usize) -> anyhow::Result<()> {
+    eventually(LIMIT, "v2 sessions are open", async || {
+        let status = agent.json(&["threadline", "status"]).await?;
+        let sessions = status["v2"]["sessions"].as_array().cloned().unwrap_or_default();
+        let ready = sessions.iter().filter(|session| session["state"] == "ready").count();
+        Ok((ready == count).then_some(()))
+    })
+    .await
+}
+
+async fn arrived(agent: &Agent, thread: &str, count: usize) -> anyhow::Result<()> {
+    eventually(LIMIT, "the message is there", async || {
+        let messages = agent.thread(thread).await.unwrap_or_default();
+        Ok((messages.len() == count).then_some(()))
+    })
+    .await
+}
