@@ -130,7 +130,10 @@ fn relations(root: &Map<String, Value>, problems: &mut Vec<Problem>) {
             problem: "is not a loopback address; that needs a TLS proxy and \"behindProxy\": true".into(),
         });
     }
-    if yes("threadline.relayEnabled") && text("threadline.relayUrl").is_none() {
+    // The first of the list stands in for the single address.
+    let listed =
+        lookup(root, "threadline.relays").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+    if yes("threadline.relayEnabled") && text("threadline.relayUrl").is_none() && !listed {
         problems.push(Problem {
             path: "threadline.relayUrl".into(),
             problem: "is needed when threadline.relayEnabled is true, for example wss://relay.example.org/v1/connect"

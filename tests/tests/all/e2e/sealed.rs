@@ -18,7 +18,7 @@ fn mail_is_sealed_and_survives_the_death_of_a_relay() {
         let relays = [entry(&first).await?, entry(&second).await?];
         let mut account = world.account("ann")?;
         account.configure(json!({"threadline": {
-            "localRelay": "off", "relayEnabled": true, "relayUrl": first.url(), "relays": relays, "visibility": "public",
+            "localRelay": "off", "relayEnabled": true, "relays": relays, "visibility": "public",
             "direct": {"enabled": false},
         }}));
         let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
