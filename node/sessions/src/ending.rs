@@ -42,11 +42,13 @@ pub(crate) async fn finish(shared: &Arc<Shared>, id: SessionId, remarks: &[Strin
         session.record.token_hash = None;
         session.mailbox = None;
     });
+    // Before anybody can take the session for ended: the next one must not be given what came later first.
+    give_back(shared, &before, status, &reason).await;
     if exit.is_none() && before.status == Status::Running && shared.move_to(id, Status::Lost) {
         tracing::warn!(session = %id, "supervisor and runtime vanished without an exit record");
     }
     shared.move_to(id, status);
-    give_back(shared, &before, status, &reason).await;
+    shared.wake(&before.conversation);
     shared.save_resume(id).await;
     files.remove_live();
     shared.persist(id).await;
@@ -165,7 +167,6 @@ async fn give_back(shared: &Arc<Shared>, record: &SessionRecord, status: Status,
         Ok(_) => {}
         Err(error) => tracing::error!(session = %record.id, %error, "open inputs were not given back"),
     }
-    shared.wake(&record.conversation);
 }
 
 /// What asked this session to go on means nothing to the next one.

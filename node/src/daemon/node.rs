@@ -465,7 +465,8 @@ impl Node<'_> {
             Ok(()) => announce("  runtime  Claude Code found"),
             Err(error) => announce(&format!("  runtime  {error}")),
         }
-        for degradation in base.board.degradations() {
+        // What is missing of the runtime stands in the line above.
+        for degradation in base.board.degradations().iter().filter(|d| d.code != "runtime_missing") {
             announce(&format!("  !        {}", degradation.reason));
         }
         announce("\nNext, in another terminal in this folder:");

@@ -7,12 +7,12 @@
 
 mod args;
 mod hooks;
+mod inputs;
 mod mcp;
 mod tools;
 mod transcript;
 mod turn;
 
-use std::collections::VecDeque;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,6 +27,7 @@ use uuid::Uuid;
 use crate::script::Script;
 pub use args::{Args, Command};
 use hooks::Hooks;
+use inputs::Inputs;
 use mcp::McpServers;
 use transcript::Transcript;
 
@@ -109,51 +110,42 @@ fn read_stdin() -> Receiver<Value> {
 impl turn::Session {
     /// Serves the client until its input ends and every queued message is done.
     async fn serve(&mut self, mut lines: Receiver<Value>) {
-        let mut waiting: VecDeque<String> = VecDeque::new();
+        let mut inputs = Inputs::new(Arc::clone(&self.out), self.args.replay, self.transcript.inputs());
         let mut open = true;
         loop {
-            let Some(text) = waiting.pop_front() else {
+            let Some(input) = inputs.begin() else {
                 let Some(line) = (if open { lines.recv().await } else { None }) else { return };
-                if let Some(text) = accept(&self.out, &line, false).user {
-                    waiting.push_back(text);
-                }
+                accept(&self.out, &mut inputs, &line);
                 continue;
             };
             let out = Arc::clone(&self.out);
-            let mut turn = Box::pin(self.turn(text));
-            let interrupted = loop {
+            let mut turn = Box::pin(self.turn(&input));
+            let done_well = loop {
                 tokio::select! {
-                    () = &mut turn => break false,
+                    done_well = &mut turn => break Some(done_well),
                     line = lines.recv(), if open => {
                         let Some(line) = line else { open = false; continue };
-                        let accepted = accept(&out, &line, true);
-                        waiting.extend(accepted.user);
-                        if accepted.interrupt {
-                            break true;
+                        if accept(&out, &mut inputs, &line) {
+                            break None;
                         }
                     }
                 }
             };
             drop(turn);
-            if interrupted {
+            if done_well.is_none() {
                 self.interrupted();
             }
+            inputs.end(&input, done_well == Some(true));
         }
     }
 }
 
-#[derive(Default)]
-struct Accepted {
-    user: Option<String>,
-    interrupt: bool,
-}
-
-/// Answers a control request; gives back what the session has to do.
-fn accept(out: &Out, line: &Value, busy: bool) -> Accepted {
+/// Takes one line of the client; whether it interrupts the running turn.
+fn accept(out: &Out, inputs: &mut Inputs, line: &Value) -> bool {
     match line["type"].as_str() {
         Some("user") => {
-            let text = crate::script::text_of(&line["message"]["content"]);
-            Accepted { user: Some(text), ..Accepted::default() }
+            inputs.accept(line);
+            false
         }
         Some("control_request") => {
             let subtype = line["request"]["subtype"].as_str().unwrap_or_default();
@@ -169,15 +161,15 @@ fn accept(out: &Out, line: &Value, busy: bool) -> Accepted {
                         "subtype": "error", "request_id": line["request_id"],
                         "error": format!("Unsupported control request subtype: {subtype}")
                     }}));
-                    return Accepted::default();
+                    return false;
                 }
             };
             out.emit(json!({"type": "control_response", "response": {
                 "subtype": "success", "request_id": line["request_id"], "response": response
             }}));
-            Accepted { interrupt: busy && subtype == "interrupt", ..Accepted::default() }
+            subtype == "interrupt"
         }
-        _ => Accepted::default(),
+        _ => false,
     }
 }
 
@@ -187,6 +179,13 @@ struct Out {
 }
 
 impl Out {
+    /// Gives an input back as part of the conversation.
+    fn replay(&self, message: &Value, uuid: &str) {
+        self.emit(json!({
+            "type": "user", "message": message, "parent_tool_use_id": null, "uuid": uuid, "isReplay": true
+        }));
+    }
+
     /// Writes one line; events of a session carry its id and an id of their own.
     fn emit(&self, mut line: Value) {
         if line["type"] != "control_response" {

@@ -55,9 +55,21 @@ impl Transcript {
         self.kept.iter().map(|line| line["message"].clone()).collect()
     }
 
+    /// Uuids of what the client said in the earlier run.
+    pub(super) fn inputs(&self) -> Vec<String> {
+        let users = self.kept.iter().filter(|line| line["type"] == "user");
+        users.filter_map(|line| line["uuid"].as_str().map(str::to_owned)).collect()
+    }
+
     /// Appends a message; gives back its id.
     pub(super) fn push(&mut self, message: &Value) -> String {
         let uuid = Uuid::new_v4().to_string();
+        self.push_as(message, uuid.clone());
+        uuid
+    }
+
+    /// Appends a message under this id.
+    pub(super) fn push_as(&mut self, message: &Value, uuid: String) {
         let line = json!({
             "parentUuid": self.last, "isSidechain": false, "type": message["role"], "message": message,
             "uuid": uuid, "timestamp": Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
@@ -67,8 +79,7 @@ impl Transcript {
         if let Err(error) = self.file.write_all(format!("{line}\n").as_bytes()) {
             eprintln!("transcript not written: {error}");
         }
-        self.last = Some(uuid.clone());
-        uuid
+        self.last = Some(uuid);
     }
 }
 

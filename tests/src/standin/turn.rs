@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::hooks::Hooks;
+use super::inputs::Input;
 use super::mcp::McpServers;
 use super::tools::{self, BUILT_IN};
 use super::transcript::Transcript;
@@ -61,22 +62,22 @@ impl Session {
         self.result(&end, "error_during_execution", true, Instant::now());
     }
 
-    /// Serves one user message.
-    pub(super) async fn turn(&mut self, text: String) {
+    /// Serves one user message; whether its turn ended well.
+    pub(super) async fn turn(&mut self, input: &Input) -> bool {
         let started = Instant::now();
-        let outcome = self.hooks.run("UserPromptSubmit", "", json!({"prompt": text})).await;
+        let outcome = self.hooks.run("UserPromptSubmit", "", json!({"prompt": input.text})).await;
         self.out.emit(self.init());
         if let Some(reason) = outcome.blocked {
             let text = format!("UserPromptSubmit operation blocked by hook:\n{reason}");
             let end = End { text, steps: 0, denials: Vec::new(), api_error: None };
-            return self.result(&end, "success", false, started);
+            self.result(&end, "success", false, started);
+            return true;
         }
-        let message = json!({"role": "user", "content": [{"type": "text", "text": text}]});
-        let uuid = self.push(message.clone());
+        let message = json!({"role": "user", "content": [{"type": "text", "text": input.text}]});
+        self.transcript.push_as(&message, input.uuid.clone());
+        self.messages.push(message.clone());
         if self.args.replay {
-            self.out.emit(json!({
-                "type": "user", "message": message, "parent_tool_use_id": null, "uuid": uuid, "isReplay": true
-            }));
+            self.out.replay(&message, &input.uuid);
         }
         self.add_context("UserPromptSubmit", outcome.contexts);
 
@@ -91,6 +92,7 @@ impl Session {
             }
         }
         self.result(&end, "success", end.api_error.is_some(), started);
+        end.api_error.is_none()
     }
 
     /// Asks the script again and again until it says something without calling a tool.

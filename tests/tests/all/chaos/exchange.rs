@@ -336,6 +336,8 @@ fn rules(turns: usize) -> Value {
 fn raise_limits(account: &mut Account, relay: &Relay) {
     let many = 1_000_000;
     account.configure(json!({
+        // The progress is asked for every 0.1 s.
+        "http": {"limits": {"requestsPerMinute": many}},
         "sessions": {"maxSessions": 40, "transport": {"conversation": "stdio"}},
         "threadline": {
             "localRelay": "off", "relayEnabled": true, "relayUrl": relay.url(),

@@ -1,5 +1,6 @@
 //! The stand-in runtime says and does what the real CLI says and does.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 const SESSION: &str = "11111111-2222-4333-8444-555555555555";
+/// Uuid of an input, up to its number.
+const INPUT: &str = "11111111-2222-4333-8444-66666666666";
 
 #[test]
 #[ignore = "drives the real CLI: tests/run e2e"]
@@ -79,10 +82,11 @@ async fn observe(person: &Account, api: &MessagesApi) -> anyhow::Result<Observed
     let echo = json!({"type": "stdio", "command": env!("CARGO_BIN_EXE_echo-mcp"), "args": [], "env": {}});
     std::fs::write(&servers, json!({"mcpServers": {"demo": echo}}).to_string())?;
 
-    let mut observed = Observed::default();
+    let (mut observed, mut given) = (Observed::default(), BTreeSet::new());
+    // What carries a number that was there before comes a second time.
     for (choice, texts) in [
-        ("--session-id", &["say hello", "please echo apple", "run it"][..]),
-        ("--resume", &["say hello again"]),
+        ("--session-id", &[(1, "say hello"), (2, "please echo apple"), (1, "say hello"), (3, "run it")][..]),
+        ("--resume", &[(1, "say hello"), (4, "say hello again")]),
     ] {
         let mut child = tokio::process::Command::new(person.home().join(".local/bin/claude"))
             .args(["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"])
@@ -105,15 +109,23 @@ async fn observe(person: &Account, api: &MessagesApi) -> anyhow::Result<Observed
         let hello = json!({"type": "control_request", "request_id": "r1",
             "request": {"subtype": "initialize", "hooks": null}});
         stdin.write_all(format!("{hello}\n").as_bytes()).await?;
-        for text in texts {
-            let message = json!({"type": "user", "parent_tool_use_id": null, "session_id": SESSION,
+        for (number, text) in texts {
+            let uuid = format!("{INPUT}{number}");
+            let again = !given.insert(*number);
+            let message = json!({"type": "user", "parent_tool_use_id": null, "session_id": SESSION, "uuid": uuid,
                 "message": {"role": "user", "content": [{"type": "text", "text": text}]}});
             stdin.write_all(format!("{message}\n").as_bytes()).await?;
             loop {
                 let next = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
                 let line = next.context("no line for 30 s")??.context("the output ended")?;
                 let line: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
-                if observed.note(&line) {
+                observed.note(&line);
+                let ended = if again {
+                    line["isReplay"] == true && line["uuid"] == *uuid
+                } else {
+                    line["command_uuid"] == *uuid && line["state"] == "completed"
+                };
+                if ended {
                     break;
                 }
             }
@@ -131,8 +143,7 @@ async fn observe(person: &Account, api: &MessagesApi) -> anyhow::Result<Observed
 }
 
 impl Observed {
-    /// Notes a line; gives back whether it ended the turn.
-    fn note(&mut self, line: &Value) -> bool {
+    fn note(&mut self, line: &Value) {
         let kind = line["type"].as_str().unwrap_or_default();
         let subtype = line["subtype"].as_str().unwrap_or_default();
         let blocks = || line["message"]["content"].as_array().into_iter().flatten();
@@ -149,7 +160,9 @@ impl Observed {
                 self.lines.push(format!("{subtype} {}", line["hook_name"]));
             }
             ("user", _) => {
-                self.lines.push(format!("user replay={}", line["isReplay"].as_bool().unwrap_or(false)));
+                let input = line["uuid"].as_str().and_then(|uuid| uuid.strip_prefix(INPUT));
+                let replay = line["isReplay"].as_bool().unwrap_or(false);
+                self.lines.push(format!("user replay={replay} input={input:?}"));
                 self.results.extend(
                     blocks()
                         .filter(|block| block["type"] == "tool_result")
@@ -163,11 +176,13 @@ impl Observed {
             ("result", _) => {
                 self.lines.push(format!("result {subtype} error={}", line["is_error"]));
                 self.results.push(line["result"].clone());
-                return true;
+            }
+            ("command_lifecycle", _) => {
+                let number = line["command_uuid"].as_str().and_then(|uuid| uuid.strip_prefix(INPUT));
+                self.lines.push(format!("input {number:?} {}", line["state"]));
             }
             _ => {}
         }
-        false
     }
 }
 
