@@ -1,9 +1,11 @@
 //! What an idle session costs.
 
+use std::time::{Duration, Instant};
+
 use futures::StreamExt as _;
 use threadline::identity::Identity;
 
-use super::client::Client;
+use super::client::{Client, PATIENCE};
 use super::process::{Relay, command};
 
 const SESSIONS: u32 = 1_000;
@@ -29,5 +31,23 @@ async fn an_idle_session_stays_within_its_budget() {
     let each = relay.resident().saturating_sub(before) / u64::from(SESSIONS);
     assert!(each <= BUDGET, "{each} bytes per session");
     println!("{each} bytes per idle session");
+    let full = relay.resident();
     drop((first, second));
+    // Half of it within seconds; the tables of the core keep their size.
+    let (begun, wanted) = (Instant::now(), before + (full - before) / 2);
+    while relay.resident() > wanted {
+        assert!(begun.elapsed() < PATIENCE, "{} of {full} bytes are kept", relay.resident());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The allocator is built with options of its own; without them it would keep what is free until somebody allocates.
+#[test]
+fn what_is_free_goes_back_by_a_thread_of_its_own() {
+    let dir = tempfile::tempdir().expect("dir");
+    let relay = Relay::start(dir.path());
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", relay.id())).expect("tasks");
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    let names: Vec<String> = names.collect();
+    assert!(names.iter().any(|name| name.starts_with("jemalloc_bg")), "{names:?}");
 }

@@ -78,6 +78,11 @@ impl Relay {
         rustix::process::kill_process(pid, signal).expect("signal");
     }
 
+    /// Of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// kill -9.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("kills");
