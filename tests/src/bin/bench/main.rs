@@ -9,8 +9,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-const USAGE: &str = "usage: bench BIN_DIR process|relay|registry [--idle-seconds N] [--load-seconds N] \
+const USAGE: &str = "usage: bench BIN_DIR all|process|registry|relay|hostile [--idle-seconds N] [--load-seconds N] \
                      [--connections N,N…] [--only PART,PART…] [--json FILE]";
+
+/// Entries of the directory, and how often it is asked for each kind of query.
+const AGENTS: u32 = 100_000;
+const QUERIES: u32 = 300;
 
 struct Options {
     bin_dir: PathBuf,
@@ -46,19 +50,27 @@ fn main() -> Result<()> {
         return relay::serve_echo();
     }
     let options = options()?;
-    match options.part.as_str() {
-        "process" => {
-            let setup = process::Setup::new(&options.bin_dir)?;
-            process::version(&setup, 200)?;
-            process::hook(&setup, 500)?;
-            process::boot(&setup, 20)?;
-            process::status(&setup, 100)?;
-            process::mcp(&setup, 50)?;
-            process::idle(&setup, options.idle_seconds)?;
-        }
-        "registry" => registry::all(&options.bin_dir, 100_000, 300)?,
-        "relay" => relay::all(&options.bin_dir, &options.relay)?,
+    let measured = match options.part.as_str() {
+        "all" => processes(&options)
+            .and_then(|()| registry::all(&options.bin_dir, AGENTS, QUERIES))
+            .and_then(|()| relay::all(&options.bin_dir, &options.relay)),
+        "process" => processes(&options),
+        "registry" => registry::all(&options.bin_dir, AGENTS, QUERIES),
+        "relay" => relay::all(&options.bin_dir, &options.relay),
+        "hostile" => relay::hostile(&options.bin_dir, &options.relay),
         _ => anyhow::bail!(USAGE),
-    }
-    options.json.map_or(Ok(()), |path| report::write_json(&path))
+    };
+    // What was measured until something failed is worth keeping.
+    let written = options.json.map_or(Ok(()), |path| report::write_json(&path));
+    measured.and(written)
+}
+
+fn processes(options: &Options) -> Result<()> {
+    let setup = process::Setup::new(&options.bin_dir)?;
+    process::version(&setup, 200)?;
+    process::hook(&setup, 500)?;
+    process::boot(&setup, 20)?;
+    process::status(&setup, 100)?;
+    process::mcp(&setup, 50)?;
+    process::idle(&setup, options.idle_seconds)
 }

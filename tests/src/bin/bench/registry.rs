@@ -58,7 +58,7 @@ fn key(n: u32) -> [u8; 32] {
 }
 
 /// Every entry has the word "assistant"; one of sixteen has each topic, one of a thousand each group.
-fn fill(path: &Path, agents: u32) -> Result<()> {
+pub(crate) fn fill(path: &Path, agents: u32) -> Result<()> {
     let database = Database::open(OpenOptions::new(path, MIGRATIONS, Durability::Normal))?;
     let now_ms = now_ms() - 86_400_000;
     for first in (0..agents).step_by(BATCH as usize) {

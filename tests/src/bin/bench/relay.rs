@@ -81,6 +81,12 @@ pub(crate) fn all(bin_dir: &Path, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
+/// Only what others feel while somebody misbehaves.
+pub(crate) fn hostile(bin_dir: &Path, plan: &Plan) -> Result<()> {
+    pin(OWN_CORE)?;
+    hostile::figures(bin_dir, plan)
+}
+
 fn pin(core: usize) -> Result<()> {
     let mut cores = rustix::thread::CpuSet::new();
     cores.set(core);

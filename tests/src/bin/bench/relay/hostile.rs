@@ -1,19 +1,19 @@
 //! What others feel while somebody misbehaves. The limits per source are off, so every defence that is measured here
 //! works without knowing where a connection comes from.
 
-use std::io::Write as _;
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use threadline::identity::Identity;
 
 use super::Plan;
 use super::load;
-use super::subject::Subject;
+use super::subject::{Subject, free_port};
 use super::wire::{Client, PING, Phase, Template, encode};
-use crate::report;
+use crate::{registry, report};
 
 /// Messages a second between those who behave.
 const RATE: f64 = 1000.0;
@@ -25,27 +25,38 @@ type Attack<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 type Start = for<'a> fn(&'a Subject) -> Result<Attack<'a>>;
 
 pub(crate) fn figures(bin_dir: &Path, plan: &Plan) -> Result<()> {
-    let settings = ["durability", "process", "limits.messages_per_minute", "30000"];
+    let metrics_port = free_port()?;
+    let metrics = format!("127.0.0.1:{metrics_port}");
+    let settings =
+        ["durability", "process", "limits.messages_per_minute", "30000", "metrics.listen", &metrics];
     let length = plan.length();
-    let relay = Subject::relay(bin_dir, &settings)?;
-    let mut pairs = load::connect(&relay, 1024)?;
-    let alone = load::paced(&mut pairs, RATE, length, &mut || Ok(()))?;
+    let start = |agents: u32| {
+        Subject::relay_on(bin_dir, &settings, |data| {
+            if agents > 0 { registry::fill(&data.join("registry.db"), agents) } else { Ok(()) }
+        })
+    };
+    let alone = {
+        let relay = start(0)?;
+        let mut pairs = load::connect(&relay, 1024)?;
+        load::paced(&mut pairs, RATE, length, &mut || Ok(()))?
+    };
     report::times("hostile: nobody, to recipient at 1000/s", &alone.arrived, "-", None);
     let limit = alone.arrived.at(99.0).mul_f64(GROWTH);
-    drop((pairs, relay));
-    let attacks: [(&str, Start); 7] = [
-        ("100k tiny frames/s", |relay| Ok(tiny_frames(relay))),
-        ("slow loris, 400 sockets", |relay| Ok(slow_loris(relay))),
-        ("20 recipients that never confirm, 200/s", never_acking),
-        ("10 recipients that never read, 16 KiB, 200/s", never_reading),
-        ("bad logins, 500/s", |relay| Ok(bad_logins(relay))),
-        ("connection churn, 200/s", |relay| Ok(churn(relay))),
-        ("oversized frames", |relay| Ok(oversized(relay))),
+    let attacks: [(&str, u32, Start); 8] = [
+        ("searches, metrics, health polls; 100k agents", 100_000, |relay| Ok(questions(relay))),
+        ("100k tiny frames/s", 0, |relay| Ok(tiny_frames(relay))),
+        ("slow loris, 400 sockets", 0, |relay| Ok(slow_loris(relay))),
+        ("20 recipients that never confirm, 200/s", 0, never_acking),
+        ("10 recipients that never read, 16 KiB, 200/s", 0, never_reading),
+        ("bad logins, 500/s", 0, |relay| Ok(bad_logins(relay))),
+        ("connection churn, 200/s", 0, |relay| Ok(churn(relay))),
+        ("oversized frames", 0, |relay| Ok(oversized(relay))),
     ];
-    for (name, start) in attacks {
-        let relay = Subject::relay(bin_dir, &settings)?;
+    let mut over = Vec::new();
+    for (name, agents, begin) in attacks {
+        let relay = start(agents)?;
         let mut pairs = load::connect(&relay, 1024)?;
-        let mut attack = start(&relay)?;
+        let mut attack = begin(&relay)?;
         let cpu = relay.cpu()?;
         let paced = load::paced(&mut pairs, RATE, length, &mut attack)?;
         let cpu = relay.cpu()?.saturating_sub(cpu).as_secs_f64() / length.as_secs_f64();
@@ -55,8 +66,56 @@ pub(crate) fn figures(bin_dir: &Path, plan: &Plan) -> Result<()> {
             &format!("p99 <= {}", report::show(limit)),
             None,
         );
+        if paced.arrived.at(99.0) > limit {
+            over.push(name);
+        }
     }
+    ensure!(over.is_empty(), "others feel too much of: {}", over.join("; "));
     Ok(())
+}
+
+/// What asks for one page at a time, as often as it may.
+struct Questioner {
+    at: SocketAddr,
+    path: &'static str,
+    pace: Pace,
+    socket: Option<TcpStream>,
+}
+
+impl Questioner {
+    fn poll(&mut self, scratch: &mut [u8]) -> Result<()> {
+        let Some(socket) = &mut self.socket else {
+            if self.pace.due(1) > 0 {
+                let mut socket = TcpStream::connect(self.at)?;
+                write!(socket, "GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", self.path)?;
+                socket.set_nonblocking(true)?;
+                self.socket = Some(socket);
+            }
+            return Ok(());
+        };
+        match socket.read(scratch) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Ok(count) if count > 0 => {}
+            _ => self.socket = None,
+        }
+        Ok(())
+    }
+}
+
+fn questions(relay: &Subject) -> Attack<'_> {
+    let mut questioners: Vec<Questioner> = [
+        ("/v1/registry/search?q=assistant", 20.0),
+        ("/v1/registry/search?limit=50", 20.0),
+        ("/health", 10.0),
+        ("/ready", 10.0),
+    ]
+    .map(|(path, rate)| Questioner { at: relay.at, path, pace: Pace::new(rate), socket: None })
+    .into();
+    if let Some(at) = relay.metrics {
+        questioners.push(Questioner { at, path: "/metrics", pace: Pace::new(5.0), socket: None });
+    }
+    let mut scratch = vec![0; 64 << 10];
+    Box::new(move || questioners.iter_mut().try_for_each(|questioner| questioner.poll(&mut scratch)))
 }
 
 /// Lets something happen `rate` times a second.

@@ -14,6 +14,8 @@ use super::{SUBJECT_CORE, scratch};
 pub(crate) struct Subject {
     child: Child,
     pub(crate) at: SocketAddr,
+    /// Where metrics are offered without a key.
+    pub(crate) metrics: Option<SocketAddr>,
     data: tempfile::TempDir,
 }
 
@@ -40,7 +42,18 @@ const RAISED: &[(&str, &str)] = &[
 impl Subject {
     /// A relay with raised limits; `settings` are further keys and values.
     pub(crate) fn relay(bin_dir: &Path, settings: &[&str]) -> Result<Self> {
+        Self::relay_on(bin_dir, settings, |_| Ok(()))
+    }
+
+    /// With a data directory that `prepare` fills.
+    pub(crate) fn relay_on(
+        bin_dir: &Path,
+        settings: &[&str],
+        prepare: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Self> {
         let data = tempfile::Builder::new().prefix("relay-bench-").tempdir_in(scratch())?;
+        fs::create_dir(data.path().join("data"))?;
+        prepare(&data.path().join("data"))?;
         let program = bin_dir.join("threadline-relay");
         Self::start_relay(data, &program, settings)
     }
@@ -53,7 +66,11 @@ impl Subject {
         for (key, value) in RAISED.iter().copied().chain(given) {
             command.args(["--set", &format!("{key}={value}")]);
         }
-        Self::spawn(command, port, data)
+        let metrics = settings.chunks_exact(2).find(|pair| pair[0] == "metrics.listen");
+        let metrics = metrics.map(|pair| pair[1].parse()).transpose()?;
+        let mut subject = Self::spawn(command, port, data)?;
+        subject.metrics = metrics;
+        Ok(subject)
     }
 
     /// Any server that listens on `port`.
@@ -66,7 +83,7 @@ impl Subject {
             .spawn()
             .context("taskset and the program under test")?;
         let at = SocketAddr::from(([127, 0, 0, 1], port));
-        let subject = Self { child, at, data };
+        let subject = Self { child, at, metrics: None, data };
         let deadline = Instant::now() + Duration::from_mins(1);
         while TcpStream::connect(at).is_err() {
             ensure!(Instant::now() < deadline, "the process under test does not listen");
