@@ -2,12 +2,11 @@
 //!
 //! Every call is O(1) and memory is bounded; a restart forgets the counts but not the bans, which are stored.
 
-use std::collections::HashMap;
-
 use threadline::Fingerprint;
 
 use crate::config;
 use crate::limits::{Rule, Windows};
+use crate::maps::AddressMap;
 
 const MINUTE_MS: i64 = 60_000;
 const HOUR_MS: i64 = 3_600_000;
@@ -89,7 +88,7 @@ pub enum Contact {
 /// When one identity last wrote to whom.
 #[derive(Debug, Default)]
 struct Recipients {
-    last_ms: HashMap<Fingerprint, i64>,
+    last_ms: AddressMap<Fingerprint, i64>,
     newest_ms: i64,
 }
 
@@ -103,7 +102,7 @@ pub struct Abuse {
     oversized: Windows<Fingerprint>,
     unknown: Windows<Fingerprint>,
     junk: Windows<Fingerprint>,
-    recipients: HashMap<Fingerprint, Recipients>,
+    recipients: AddressMap<Fingerprint, Recipients>,
 }
 
 impl Abuse {
@@ -120,7 +119,7 @@ impl Abuse {
             unknown: window(10 * MINUTE_MS, config.unknown_addresses, 5_000),
             // As many as are tolerated; one more is the pattern.
             junk: window(MINUTE_MS, limits.junk_per_minute.saturating_add(1), 5_000),
-            recipients: HashMap::new(),
+            recipients: AddressMap::default(),
         }
     }
 

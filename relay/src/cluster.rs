@@ -1,6 +1,7 @@
 //! Several relays on one NATS JetStream (`relay.md` §15): mail, presence and the directory lie in the engine, every relay
 //! decides by what it reads there.
 
+mod attendance;
 mod engine;
 mod lanes;
 mod layout;
@@ -11,7 +12,7 @@ mod pulse;
 mod replica;
 
 #[cfg(test)]
-pub(crate) mod bench;
+pub(crate) mod rig;
 
 pub use engine::{Engine, EngineError, Options};
 pub use lanes::{FromEngine, run};

@@ -9,59 +9,50 @@ mod bridge;
 mod cluster;
 mod conn;
 mod delivery;
+mod effect;
+mod event;
 mod inspect;
 mod login;
 mod pipeline;
 mod presence;
 mod refusal;
 mod scan;
+mod totals;
 mod v2;
 mod windows;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
-use foldhash::fast::RandomState;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use sha2::{Digest as _, Sha256};
-use threadline::Fingerprint;
-use threadline::identity::PublicIdentity;
 use threadline::v1::close;
-use threadline::v1::envelope::{self, Envelope, Header};
-use threadline::v1::frames::{Ack, AckStatus, ClientFrame, ErrorCode, FrameError, RelayError, ServerFrame};
+use threadline::v1::frames::{ClientFrame, ErrorCode, FrameError, RelayError, ServerFrame};
+use threadline::{Fingerprint, MessageId};
 
-use crate::abuse::{Abuse, Pattern};
+use crate::abuse::Abuse;
 use crate::config::RelayConfig;
+use crate::maps::{AddressMap, NumberMap, NumberSet};
 use crate::metrics::Figures;
 use crate::store::{
-    Departed, OnlineAgent, QueueAnswer, QueueOp, QueueTotals, RegistryAnswer, RegistryOp, StoreAnswer,
-    StoreFailed, StoreOp,
+    OnlineAgent, QueueAnswer, QueueOp, QueueTotals, RegistryAnswer, RegistryOp, StoreAnswer, StoreFailed,
+    StoreOp,
 };
 use crate::sybil::Price;
 pub use cluster::{ClusterEvent, Gone};
 use conn::{Conn, Phase, Session};
+pub use effect::{Effect, Lane, Outgoing, Written};
+pub use event::{Event, Inbound, InboundFrame, Signature, Source, Submission};
 pub use inspect::SessionInfo;
 use pipeline::{Awaiting, Submitted};
 use presence::{Leaving, Presences};
+pub use totals::{Counters, Snapshot};
 pub use v2::{V2Carrier, V2Frame};
 use windows::CoreWindows;
 
 /// Number of a connection, never used twice by one edge.
 pub type ConnId = u64;
-
-/// A map by numbers that the relay gives out itself: nobody can choose keys that collide.
-pub(crate) type NumberMap<K, V> = HashMap<K, V, RandomState>;
-
-/// Where a connection comes from: IPv4 address or IPv6 /64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Source {
-    /// The address or network; equal for connections that share limits.
-    pub net: [u8; 8],
-    /// Pseudonym under which the source is stored.
-    pub pseudonym: [u8; 16],
-}
 
 /// What the core starts from.
 pub struct Start {
@@ -77,392 +68,6 @@ pub struct Start {
     pub hosts: Vec<String>,
     /// Seed of everything random: nonces, session ids, jitter.
     pub seed: [u8; 32],
-}
-
-/// Something happened.
-#[derive(Debug)]
-pub enum Event {
-    /// A socket was upgraded.
-    Opened {
-        /// Its number.
-        conn: ConnId,
-        /// Where it comes from.
-        source: Source,
-    },
-    /// A connection that speaks v2 begins.
-    OpenedV2 {
-        /// Its number.
-        conn: ConnId,
-        /// Where it comes from.
-        source: Source,
-        /// What carries it.
-        carrier: V2Carrier,
-    },
-    /// A message arrived.
-    Received {
-        /// On which connection.
-        conn: ConnId,
-        /// What it says.
-        inbound: Inbound,
-    },
-    /// A socket is gone.
-    Closed {
-        /// Its number.
-        conn: ConnId,
-    },
-    /// A storage operation ended.
-    Stored {
-        /// Ticket of the operation.
-        ticket: u64,
-        /// Its answer; when it failed, nothing of it is stored.
-        answer: Result<StoreAnswer, StoreFailed>,
-    },
-    /// Whether the disk has room for new custody.
-    Custody {
-        /// Whether messages may be accepted.
-        open: bool,
-    },
-    /// An identity was banned by a person.
-    Banned {
-        /// Its address.
-        address: Fingerprint,
-        /// When the ban ends, in Unix milliseconds.
-        until_ms: i64,
-    },
-    /// The A2A bridge begins or ends to wait for an agent in a conversation.
-    BridgeAwaits {
-        /// The agent.
-        agent: Fingerprint,
-        /// Thread id.
-        thread: String,
-        /// Whether it waits.
-        waits: bool,
-    },
-    /// An agent asked the directory for an address that was never here.
-    UnknownLookup {
-        /// The agent's key.
-        key: [u8; 32],
-    },
-    /// An operator emptied a mailbox.
-    Dropped {
-        /// What was in it.
-        gone: Vec<Departed>,
-    },
-    /// An agent changed its entry by REST.
-    Listed {
-        /// Its key.
-        key: [u8; 32],
-        /// Whether it is in the directory now.
-        listed: bool,
-    },
-    /// Another relay of the cluster, or the engine that they share, has news.
-    Cluster(ClusterEvent),
-    /// Time has passed.
-    Tick,
-}
-
-/// A message of a client, read.
-#[derive(Debug)]
-pub struct Inbound {
-    /// Bytes of it.
-    pub bytes: usize,
-    /// The frame, or why it is none.
-    pub content: Result<InboundFrame, FrameError>,
-}
-
-/// A frame of a client; messages are prepared for storage.
-#[derive(Debug)]
-pub enum InboundFrame {
-    /// A message in its envelope.
-    Message(Box<Submission>),
-    /// Any other frame.
-    Other(Box<ClientFrame>),
-    /// A frame of v2.
-    V2(Box<V2Frame>),
-    /// A ping or pong of the carrier.
-    Control,
-}
-
-/// An envelope as it will be stored.
-#[derive(Debug)]
-pub struct Submission {
-    /// Who writes to whom, or the id of what is malformed, where it has one.
-    pub header: Result<Header, Option<String>>,
-    /// What is known of its signature.
-    pub signature: Signature,
-    /// The envelope as it came.
-    pub body: Arc<[u8]>,
-    /// SHA-256 of the text.
-    pub hash: [u8; 32],
-}
-
-/// What is known of the signature of an envelope.
-#[derive(Debug)]
-pub enum Signature {
-    /// It needs none.
-    None,
-    /// A sealed envelope of v1, to be checked with the key of the session.
-    V1(Box<Envelope>),
-    /// An envelope of v2: whether it was signed by the key in its header.
-    V2(bool),
-}
-
-impl Signature {
-    /// Whether the envelope was signed by whom it needs to be.
-    fn holds(&self, key: &[u8; 32]) -> bool {
-        match self {
-            Self::None => true,
-            Self::V1(sealed) => PublicIdentity::from_bytes(key)
-                .is_ok_and(|key| envelope::check_signature(sealed, &key).is_ok()),
-            Self::V2(holds) => *holds,
-        }
-    }
-}
-
-impl Submission {
-    /// Prepares an envelope.
-    pub fn new(envelope: Envelope) -> Self {
-        let bytes = envelope.to_bytes();
-        let hash = Sha256::digest(&bytes).into();
-        let body = bytes.into();
-        let related = || envelope.text("messageId").filter(|id| id.len() <= 128).map(str::to_owned);
-        let header = envelope.header().map_err(|_| related());
-        let signature =
-            if envelope.is_sealed() { Signature::V1(Box::new(envelope)) } else { Signature::None };
-        Self { header, signature, body, hash }
-    }
-
-    /// Takes an envelope as the bytes that it is.
-    fn of_bytes(header: Result<Header, Option<String>>, signature: Signature, bytes: Vec<u8>) -> Self {
-        let hash = Sha256::digest(&bytes).into();
-        Self { header, signature, body: bytes.into(), hash }
-    }
-
-    /// Takes an envelope that is not sealed as the text that it is.
-    fn of_text(header: Header, text: &str) -> Self {
-        Self {
-            header: Ok(header),
-            signature: Signature::None,
-            body: text.as_bytes().into(),
-            hash: Sha256::digest(text).into(),
-        }
-    }
-}
-
-impl Inbound {
-    /// Reads a text message; pure and the only costly part of taking a frame.
-    pub fn read(text: &str) -> Self {
-        if let Some(frame) = scan::frame(text) {
-            return Self { bytes: text.len(), content: Ok(frame) };
-        }
-        let content = ClientFrame::parse(text).map(|frame| match frame {
-            ClientFrame::Message(envelope) => InboundFrame::Message(Box::new(Submission::new(envelope))),
-            other => InboundFrame::Other(Box::new(other)),
-        });
-        Self { bytes: text.len(), content }
-    }
-}
-
-/// Something to write to a client.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Outgoing {
-    /// A frame.
-    Frame(Box<ServerFrame>),
-    /// A `message` frame around this envelope text.
-    Message(Arc<[u8]>),
-    /// A frame of v2.
-    V2(Written),
-    /// A ping of the carrier.
-    Ping,
-}
-
-/// A frame of v2, ready to be written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
-    /// Length and frame.
-    pub bytes: Vec<u8>,
-    /// What kind of frame it is, for carriers with several streams.
-    pub lane: Lane,
-}
-
-/// On which stream of a carrier with several a frame belongs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
-    /// The one of the session; WELCOME is the first frame after which the client may say more.
-    Welcome,
-    /// The one of the session.
-    Control,
-    /// The stream that the SEND with this number came on.
-    Answer(u32),
-    /// The stream of what one sender says in one thread.
-    Delivery([u8; 16], [u8; 8]),
-}
-
-impl Outgoing {
-    /// The text of the WebSocket message.
-    pub fn to_text(&self) -> String {
-        let mut text = Vec::new();
-        self.write_text(&mut text);
-        String::from_utf8(text).unwrap_or_default()
-    }
-
-    /// Appends the text of the WebSocket message.
-    pub fn write_text(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Message(body) => {
-                out.extend_from_slice(MESSAGE.as_bytes());
-                out.extend_from_slice(body);
-                out.push(b'}');
-            }
-            Self::Frame(frame) => match &**frame {
-                ServerFrame::Ack(ack) if ack.reason.is_none() && is_plain(&ack.message_id) => {
-                    write_ack(ack, out);
-                }
-                frame => out.extend_from_slice(frame.to_text().as_bytes()),
-            },
-            Self::V2(frame) => out.extend_from_slice(&frame.bytes),
-            Self::Ping => {}
-        }
-    }
-
-    /// Bytes of the text, where they are known without writing it.
-    pub fn text_length(&self) -> Option<usize> {
-        match self {
-            Self::Message(body) => Some(MESSAGE.len() + body.len() + 1),
-            Self::V2(frame) => Some(frame.bytes.len()),
-            Self::Frame(_) | Self::Ping => None,
-        }
-    }
-}
-
-const MESSAGE: &str = r#"{"type":"message","envelope":"#;
-
-/// Whether a text stands in JSON as it is.
-fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
-}
-
-/// The frame that follows every message, written without a serialiser.
-fn write_ack(ack: &Ack, out: &mut Vec<u8>) {
-    out.extend_from_slice(br#"{"type":"ack","messageId":""#);
-    out.extend_from_slice(ack.message_id.as_bytes());
-    out.extend_from_slice(match ack.status {
-        AckStatus::Delivered => br#"","status":"delivered""#,
-        AckStatus::Queued => br#"","status":"queued""#,
-        AckStatus::Rejected => br#"","status":"rejected""#,
-    });
-    if let Some(ttl) = ack.ttl {
-        out.extend_from_slice(format!(r#","ttl":{ttl}"#).as_bytes());
-    }
-    out.push(b'}');
-}
-
-/// What the edge must do, in this order.
-#[derive(Debug)]
-pub enum Effect {
-    /// Write to a client.
-    Send {
-        /// To which connection.
-        conn: ConnId,
-        /// What.
-        what: Outgoing,
-    },
-    /// Close a socket after what was sent before; the core has already forgotten it.
-    Close {
-        /// Which connection.
-        conn: ConnId,
-        /// WebSocket close code.
-        code: u16,
-        /// For people.
-        reason: &'static str,
-    },
-    /// Run a storage operation; report it with [`Event::Stored`]. Operations on one database keep their order.
-    Store {
-        /// To report it by.
-        ticket: u64,
-        /// What to do.
-        op: StoreOp,
-    },
-}
-
-/// Totals since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Sockets opened.
-    pub connections: u64,
-    /// Logins refused.
-    pub auth_failures: u64,
-    /// Messages that entered the pipeline.
-    pub routed: u64,
-    /// Messages taken into custody.
-    pub accepted: u64,
-    /// Messages confirmed by their recipient.
-    pub delivered: u64,
-    /// Messages whose sender heard `queued`.
-    pub queued: u64,
-    /// Messages refused.
-    pub rejected: u64,
-    /// Messages given up.
-    pub expired: u64,
-    /// Messages offered again.
-    pub redelivered: u64,
-    /// Bans.
-    pub bans: u64,
-    /// Bans by pattern, in the order of [`Pattern::ALL`].
-    pub bans_by: [u64; Pattern::ALL.len()],
-    /// `discover` frames answered.
-    pub discoveries: u64,
-    /// Keys refused because another key has their address.
-    pub conflicts: u64,
-}
-
-impl std::fmt::Display for Counters {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "connections {}, auth failures {}, routed {}, accepted {}, delivered {}, queued {}, rejected {}, \
-             expired {}, redelivered {}, bans {}, discoveries {}, conflicts {}",
-            self.connections,
-            self.auth_failures,
-            self.routed,
-            self.accepted,
-            self.delivered,
-            self.queued,
-            self.rejected,
-            self.expired,
-            self.redelivered,
-            self.bans,
-            self.discoveries,
-            self.conflicts
-        )
-    }
-}
-
-/// Numbers for `/health`.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Snapshot {
-    /// Agents with a live session.
-    pub agents: usize,
-    /// Open sockets.
-    pub connections: usize,
-    /// Live sessions by what carries them.
-    pub carriers: [(&'static str, usize); 3],
-    /// Messages written and not confirmed.
-    pub unconfirmed: usize,
-    /// Totals of the queue.
-    pub queue: QueueTotals,
-    /// Agents with a message in the last five minutes.
-    pub tracked_agents: usize,
-    /// Identities that came for the first time in the last hour.
-    pub new_agents: usize,
-    /// Messages that entered the pipeline in the last minute.
-    pub messages_per_minute: u32,
-    /// Totals.
-    pub counters: Counters,
-    /// Whether messages may be accepted.
-    pub custody_open: bool,
-    /// Refusals, times and newcomers.
-    pub figures: Figures,
 }
 
 /// What a ticket stands for.
@@ -508,13 +113,13 @@ pub struct Core {
     rng: StdRng,
     conns: NumberMap<ConnId, Conn>,
     /// Sessions of v1.
-    sessions: HashMap<Fingerprint, ConnId>,
+    sessions: AddressMap<Fingerprint, ConnId>,
     /// Sessions of v2: one per device.
-    devices: HashMap<Fingerprint, Vec<ConnId>>,
+    devices: AddressMap<Fingerprint, Vec<ConnId>>,
     price: Price,
     leaving: HashMap<Fingerprint, Leaving>,
     /// Agents whose session is on another relay of the cluster.
-    remote: HashMap<Fingerprint, OnlineAgent>,
+    remote: AddressMap<Fingerprint, OnlineAgent>,
     presences: Presences,
     windows: CoreWindows,
     abuse: Abuse,
@@ -526,8 +131,12 @@ pub struct Core {
     /// When each of them hears `queued`, in order: everybody waits equally long.
     patience: VecDeque<(i64, u64)>,
     /// Confirmed messages whose removal is not committed yet.
-    confirming: HashSet<u64, RandomState>,
+    confirming: NumberSet<u64>,
     timers: BTreeSet<(i64, Timer)>,
+    /// Confirmed messages that storage has not heard of: whose, which, and since when.
+    taken: Vec<(Fingerprint, Vec<u64>, i64)>,
+    /// Sessions to which something can be written, and since when.
+    stirred: Vec<(ConnId, i64)>,
     effects: VecDeque<Effect>,
     custody_open: bool,
     totals: QueueTotals,
@@ -548,11 +157,11 @@ impl Core {
             hosts: start.hosts,
             rng: StdRng::from_seed(start.seed),
             conns: NumberMap::default(),
-            sessions: HashMap::new(),
-            devices: HashMap::new(),
+            sessions: AddressMap::default(),
+            devices: AddressMap::default(),
             price: Price::default(),
             leaving: HashMap::new(),
-            remote: HashMap::new(),
+            remote: AddressMap::default(),
             presences: Presences::default(),
             windows,
             abuse,
@@ -561,8 +170,10 @@ impl Core {
             last_seq: start.last_seq,
             awaiting: NumberMap::default(),
             patience: VecDeque::new(),
-            confirming: HashSet::default(),
+            confirming: NumberSet::default(),
             timers: BTreeSet::from([(now_ms, Timer::Sweep)]),
+            taken: Vec::new(),
+            stirred: Vec::new(),
             effects: VecDeque::new(),
             custody_open: true,
             totals: start.totals,
@@ -572,7 +183,7 @@ impl Core {
         }
     }
 
-    /// Takes one event; then [`Core::poll_effect`] until it is empty.
+    /// Takes one event; after it, or after several at the same time, [`Core::poll_effect`] until it is empty.
     pub fn handle(&mut self, event: Event, now_ms: i64) {
         match event {
             Event::Opened { conn, source } => self.opened(conn, source, now_ms),
@@ -594,6 +205,9 @@ impl Core {
 
     /// The next thing to do.
     pub fn poll_effect(&mut self) -> Option<Effect> {
+        if self.effects.is_empty() {
+            self.finish_round();
+        }
         self.effects.pop_front()
     }
 
@@ -607,38 +221,6 @@ impl Core {
     /// Whether the agent has a live session, or had one less than three seconds ago.
     pub fn is_online(&self, address: &Fingerprint) -> bool {
         self.is_live(address) || self.leaving.contains_key(address) || self.remote.contains_key(address)
-    }
-
-    /// Numbers for `/health`.
-    pub fn snapshot(&mut self, now_ms: i64) -> Snapshot {
-        let mut carriers = [("ws1", 0), ("ws2", 0), ("quic", 0)];
-        let mut unconfirmed = 0;
-        for session in self.conns.values().filter_map(Conn::session) {
-            unconfirmed += session.delivery.flight.len();
-            let carrier = session.device.as_ref().map_or("ws1", |device| device.carrier());
-            if let Some((_, count)) = carriers.iter_mut().find(|(name, _)| *name == carrier) {
-                *count += 1;
-            }
-        }
-        Snapshot {
-            agents: self.sessions.len()
-                + self.devices.keys().filter(|address| !self.sessions.contains_key(address)).count(),
-            connections: self.conns.len(),
-            carriers,
-            unconfirmed,
-            queue: self.totals,
-            tracked_agents: self.abuse.tracked(),
-            new_agents: self.windows.newcomers.count(&(), now_ms) as usize,
-            messages_per_minute: self.windows.routed.count(&(), now_ms),
-            counters: self.counters,
-            custody_open: self.custody_open,
-            figures: self.figures,
-        }
-    }
-
-    /// Totals since the start.
-    pub fn counters(&self) -> Counters {
-        self.counters
     }
 
     fn received(&mut self, id: ConnId, inbound: Inbound, now_ms: i64) {
@@ -918,8 +500,11 @@ impl Core {
         }
     }
 
-    fn send_ack(&mut self, to: Fingerprint, ack: Ack) {
-        self.send_to(to, ServerFrame::Ack(ack));
+    /// Tells a sender what became of its message: delivered, or queued for so many seconds.
+    fn send_fate(&mut self, to: Fingerprint, id: MessageId, ttl: Option<u64>) {
+        if let Some(conn) = self.sessions.get(&to).copied() {
+            self.effects.push_back(Effect::Send { conn, what: Outgoing::Fate(id, ttl) });
+        }
     }
 
     fn send_error(&mut self, conn: ConnId, code: ErrorCode, message: impl Into<String>) {

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod keys;
 pub mod limits;
 mod lock;
+mod maps;
 pub mod metrics;
 pub mod program;
 pub mod registry;

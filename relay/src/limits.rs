@@ -1,7 +1,8 @@
 //! Sliding windows of ring buckets: 60 buckets per window, whatever the number of events.
 
-use std::collections::HashMap;
 use std::hash::Hash;
+
+use crate::maps::AddressMap;
 
 /// Buckets per window; the window slides in steps of one sixtieth of its length.
 const BUCKETS: i64 = 60;
@@ -122,14 +123,14 @@ impl Counter {
 #[derive(Debug, Clone)]
 pub struct Windows<K> {
     rule: Rule,
-    counters: HashMap<K, Counter>,
+    counters: AddressMap<K, Counter>,
     max_keys: usize,
 }
 
 impl<K: Hash + Eq + Clone> Windows<K> {
     /// Empty windows; when more than `max_keys` keys are alive the longest idle ones are forgotten.
     pub fn new(rule: Rule, max_keys: usize) -> Self {
-        Self { rule, counters: HashMap::new(), max_keys: max_keys.max(1) }
+        Self { rule, counters: AddressMap::default(), max_keys: max_keys.max(1) }
     }
 
     /// The rule.

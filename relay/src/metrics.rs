@@ -1,35 +1,96 @@
 //! Figures of operation and their Prometheus text (`relay.md` §14.2). No label ever holds an agent.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::abuse::Pattern;
 
-/// Upper bounds of the histogram buckets, in milliseconds: 1 ms to 60 s.
-const BOUNDS_MS: [u32; 14] = [1, 2, 5, 10, 20, 50, 100, 250, 500, 1_000, 5_000, 10_000, 30_000, 60_000];
+const BUCKETS: usize = 14;
 
-/// Durations, counted by size.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+/// Upper bounds of buckets, and how many of their unit make one of what is exported.
+#[derive(Debug, PartialEq)]
+struct Scale {
+    bounds: [u32; BUCKETS],
+    per_unit: f64,
+}
+
+/// Durations: added in milliseconds, exported in seconds, 1 ms to 60 s.
+static DURATIONS: Scale = Scale {
+    bounds: [1, 2, 5, 10, 20, 50, 100, 250, 500, 1_000, 5_000, 10_000, 30_000, 60_000],
+    per_unit: 1000.0,
+};
+
+/// Numbers of things.
+static SIZES: Scale =
+    Scale { bounds: [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192], per_unit: 1.0 };
+
+/// Values, counted by size.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Histogram {
-    counts: [u64; BOUNDS_MS.len()],
+    scale: &'static Scale,
+    counts: [u64; BUCKETS],
     count: u64,
-    sum_ms: f64,
+    sum: f64,
+}
+
+/// Of durations.
+impl Default for Histogram {
+    fn default() -> Self {
+        Self::of(&DURATIONS)
+    }
 }
 
 impl Histogram {
-    /// Counts one duration in milliseconds; a negative one counts as none.
-    pub fn add(&mut self, ms: f64) {
-        let ms = ms.max(0.0);
+    const fn of(scale: &'static Scale) -> Self {
+        Self { scale, counts: [0; BUCKETS], count: 0, sum: 0.0 }
+    }
+
+    /// Of numbers of things.
+    pub fn sizes() -> Self {
+        Self::of(&SIZES)
+    }
+
+    /// Counts one duration in milliseconds, or one number of things; a negative one counts as none.
+    pub fn add(&mut self, value: f64) {
+        let value = value.max(0.0);
         self.count += 1;
-        self.sum_ms += ms;
-        let place = BOUNDS_MS.partition_point(|bound| f64::from(*bound) < ms);
+        self.sum += value;
+        let place = self.scale.bounds.partition_point(|bound| f64::from(*bound) < value);
         if let Some(count) = self.counts.get_mut(place) {
             *count += 1;
         }
     }
 
-    /// Number of durations.
+    /// Number of values.
     pub fn count(&self) -> u64 {
         self.count
+    }
+}
+
+/// What the engine of a cluster takes.
+#[derive(Debug, Default)]
+pub struct Publishing {
+    took: Mutex<Histogram>,
+    retries: AtomicU64,
+}
+
+impl Publishing {
+    /// Notes a message that was published, or given up.
+    pub fn done(&self, since: Instant) {
+        let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner);
+        took.add(since.elapsed().as_secs_f64() * 1000.0);
+    }
+
+    /// Notes that a message is published again.
+    pub fn again(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Times and retries so far.
+    pub fn so_far(&self) -> (Histogram, u64) {
+        (*self.took.lock().unwrap_or_else(PoisonError::into_inner), self.retries.load(Ordering::Relaxed))
     }
 }
 
@@ -112,17 +173,18 @@ impl Exposition {
         }
     }
 
-    /// A histogram in seconds.
-    pub fn histogram(&mut self, name: &str, help: &str, durations: &Histogram) {
+    /// A histogram; durations in seconds.
+    pub fn histogram(&mut self, name: &str, help: &str, values: &Histogram) {
         self.head("histogram", name, help);
+        let Scale { bounds, per_unit } = values.scale;
         let mut below = 0;
-        for (bound, count) in BOUNDS_MS.iter().zip(durations.counts) {
+        for (bound, count) in bounds.iter().zip(values.counts) {
             below += count;
-            let _ = writeln!(self.text, "{name}_bucket{{le=\"{}\"}} {below}", f64::from(*bound) / 1000.0);
+            let _ = writeln!(self.text, "{name}_bucket{{le=\"{}\"}} {below}", f64::from(*bound) / per_unit);
         }
-        let _ = writeln!(self.text, "{name}_bucket{{le=\"+Inf\"}} {}", durations.count);
-        let _ = writeln!(self.text, "{name}_sum {}", durations.sum_ms / 1000.0);
-        let _ = writeln!(self.text, "{name}_count {}", durations.count);
+        let _ = writeln!(self.text, "{name}_bucket{{le=\"+Inf\"}} {}", values.count);
+        let _ = writeln!(self.text, "{name}_sum {}", values.sum / per_unit);
+        let _ = writeln!(self.text, "{name}_count {}", values.count);
     }
 
     /// The text.
@@ -157,6 +219,17 @@ mod tests {
         assert!(text.contains("t_bucket{le=\"0.002\"} 3\n"));
         assert!(text.contains("t_bucket{le=\"60\"} 4\nt_bucket{le=\"+Inf\"} 5\n"));
         assert!(text.ends_with("t_count 5\n"));
+    }
+
+    #[test]
+    fn numbers_of_things_are_exported_as_they_are() {
+        let mut sizes = Histogram::sizes();
+        sizes.add(256.0);
+        let mut text = Exposition::default();
+        text.histogram("t", "h", &sizes);
+        let text = text.finish();
+        assert!(text.contains("t_bucket{le=\"128\"} 0\nt_bucket{le=\"256\"} 1\n"), "{text}");
+        assert!(text.contains("t_sum 256\n"));
     }
 
     #[test]

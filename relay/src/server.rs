@@ -191,21 +191,28 @@ pub async fn serve(
     let (helpers, stop_helpers) = (TaskTracker::new(), CancellationToken::new());
     let queue_bytes = Arc::new(AtomicU64::new(0));
     let mut weak = false;
+    let mut measured = Arc::new(health::Measured::new(Arc::default()));
     let queue = match prepared.queue.take() {
-        Some(Keeper::Log(custody)) => QueueHandle::start(*custody, Arc::clone(&queue_bytes))
-            .map_err(|e| RelayError::Internal(e.to_string()))?,
+        Some(Keeper::Log(custody)) => {
+            QueueHandle::start(*custody, Arc::clone(&queue_bytes), Arc::clone(&measured))
+                .map_err(|e| RelayError::Internal(e.to_string()))?
+        }
         Some(Keeper::Cluster(peers, cipher)) => {
             let (told, answers) = QueueHandle::channel();
             let engine = engine::join(&config, *peers, cipher, told).await?;
+            measured = Arc::new(health::Measured::new(engine.publishing()));
             weak = engine.is_weak();
             if let Ok((totals, _)) = engine.totals().await {
                 prepared.totals = totals;
             }
             engine.start(&helpers, &stop_helpers);
             let (registry, stop) = (prepared.registry.clone(), stop_helpers.clone());
-            let replicated = Arc::clone(&engine).replicate(registry);
+            let kept = futures::future::join(
+                Arc::clone(&engine).replicate(registry.clone()),
+                Arc::clone(&engine).attend(registry),
+            );
             helpers.spawn(async move {
-                let _ = stop.run_until_cancelled(replicated).await;
+                let _ = stop.run_until_cancelled(kept).await;
             });
             QueueHandle::on_cluster(engine, answers)
         }
@@ -240,7 +247,7 @@ pub async fn serve(
         sources: source::Sources::new(&prepared.source_key, config.trusted_proxies.clone()),
         limits: rest::RestLimits::new(&config),
         health: health::Cache::default(),
-        measured: health::Measured::default(),
+        measured,
         bridge: bridge.clone(),
         weak,
         homepage_changed: tokio::sync::Notify::new(),
@@ -387,7 +394,7 @@ struct Shared {
     sources: source::Sources,
     limits: rest::RestLimits,
     health: health::Cache,
-    measured: health::Measured,
+    measured: Arc<health::Measured>,
     bridge: Option<Arc<a2a::Bridge>>,
     /// Whether acceptance means less than it should in a cluster.
     weak: bool,

@@ -18,6 +18,8 @@ mod embedded;
 mod http;
 #[path = "all/memory.rs"]
 mod memory;
+#[path = "all/metrics.rs"]
+mod metrics;
 #[path = "all/oddities.rs"]
 mod oddities;
 #[path = "all/operator.rs"]

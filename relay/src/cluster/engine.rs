@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use super::letter::{Letter, content_of};
 use super::mailbox::{Mailbox, Removal};
 use super::presence::Sessions;
 use crate::config;
+use crate::metrics::Publishing;
 use crate::store::{
     Accept, Accepted, BodyCipher, Departed, Peers, QueueAnswer, QueueFull, QueueOp, QueueTotals, Row,
     Standing, StoreFailed,
@@ -29,7 +31,7 @@ use crate::store::{
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A message is published again and again for this long before it is refused.
-const GIVE_UP: Duration = Duration::from_secs(5);
+pub(super) const GIVE_UP: Duration = Duration::from_secs(5);
 /// What was compared with the engine is believed this long.
 const BELIEVED: Duration = Duration::from_secs(1);
 /// What the engine says when one sender has too much waiting for one recipient; any other refusal is no verdict on the
@@ -123,6 +125,9 @@ pub struct Engine {
     pub(super) node: String,
     pub(super) weak: bool,
     pub(super) told: mpsc::Sender<FromEngine>,
+    publishing: Arc<Publishing>,
+    /// Whether it took a write a short while ago.
+    pub(super) open: AtomicBool,
 }
 
 impl Engine {
@@ -164,8 +169,22 @@ impl Engine {
         let node = hex::encode(rand::random::<[u8; 8]>());
         let (peers, sessions) = (Mutex::new(peers), Sessions::default());
         let weak = weak || few < STRONG_COPIES;
-        let engine =
-            Self { client, context, streams, rules, cipher, peers, sessions, buckets, node, weak, told };
+        let publishing = Arc::default();
+        let engine = Self {
+            client,
+            context,
+            streams,
+            rules,
+            cipher,
+            peers,
+            sessions,
+            buckets,
+            node,
+            weak,
+            told,
+            publishing,
+            open: AtomicBool::new(true),
+        };
         engine.check_clock().await?;
         Ok(Arc::new(engine))
     }
@@ -173,6 +192,11 @@ impl Engine {
     /// Whether acceptance means less than `replicated`.
     pub fn is_weak(&self) -> bool {
         self.weak
+    }
+
+    /// What publishing takes.
+    pub fn publishing(&self) -> Arc<Publishing> {
+        Arc::clone(&self.publishing)
     }
 
     /// A bucket of keys and values.
@@ -301,9 +325,20 @@ impl Engine {
     }
 
     pub(super) async fn publish(&self, letter: &Letter, body: &[u8]) -> Result<Published, StoreFailed> {
+        let begun = Instant::now();
+        let published = self.publish_until(begun + GIVE_UP, letter, body).await;
+        self.publishing.done(begun);
+        published
+    }
+
+    async fn publish_until(
+        &self,
+        end: Instant,
+        letter: &Letter,
+        body: &[u8],
+    ) -> Result<Published, StoreFailed> {
         let (headers, payload) = letter.write(body, &self.cipher);
         let (subject, payload) = (layout::mail_subject(&letter.recipient, &letter.sender), bytes(payload));
-        let begun = Instant::now();
         loop {
             let sent =
                 self.context.publish_with_headers(subject.clone(), headers.clone(), payload.clone()).await;
@@ -317,9 +352,10 @@ impl Engine {
                 Err(error) if error.to_string().contains(PAIR_FULL) => return Ok(Published::PairFull),
                 // Said by the stream: another try would hear the same.
                 Err(error) if error.to_string().contains("exceeded") => return Err(failed(&error)),
-                Err(error) if begun.elapsed() >= GIVE_UP => return Err(failed(&error)),
+                Err(error) if Instant::now() >= end => return Err(failed(&error)),
                 Err(error) => tracing::debug!(%error, "a message is published again"),
             }
+            self.publishing.again();
             // Perhaps nobody leads the stream at this moment.
             tokio::time::sleep(PATIENCE / 8).await;
         }

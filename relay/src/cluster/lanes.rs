@@ -2,12 +2,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use threadline::Fingerprint;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::engine::Engine;
+use super::engine::{Engine, GIVE_UP};
 use super::mailbox::Mailbox;
 use crate::core::Event;
 use crate::store::{Departed, Depth, QueueAnswer, QueueLook, QueueOp, StoreAnswer, StoreFailed};
@@ -26,7 +27,8 @@ pub enum FromEngine {
 struct Lane {
     /// Not here while an operation runs.
     mailbox: Option<Mailbox>,
-    waiting: VecDeque<(u64, QueueOp)>,
+    /// Since when, under which ticket, and what.
+    waiting: VecDeque<(Instant, u64, QueueOp)>,
 }
 
 enum Done {
@@ -87,7 +89,7 @@ impl Lanes {
             .by_recipient
             .entry(recipient)
             .or_insert_with(|| Lane { mailbox: Some(Mailbox::default()), waiting: VecDeque::new() });
-        lane.waiting.push_back((ticket, op));
+        lane.waiting.push_back((Instant::now(), ticket, op));
         self.start(recipient);
     }
 
@@ -122,8 +124,10 @@ impl Lanes {
         let ops = std::mem::take(&mut lane.waiting);
         let engine = Arc::clone(&self.engine);
         self.running.spawn(async move {
-            for (ticket, op) in ops {
-                let answer = engine.apply(&mut mailbox, &op).await;
+            for (since, ticket, op) in ops {
+                // Where each takes seconds, the sender of the last would wait for minutes to hear no.
+                let late = matches!(op, QueueOp::Accept(_)) && since.elapsed() > GIVE_UP;
+                let answer = if late { Err(StoreFailed) } else { engine.apply(&mut mailbox, &op).await };
                 engine.answer(ticket, answer).await;
             }
             Done::Lane(recipient, mailbox)

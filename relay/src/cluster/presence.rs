@@ -1,6 +1,7 @@
 //! Which relay has the session of an agent (`relay.md` §15.2, §15.4): a claim in the engine, renewed while it lasts.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,14 +22,27 @@ const RENEW: Duration = Duration::from_secs(25);
 const FENCE: Duration = Duration::from_mins(1);
 const RENEWALS_AT_ONCE: usize = 32;
 
-/// The sessions of this relay.
+/// The sessions of this relay, and what is known of the others'.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     held: Mutex<HashMap<Fingerprint, Held>>,
+    others: Mutex<HashMap<Fingerprint, Elsewhere>>,
+    /// Whether changes of claims are heard of.
+    following: AtomicBool,
+}
+
+/// A session on another relay.
+#[derive(Debug, Clone)]
+struct Elsewhere {
+    node: String,
+    since_ms: i64,
+    renewed: Instant,
 }
 
 #[derive(Debug)]
 struct Held {
+    /// Key of the agent, if it is in the directory.
+    listed: Option<[u8; 32]>,
     value: Vec<u8>,
     /// Of our last write; 0 before the first.
     revision: u64,
@@ -75,6 +89,21 @@ impl Sessions {
     pub(super) fn all(&self) -> Vec<Fingerprint> {
         self.held().keys().copied().collect()
     }
+
+    fn others(&self) -> MutexGuard<'_, HashMap<Fingerprint, Elsewhere>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keys of agents in the directory that have a session here.
+    pub(super) fn listed(&self) -> Vec<[u8; 32]> {
+        self.held().values().filter_map(|held| held.listed).collect()
+    }
+
+    /// Whether an agent has a session anywhere; `None` if this relay cannot know.
+    pub(super) fn anywhere(&self, address: &Fingerprint) -> Option<bool> {
+        let following = self.following.load(Ordering::Relaxed);
+        following.then(|| self.has(address) || self.others().contains_key(address))
+    }
 }
 
 impl Engine {
@@ -84,7 +113,8 @@ impl Engine {
         let value = serde_json::to_vec(&claim).map_err(|e| failed(&e))?;
         let stop = CancellationToken::new();
         let listening = self.listen(agent.address, stop.clone()).await;
-        let held = Held { value, revision: 0, renewed: None, hint: 0, _listening: stop.drop_guard() };
+        let listed = agent.listed.then_some(agent.key);
+        let held = Held { listed, value, revision: 0, renewed: None, hint: 0, _listening: stop.drop_guard() };
         self.sessions.held().insert(agent.address, held);
         listening?;
         self.claim(&agent.address).await
@@ -249,39 +279,42 @@ impl Engine {
 
     /// Follows who is where until the relay stops.
     pub(super) async fn follow_presence(self: Arc<Self>) {
-        let mut others: HashMap<Fingerprint, (String, i64, Instant)> = HashMap::new();
         loop {
             let watched = self.bucket(&PRESENCE).watch_with_history(">").await;
             if let Ok(mut watch) = watched {
+                self.sessions.following.store(true, Ordering::Relaxed);
                 loop {
                     let next = tokio::time::timeout(Duration::from_secs(5), watch.next()).await;
-                    self.forget_silent(&mut others).await;
+                    self.forget_silent().await;
                     match next {
-                        Ok(Some(Ok(entry))) => self.moved(&mut others, &entry).await,
+                        Ok(Some(Ok(entry))) => self.moved(&entry).await,
                         Ok(Some(Err(_)) | None) => break,
                         Err(_) => {}
                     }
                 }
             }
+            self.sessions.following.store(false, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
-    async fn moved(&self, others: &mut HashMap<Fingerprint, (String, i64, Instant)>, entry: &Entry) {
+    async fn moved(&self, entry: &Entry) {
         let Ok(address) = entry.key.parse::<Fingerprint>() else { return };
         if entry.operation != Operation::Put {
-            if others.remove(&address).is_some() {
+            let known = self.sessions.others().remove(&address);
+            if known.is_some() {
                 self.tell(ClusterEvent::Left { address }).await;
             }
             return;
         }
         let Ok(Claim { node, agent }) = serde_json::from_slice(&entry.value) else { return };
         if node == self.node || agent.address != address {
-            others.remove(&address);
+            self.sessions.others().remove(&address);
             return;
         }
-        let known = others.insert(address, (node.clone(), agent.since_ms, Instant::now()));
-        if known.is_none_or(|(before, since_ms, _)| before != node || since_ms != agent.since_ms) {
+        let now = Elsewhere { node, since_ms: agent.since_ms, renewed: Instant::now() };
+        let known = self.sessions.others().insert(address, now.clone());
+        if known.is_none_or(|before| before.node != now.node || before.since_ms != now.since_ms) {
             self.tell(ClusterEvent::Came(Box::new(agent))).await;
         }
         let ours = self.sessions.held().get(&address).map(|held| held.revision);
@@ -291,11 +324,13 @@ impl Engine {
     }
 
     /// The expiry of a claim is silent.
-    async fn forget_silent(&self, others: &mut HashMap<Fingerprint, (String, i64, Instant)>) {
-        let silent = others.iter().filter(|(_, (.., seen))| seen.elapsed() > PRESENCE.life);
-        let silent: Vec<Fingerprint> = silent.map(|(address, _)| *address).collect();
+    async fn forget_silent(&self) {
+        let silent: Vec<Fingerprint> = {
+            let mut others = self.sessions.others();
+            let silent = others.extract_if(|_, session| session.renewed.elapsed() > PRESENCE.life);
+            silent.map(|(address, _)| address).collect()
+        };
         for address in silent {
-            others.remove(&address);
             self.tell(ClusterEvent::Left { address }).await;
         }
     }

@@ -1,6 +1,7 @@
 //! Whether the engine takes writes, what lies in it, and what must be done again and again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv::Operation;
@@ -48,6 +49,7 @@ impl Engine {
             }
             if open != (last.elapsed() < UNREADY) {
                 open = !open;
+                self.open.store(open, Ordering::Relaxed);
                 tracing::warn!(open, "the engine stopped taking writes, or takes them again");
                 let _ = self.told.send(FromEngine::Event(Event::Custody { open })).await;
             }
@@ -60,6 +62,11 @@ impl Engine {
             self.renew().await;
             tokio::time::sleep(BEAT).await;
         }
+    }
+
+    /// Whether the engine took a write a short while ago.
+    pub(super) fn takes_writes(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
     }
 
     async fn poll(self: Arc<Self>) {

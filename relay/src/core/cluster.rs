@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use threadline::time::iso_ms;
 use threadline::v1::close;
 use threadline::v1::frames::{
-    Ack, AckStatus, DeliveryExpired, DiscoverFilter, DiscoveredAgent, Presence, ServerFrame, Visibility,
+    DeliveryExpired, DiscoverFilter, DiscoveredAgent, Presence, ServerFrame, Visibility,
 };
 use threadline::{Fingerprint, MessageId};
 
@@ -138,7 +138,7 @@ impl Core {
     fn gone_elsewhere(&mut self, gone: Gone) {
         self.awaiting.remove(&gone.seq);
         if gone.delivered {
-            return self.send_ack(gone.sender, Ack::new(gone.id.as_str(), AckStatus::Delivered));
+            return self.send_fate(gone.sender, gone.id, None);
         }
         let notice = DeliveryExpired {
             message_id: gone.id.as_str().to_owned(),

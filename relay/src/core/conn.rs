@@ -95,7 +95,7 @@ impl Session {
 #[derive(Default)]
 pub(super) struct Delivery {
     /// Read and not yet written, in order.
-    pub(super) ready: VecDeque<Row>,
+    pub(super) ready: Ready,
     /// Highest number that was put into `ready`.
     pub(super) read_to: u64,
     /// Highest number in storage at login: older mail is drained slowly.
@@ -122,6 +122,52 @@ pub(super) struct Delivery {
     pub(super) deferred: VecDeque<(i64, u64)>,
     /// Second of the slow drain, and messages drained in it.
     pub(super) drained: (i64, u32),
+    /// Something can be written once the events at hand are through.
+    pub(super) stirred: bool,
+}
+
+/// Messages that are read and not yet written, in order.
+#[derive(Default)]
+pub(super) struct Ready {
+    rows: VecDeque<Row>,
+    bytes: usize,
+}
+
+impl Ready {
+    pub(super) fn push(&mut self, row: Row) {
+        self.bytes += row.body.len();
+        self.rows.push_back(row);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Row> {
+        let row = self.rows.pop_front()?;
+        self.bytes -= row.body.len();
+        Some(row)
+    }
+
+    pub(super) fn first(&self) -> Option<&Row> {
+        self.rows.front()
+    }
+
+    pub(super) fn last(&self) -> Option<&Row> {
+        self.rows.back()
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 #[derive(Debug)]

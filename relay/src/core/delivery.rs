@@ -49,9 +49,9 @@ impl Core {
         if std::mem::take(&mut delivery.outdated) {
             return self.read_backlog(id, now_ms);
         }
-        let new = rows.into_iter().filter(|row| row.seq > delivery.read_to);
-        delivery.ready.extend(new);
-        delivery.read_to = delivery.ready.back().map_or(delivery.read_to, |row| row.seq);
+        let read_to = delivery.read_to;
+        rows.into_iter().filter(|row| row.seq > read_to).for_each(|row| delivery.ready.push(row));
+        delivery.read_to = delivery.ready.last().map_or(read_to, |row| row.seq);
         delivery.caught_up = !more && !delivery.behind;
         if delivery.caught_up && delivery.old_to == u64::MAX {
             delivery.old_to = delivery.read_to;
@@ -72,16 +72,44 @@ impl Core {
         if row.seq <= delivery.read_to {
             return;
         }
-        let ready: usize = delivery.ready.iter().map(|row| row.body.len()).sum();
-        let room = delivery.ready.is_empty()
-            || (delivery.ready.len() < PORTION as usize && ready + row.body.len() <= PORTION_BYTES as usize);
-        if delivery.caught_up && !delivery.reading && room {
-            delivery.read_to = row.seq;
-            delivery.ready.push_back(row);
+        if delivery.stirred && !delivery.has_place_for(&row) {
             self.pump(id, now_ms);
+        }
+        let Some(delivery) = self.session_mut(id).map(|session| &mut session.delivery) else { return };
+        if delivery.caught_up && !delivery.reading && delivery.has_place_for(&row) {
+            delivery.read_to = row.seq;
+            delivery.ready.push(row);
+            self.stir(id, now_ms);
         } else {
             delivery.caught_up = false;
             delivery.behind = true;
+        }
+    }
+
+    /// Something can be written to a session; that waits for the other events at hand.
+    fn stir(&mut self, id: ConnId, now_ms: i64) {
+        let Some(session) = self.session_mut(id) else { return };
+        if !std::mem::replace(&mut session.delivery.stirred, true) {
+            self.stirred.push((id, now_ms));
+        }
+    }
+
+    /// Does at once what the events so far asked for again and again: confirmations go to storage together, and each
+    /// session is looked at once.
+    pub(super) fn finish_round(&mut self) {
+        for (recipient, seqs, now_ms) in std::mem::take(&mut self.taken) {
+            let pending = Pending::Confirm(recipient, seqs.clone());
+            self.store_queue(pending, QueueOp::Confirm { recipient, seqs, now_ms });
+        }
+        let mut stirred = std::mem::take(&mut self.stirred);
+        for (id, now_ms) in stirred.drain(..) {
+            if let Some(session) = self.session_mut(id) {
+                session.delivery.stirred = false;
+            }
+            self.pump(id, now_ms);
+        }
+        if self.stirred.is_empty() {
+            self.stirred = stirred;
         }
     }
 
@@ -104,7 +132,7 @@ impl Core {
         let Some(session) = self.conns.get_mut(&id).and_then(|conn| conn.session_mut()) else { return };
         let Session { delivery, device, .. } = session;
         let mut wake = None;
-        while let Some(row) = delivery.ready.front() {
+        while let Some(row) = delivery.ready.first() {
             let again = delivery.flight.iter().position(|sent| sent.seq == row.seq);
             let written = again.and_then(|at| delivery.flight.get(at)).is_some_and(|sent| !sent.again);
             let unreadable = device.is_none() && is_sealed(&row.body);
@@ -115,7 +143,7 @@ impl Core {
                 || deferred
                 || self.confirming.contains(&row.seq)
             {
-                delivery.ready.pop_front();
+                delivery.ready.pop();
                 continue;
             }
             if again.is_none() && !delivery.has_room_for(row.body.len(), device.as_deref()) {
@@ -132,7 +160,7 @@ impl Core {
                 }
                 delivery.drained.1 += 1;
             }
-            let Some(row) = delivery.ready.pop_front() else { break };
+            let Some(row) = delivery.ready.pop() else { break };
             delivery.note_written(&row, again);
             if let Some(device) = device {
                 if let Some(what) = device.delivery(&row, bridge.as_ref()) {
@@ -144,7 +172,7 @@ impl Core {
             wake = Some(wake.map_or(*due, |at: i64| at.min(*due)));
             self.effects.push_back(Effect::Send { conn: id, what: Outgoing::Message(row.body) });
         }
-        let next = delivery.ready.front().map_or(0, |row| row.body.len());
+        let next = delivery.ready.first().map_or(0, |row| row.body.len());
         let full = !delivery.has_room_for(next.max(1), device.as_deref());
         let more = delivery.ready.is_empty() && !delivery.caught_up && (!full || delivery.resends());
         let ping_now = full && delivery.ping_due_ms.is_some();
@@ -189,7 +217,13 @@ impl Core {
         };
         let Some(sent) = delivery.flight.remove(at) else { return false };
         delivery.flight_bytes -= sent.size;
-        self.confirm(id, vec![sent.seq], now_ms);
+        let Some(recipient) = self.address(id) else { return false };
+        self.confirming.insert(sent.seq);
+        match self.taken.last_mut() {
+            Some((last, seqs, _)) if *last == recipient => seqs.push(sent.seq),
+            _ => self.taken.push((recipient, vec![sent.seq], now_ms)),
+        }
+        self.stir(id, now_ms);
         true
     }
 
@@ -320,6 +354,12 @@ impl Core {
 }
 
 impl Delivery {
+    /// Whether a message that was just stored is kept ready; else it is read from storage when its turn comes.
+    fn has_place_for(&self, row: &Row) -> bool {
+        let fits = self.ready.bytes() + row.body.len() <= PORTION_BYTES as usize;
+        self.ready.is_empty() || (self.ready.len() < PORTION as usize && fits)
+    }
+
     fn has_room_for(&self, size: usize, device: Option<&Device>) -> bool {
         let places = device.map_or(self.flight.len() < IN_FLIGHT, |device| device.machine.credit() > 0);
         let first = self.flight.is_empty() && device.is_none();

@@ -190,7 +190,9 @@ impl Core {
         let at_ms = message.at_ms;
         self.windows.minute.add(&message.sender, at_ms);
         self.windows.hour.add(&message.sender, at_ms);
-        self.windows.source.add(&message.source.net, at_ms);
+        if self.windows.per_source {
+            self.windows.source.add(&message.source.net, at_ms);
+        }
         self.windows.global.add(&(), at_ms);
         if let Some(counts) = self.session_mut(message.conn).and_then(|s| Self::tier_of(s, at_ms)) {
             counts.messages += 1;
@@ -257,10 +259,10 @@ impl Core {
             // The first copy is still waiting for its answer, which this session will hear.
             Standing::Queued { seq, .. } if self.awaiting.contains_key(&seq) => {}
             Standing::Queued { expires_ms, .. } => {
-                self.send_ack(message.sender, queued(&message.id, expires_ms, now_ms));
+                self.send_fate(message.sender, message.id, Some(seconds_left(expires_ms, now_ms)));
             }
             Standing::Delivered => {
-                self.send_ack(message.sender, Ack::new(message.id.as_str(), AckStatus::Delivered));
+                self.send_fate(message.sender, message.id, None);
             }
             Standing::OtherBytes | Standing::Unknown => self.reject(&message, &Refusal::Duplicate),
         }
@@ -303,7 +305,7 @@ impl Core {
                 self.awaiting.insert(seq, Awaiting { sender, id: id.clone(), expires_ms });
                 self.patience.push_back((now_ms + PATIENCE_MS, seq));
             }
-            Origin::V1 => self.send_ack(sender, queued(&id, expires_ms, now_ms)),
+            Origin::V1 => self.send_fate(sender, id.clone(), Some(seconds_left(expires_ms, now_ms))),
         }
         let Some(conn) = reader else { return };
         if self.is_clustered() {
@@ -327,7 +329,7 @@ impl Core {
     pub(super) fn answer_due(&mut self, seq: u64, now_ms: i64) {
         if let Some(waiting) = self.awaiting.remove(&seq) {
             self.counters.queued += 1;
-            self.send_ack(waiting.sender, queued(&waiting.id, waiting.expires_ms, now_ms));
+            self.send_fate(waiting.sender, waiting.id, Some(seconds_left(waiting.expires_ms, now_ms)));
         }
     }
 
@@ -345,7 +347,7 @@ impl Core {
             self.depart(&message);
             self.counters.delivered += 1;
             if !self.tell_sender(&message, Outcome::Taken, now_ms) {
-                self.send_ack(message.sender, Ack::new(message.id.as_str(), AckStatus::Delivered));
+                self.send_fate(message.sender, message.id, None);
             }
         }
     }
@@ -412,7 +414,7 @@ impl Core {
             reason: Some(refusal.text()),
             ttl: None,
         };
-        self.send_ack(message.sender, ack);
+        self.send_to(message.sender, ServerFrame::Ack(ack));
     }
 
     fn count_refusal(&mut self, refusal: &Refusal) {
@@ -463,9 +465,9 @@ fn sealed_id(id: &MessageId) -> Option<FrameId> {
     Some(FrameId::Bin(Bin(bytes.try_into().ok()?)))
 }
 
-fn queued(id: &MessageId, expires_ms: i64, now_ms: i64) -> Ack {
-    let ttl = u64::try_from((expires_ms - now_ms + 999) / 1000).unwrap_or(0);
-    Ack { message_id: id.as_str().to_owned(), status: AckStatus::Queued, reason: None, ttl: Some(ttl) }
+/// Seconds until a message is given up.
+fn seconds_left(expires_ms: i64, now_ms: i64) -> u64 {
+    u64::try_from((expires_ms - now_ms + 999) / 1000).unwrap_or(0)
 }
 
 /// Limits of the first day (`relay.md` §11.1).

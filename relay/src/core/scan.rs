@@ -1,10 +1,6 @@
 //! Reads the frames that nearly all traffic consists of without building JSON values: each byte is looked at once, and
 //! an envelope stays the bytes it came as. Whatever is unusual is left to [`ClientFrame::parse`], which decides.
 
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use threadline::time::parse_iso;
 use threadline::v1::MAX_FRAME;
 use threadline::v1::envelope::Header;
@@ -12,7 +8,7 @@ use threadline::v1::frames::{Ack, AckStatus, ClientFrame};
 
 use super::{InboundFrame, Submission};
 
-/// Members of an envelope beyond which it is unusual.
+/// Members of an object beyond which it is unusual.
 const MEMBERS: usize = 16;
 
 /// The frame, if it is a message or an acknowledgement in its usual form.
@@ -20,96 +16,164 @@ pub(super) fn frame(text: &str) -> Option<InboundFrame> {
     if text.len() > MAX_FRAME {
         return None;
     }
-    let members: Members<'_> = serde_json::from_str(text).ok()?;
-    match (members.text("type")?, members.list.len()) {
-        ("message", 2) => {
-            message(members.raw("envelope")?).map(|submission| InboundFrame::Message(Box::new(submission)))
+    let mut scanner = Scanner { text, at: 0 };
+    let (outer, envelope) = scanner.frame()?;
+    match (outer.get("type")?, outer.list().len(), envelope) {
+        ("message", 1, Some((envelope, members))) => {
+            message(envelope, &members).map(|submission| InboundFrame::Message(Box::new(submission)))
         }
-        ("ack", 3) => {
-            let status = match members.text("status")? {
+        ("ack", 3, None) => {
+            let status = match outer.get("status")? {
                 "delivered" => AckStatus::Delivered,
                 "queued" => AckStatus::Queued,
                 "rejected" => AckStatus::Rejected,
                 _ => return None,
             };
-            let ack = Ack::new(members.text("messageId")?, status);
+            let ack = Ack::new(outer.get("messageId")?, status);
             Some(InboundFrame::Other(Box::new(ClientFrame::Ack(ack))))
         }
         _ => None,
     }
 }
 
-/// An envelope all of whose members are texts, none of them twice.
-fn message(envelope: &RawValue) -> Option<Submission> {
-    let members: Members<'_> = serde_json::from_str(envelope.get()).ok()?;
-    let texts = members.list.iter().all(|(_, value)| value.get().starts_with('"'));
-    let sealed = ["nonce", "ephemeralPubKey", "salt", "signature"]
-        .iter()
-        .all(|name| members.raw(name).is_some_and(|value| value.get().len() > 2));
+fn message(envelope: &str, members: &Texts<'_>) -> Option<Submission> {
+    let sealed = ["nonce", "ephemeralPubKey", "salt", "signature"];
     // The signature of a sealed envelope covers a canonical form, which needs the parsed members.
-    if !texts || sealed {
+    if sealed.iter().all(|name| members.get(name).is_some_and(|value| !value.is_empty())) {
         return None;
     }
-    let thread_id = match members.raw("threadId") {
-        None => None,
-        Some(_) => match members.text("threadId")? {
-            "" => None,
-            text => Some(text.parse().ok()?),
-        },
+    let thread_id = match members.get("threadId") {
+        None | Some("") => None,
+        Some(text) => Some(text.parse().ok()?),
     };
     let header = Header {
-        from: members.text("from")?.parse().ok()?,
-        to: members.text("to")?.parse().ok()?,
+        from: members.get("from")?.parse().ok()?,
+        to: members.get("to")?.parse().ok()?,
         thread_id,
-        message_id: members.text("messageId")?.parse().ok()?,
-        timestamp: parse_iso(members.text("timestamp")?)?,
+        message_id: members.get("messageId")?.parse().ok()?,
+        timestamp: parse_iso(members.get("timestamp")?)?,
     };
-    Some(Submission::of_text(header, envelope.get()))
+    Some(Submission::of_text(header, envelope))
 }
 
-/// The members of an object, unread.
-struct Members<'a> {
-    list: Vec<(&'a str, &'a RawValue)>,
+/// Members of an object whose values are texts.
+#[derive(Default)]
+struct Texts<'a> {
+    members: [(&'a str, &'a str); MEMBERS],
+    count: usize,
 }
 
-impl<'a> Members<'a> {
-    fn raw(&self, name: &str) -> Option<&'a RawValue> {
-        self.list.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+impl<'a> Texts<'a> {
+    fn list(&self) -> &[(&'a str, &'a str)] {
+        &self.members[..self.count]
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.list().iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    }
+
+    /// A name that comes twice is unusual.
+    fn add(&mut self, name: &'a str, value: &'a str) -> Option<()> {
+        if self.get(name).is_some() {
+            return None;
+        }
+        *self.members.get_mut(self.count)? = (name, value);
+        self.count += 1;
+        Some(())
+    }
+}
+
+/// An object and its members.
+type Envelope<'a> = (&'a str, Texts<'a>);
+
+/// Reads JSON from left to right; `None` is whatever is not usual.
+struct Scanner<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Scanner<'a> {
+    /// The only value of the text: an object of texts, one of whose members may be an envelope.
+    fn frame(&mut self) -> Option<(Texts<'a>, Option<Envelope<'a>>)> {
+        let (mut texts, mut envelope) = (Texts::default(), None);
+        let mut more = self.opens()?;
+        while more {
+            let name = self.name()?;
+            if name == "envelope" && envelope.is_none() {
+                envelope = Some(self.object()?);
+            } else {
+                texts.add(name, self.string()?)?;
+            }
+            more = self.goes_on()?;
+        }
+        (self.next().is_none() && texts.get("envelope").is_none()).then_some((texts, envelope))
+    }
+
+    fn object(&mut self) -> Option<Envelope<'a>> {
+        let start = self.at;
+        let mut texts = Texts::default();
+        let mut more = self.opens()?;
+        while more {
+            let name = self.name()?;
+            texts.add(name, self.string()?)?;
+            more = self.goes_on()?;
+        }
+        Some((self.text.get(start..self.at)?, texts))
+    }
+
+    /// The next byte that is no white space; the scanner stands on it.
+    fn next(&mut self) -> Option<u8> {
+        loop {
+            let byte = *self.text.as_bytes().get(self.at)?;
+            if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
+                return Some(byte);
+            }
+            self.at += 1;
+        }
+    }
+
+    fn take(&mut self, wanted: u8) -> Option<()> {
+        (self.next()? == wanted).then(|| self.at += 1)
+    }
+
+    /// Whether an object begins that has members.
+    fn opens(&mut self) -> Option<bool> {
+        self.take(b'{')?;
+        let empty = self.next()? == b'}';
+        self.at += usize::from(empty);
+        Some(!empty)
+    }
+
+    /// Whether another member follows the one that was read.
+    fn goes_on(&mut self) -> Option<bool> {
+        let more = match self.next()? {
+            b',' => true,
+            b'}' => false,
+            _ => return None,
+        };
+        self.at += 1;
+        Some(more)
+    }
+
+    /// The name of a member; the scanner stands on its value.
+    fn name(&mut self) -> Option<&'a str> {
+        let name = self.string()?;
+        self.take(b':')?;
+        self.next()?;
+        Some(name)
     }
 
     /// A text without escapes.
-    fn text(&self, name: &str) -> Option<&'a str> {
-        let text = self.raw(name)?.get().strip_prefix('"')?.strip_suffix('"')?;
-        (!text.contains('\\')).then_some(text)
-    }
-}
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Collect)
-    }
-}
-
-struct Collect;
-
-impl<'de> Visitor<'de> for Collect {
-    type Value = Members<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        use serde::de::Error as _;
-        let mut list: Vec<(&'de str, &'de RawValue)> = Vec::with_capacity(8);
-        // A key with escapes cannot be borrowed and ends this, too.
-        while let Some((key, value)) = map.next_entry::<&'de str, &'de RawValue>()? {
-            if list.len() >= MEMBERS || list.iter().any(|(known, _)| *known == key) {
-                return Err(A::Error::custom("unusual"));
-            }
-            list.push((key, value));
+    fn string(&mut self) -> Option<&'a str> {
+        self.take(b'"')?;
+        let rest = self.text.get(self.at..)?;
+        let text = rest.get(..rest.find('"')?)?;
+        let odd = |byte: u8| u8::from(byte == b'\\') | u8::from(byte < b' ');
+        if text.bytes().fold(0, |found, byte| found | odd(byte)) != 0 {
+            return None;
         }
-        Ok(Members { list })
+        self.at += text.len() + 1;
+        Some(text)
     }
 }
 
@@ -144,8 +208,19 @@ mod tests {
         let nested = ENVELOPE.replace(r#""e30=""#, r#"{"a":[1]}"#);
         let escaped = ENVELOPE.replace("m1", r"\u006d1");
         let key = ENVELOPE.replace("messageId", r"message\u0049d");
-        for envelope in [&twice, &nested, &escaped, &key, "null", "[]", "{}"] {
+        let spaced = ENVELOPE.replace(',', " ,\n");
+        assert!(frame(&frame_around(&spaced)).is_some(), "white space is nothing unusual");
+        let open = ENVELOPE.replace('}', "");
+        let comma = ENVELOPE.replace('}', ",}");
+        let control = ENVELOPE.replace("e30=", "e30=\u{1}");
+        for envelope in [&twice, &nested, &escaped, &key, &open, &comma, &control, "null", "[]", "{}"] {
             assert!(frame(&frame_around(envelope)).is_none(), "{envelope}");
+        }
+        let usual = frame_around(ENVELOPE);
+        let twice = usual.replace(r#","envelope""#, r#","envelope":{},"envelope""#);
+        let (behind, cut) = (format!("{usual}x"), &usual[..usual.len() - 1]);
+        for text in [&twice, &behind, cut] {
+            assert!(frame(text).is_none(), "{text}");
         }
         for text in ["null", "", "[]", r#"{"type":"message"}"#, r#"{"type":"message","envelope":null}"#] {
             assert!(frame(text).is_none(), "{text}");
@@ -188,6 +263,26 @@ mod tests {
                 prop_assert_eq!(fast.header.as_ref().ok(), slow.header.as_ref().ok());
             } else {
                 prop_assert_eq!(Inbound::read(&text).content.is_ok(), ClientFrame::parse(&text).is_ok());
+            }
+        }
+
+        /// What is no JSON is no frame, however it was damaged.
+        #[test]
+        fn a_damaged_frame_is_read_as_the_other_reader_reads_it(at in 0usize..400, byte in 0u8..128) {
+            let mut text = frame_around(ENVELOPE).into_bytes();
+            let at = at % text.len();
+            text[at] = byte;
+            let text = String::from_utf8(text).expect("ASCII");
+            if let Some(fast) = frame(&text) {
+                prop_assert!(serde_json::from_str::<Value>(&text).is_ok(), "{}", text);
+                let slow = ClientFrame::parse(&text).expect("a frame");
+                match (fast, slow) {
+                    (InboundFrame::Message(fast), ClientFrame::Message(slow)) => {
+                        prop_assert_eq!(&fast.body, &Submission::new(slow).body);
+                    }
+                    (InboundFrame::Other(fast), slow) => prop_assert_eq!(*fast, slow),
+                    _ => prop_assert!(false, "{}", text),
+                }
             }
         }
     }

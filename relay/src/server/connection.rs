@@ -124,6 +124,9 @@ async fn serve(
             closed = writing => closed,
         }
     };
+    if outbox.was_cut_off() {
+        shared.measured.cut_off();
+    }
     shared.driver.event(Event::Closed { conn: id }).await;
     if !closed {
         // What was said last, such as a close, may still go out.

@@ -15,8 +15,9 @@ use super::outbox::Outbox;
 use super::queue::{Group, QueueHandle};
 use crate::cluster::FromEngine;
 use crate::core::{
-    self, ConnId, Core, Counters, Effect, Event, Inbound, NumberMap, Outgoing, Snapshot, Source, V2Carrier,
+    self, ConnId, Core, Counters, Effect, Event, Inbound, Outgoing, Snapshot, Source, V2Carrier,
 };
+use crate::maps::NumberMap;
 use crate::store::{QueueAnswer, QueueOp, RegistryOp, StoreAnswer, StoreFailed, StoreOp, registry};
 
 /// What waits for the core, each at most one read of a connection; when full, connections wait and stop reading.
@@ -224,6 +225,7 @@ impl Driver {
                 _ = self.commands.recv_many(&mut commands, COMMANDS), if room && !stopping => {
                     // Without a handle left nobody can say stop.
                     stopping = commands.is_empty();
+                    self.gather(&mut commands).await;
                     for command in commands.drain(..) {
                         stopping |= matches!(command, Command::Stop);
                         self.command(command);
@@ -236,6 +238,16 @@ impl Driver {
         let counters = self.core.counters();
         let _ = tokio::task::spawn_blocking(move || self.queue.stop()).await;
         counters
+    }
+
+    /// Lets the connections that have something to say go first: what they bring is one hand-over to storage.
+    async fn gather(&mut self, commands: &mut Vec<Command>) {
+        tokio::task::yield_now().await;
+        while commands.len() < COMMANDS
+            && let Ok(command) = self.commands.try_recv()
+        {
+            commands.push(command);
+        }
     }
 
     fn command(&mut self, command: Command) {
@@ -315,7 +327,7 @@ impl Driver {
                         let admits = match &what {
                             Outgoing::Frame(frame) => matches!(**frame, ServerFrame::AuthOk(_)),
                             Outgoing::V2(frame) => frame.lane == core::Lane::Welcome,
-                            Outgoing::Message(_) | Outgoing::Ping => false,
+                            Outgoing::Message(_) | Outgoing::Fate(..) | Outgoing::Ping => false,
                         };
                         if admits {
                             outbox.admit();

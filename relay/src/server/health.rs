@@ -1,7 +1,8 @@
 //! Whether the relay is well: `/health`, `/ready`, and the Prometheus text (`relay.md` §3, §14.2).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -12,24 +13,53 @@ use tokio::sync::Mutex;
 use super::{Shared, rest};
 use crate::config::EngineKind;
 use crate::core::Snapshot;
-use crate::metrics::{Exposition, Histogram, Reject, bans};
+use crate::metrics::{Exposition, Histogram, Publishing, Reject, bans};
 use crate::store::{QueueAnswer, QueueOp};
 
 const FRESH_MS: i64 = 1_000;
 
 /// What is measured outside of the core.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Measured {
     /// Registry searches.
-    pub(super) search: std::sync::Mutex<Histogram>,
+    search: std::sync::Mutex<Histogram>,
+    /// Operations of each commit of the queue, and how long it took.
+    commits: std::sync::Mutex<(Histogram, Histogram)>,
+    /// Clients that were cut off because too much was waiting for them.
+    write_queue_full: AtomicU64,
+    /// The engine of a cluster; without one nothing is ever published.
+    publishing: Arc<Publishing>,
 }
 
 impl Measured {
-    /// Notes how long a search took.
-    pub(super) fn searched(&self, since: std::time::Instant) {
-        let mut search = self.search.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        search.add(since.elapsed().as_secs_f64() * 1000.0);
+    /// Nothing yet; `publishing` is what the engine measures.
+    pub(super) fn new(publishing: Arc<Publishing>) -> Self {
+        let commits = std::sync::Mutex::new((Histogram::sizes(), Histogram::default()));
+        let search = std::sync::Mutex::default();
+        Self { search, commits, write_queue_full: AtomicU64::new(0), publishing }
     }
+
+    /// Notes how long a search took.
+    pub(super) fn searched(&self, since: Instant) {
+        locked(&self.search).add(since.elapsed().as_secs_f64() * 1000.0);
+    }
+
+    /// Notes a commit of the queue.
+    pub(super) fn committed(&self, operations: usize, took: Duration) {
+        let mut commits = locked(&self.commits);
+        commits.0.add(operations as f64);
+        commits.1.add(took.as_secs_f64() * 1000.0);
+    }
+
+    /// Notes a client that was cut off because too much was waiting for it.
+    pub(super) fn cut_off(&self) {
+        self.write_queue_full.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// A panic while the lock is held leaves counts as they are.
+fn locked<T>(counts: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// The last `/health` answer and when it was made.
@@ -129,8 +159,7 @@ pub(super) async fn metrics(shared: &Shared) -> Option<String> {
         out.single("counter", "threadline_a2a_requests_total", "Requests over the A2A bridge.", asked);
         out.single("counter", "threadline_a2a_requests_rejected_total", "Of these refused.", refused);
     }
-    let search = *shared.measured.search.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    out.histogram("threadline_registry_search_seconds", "Directory searches.", &search);
+    measured(&mut out, &shared.measured);
     out.single(
         gauge,
         "threadline_engine_up",
@@ -141,6 +170,27 @@ pub(super) async fn metrics(shared: &Shared) -> Option<String> {
     out.single(gauge, "threadline_drain", "Whether the relay is draining.", draining);
     out.single(gauge, "threadline_uptime_seconds", "Seconds since the start.", shared.clock.uptime_s());
     Some(out.finish())
+}
+
+fn measured(out: &mut Exposition, measured: &Measured) {
+    let search = *locked(&measured.search);
+    out.histogram("threadline_registry_search_seconds", "Directory searches.", &search);
+    let (batch, seconds) = *locked(&measured.commits);
+    out.histogram("threadline_commit_batch", "Operations per commit of the queue.", &batch);
+    out.histogram("threadline_commit_seconds", "Commits of the queue.", &seconds);
+    let (publish, retries) = measured.publishing.so_far();
+    out.histogram(
+        "threadline_engine_publish_seconds",
+        "Messages given to the engine of a cluster.",
+        &publish,
+    );
+    let cut_off = measured.write_queue_full.load(Ordering::Relaxed);
+    for (name, help, value) in [
+        ("threadline_engine_retries_total", "Messages given to the engine of a cluster again.", retries),
+        ("threadline_write_queue_full_total", "Clients cut off, for too much was waiting for them.", cut_off),
+    ] {
+        out.single("counter", name, help, value);
+    }
 }
 
 fn totals(out: &mut Exposition, snapshot: &Snapshot) {

@@ -13,6 +13,8 @@ const FULL_BYTES: usize = 768 << 10;
 const FULL_FRAMES: usize = 512;
 /// A client that lets this much pile up is cut off.
 const MOST_BYTES: usize = 1 << 20;
+/// What such a client is told.
+const TOO_SLOW: &str = "Too slow";
 /// Bytes that are written at a time.
 const CHUNK: usize = 64 << 10;
 
@@ -101,7 +103,7 @@ impl Outbox {
             state.chunks.clear();
             state.bytes = state.writing;
             state.frames = 0;
-            state.close = Some((threadline::v1::close::HEARTBEAT_LOST, "Too slow"));
+            state.close = Some((threadline::v1::close::HEARTBEAT_LOST, TOO_SLOW));
         }
         drop(state);
         self.changed.notify_one();
@@ -174,6 +176,11 @@ impl Outbox {
         state.bytes > FULL_BYTES || state.frames > FULL_FRAMES
     }
 
+    /// Whether the client was cut off because too much was waiting for it.
+    pub(super) fn was_cut_off(&self) -> bool {
+        self.state().close.is_some_and(|(_, reason)| reason == TOO_SLOW)
+    }
+
     /// Whether the connection was told to end.
     pub(super) fn is_closing(&self) -> bool {
         let state = self.state();
@@ -226,8 +233,9 @@ mod tests {
         for _ in 0..4 {
             outbox.push(&message(255 << 10));
         }
-        assert!(outbox.is_full() && !outbox.is_closing());
+        assert!(outbox.is_full() && !outbox.is_closing() && !outbox.was_cut_off());
         outbox.push(&message(255 << 10));
+        assert!(outbox.was_cut_off());
         let Next::Last(frame) = outbox.next().await else { panic!("a close") };
         assert_eq!(frame[2..4], 4000_u16.to_be_bytes());
     }

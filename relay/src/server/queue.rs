@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::health::Measured;
 use crate::cluster::{self, Engine, FromEngine};
 use crate::store::{Custody, Medium, QueueOp, StoreAnswer};
 
@@ -44,6 +45,7 @@ impl QueueHandle {
     pub(super) fn start<M: Medium + 'static>(
         custody: Custody<M>,
         bytes: Arc<AtomicU64>,
+        measured: Arc<Measured>,
     ) -> std::io::Result<Self> {
         let (groups, receiver) = sync_channel(WAITING);
         // An answer belongs to a hand-over, so there are never more.
@@ -51,7 +53,7 @@ impl QueueHandle {
         bytes.store(custody.bytes(), Ordering::Relaxed);
         let thread = std::thread::Builder::new()
             .name("queue".into())
-            .spawn(move || run(custody, &receiver, &sender, &bytes))?;
+            .spawn(move || run(custody, &receiver, &sender, &bytes, &measured))?;
         Ok(Self { groups: Some(Groups::Thread(groups)), answers, worker: Worker::Thread(thread) })
     }
 
@@ -102,6 +104,7 @@ fn run<M: Medium>(
     groups: &Receiver<Group>,
     answers: &mpsc::Sender<FromEngine>,
     bytes: &AtomicU64,
+    measured: &Measured,
 ) {
     let mut waiting: VecDeque<(u64, QueueOp)> = VecDeque::new();
     let mut group = Vec::with_capacity(GROUP);
@@ -109,7 +112,11 @@ fn run<M: Medium>(
     loop {
         if waiting.is_empty() {
             match groups.recv_timeout(if untidy { Duration::ZERO } else { TIDY }) {
-                Ok(ops) => waiting.extend(ops),
+                Ok(ops) => {
+                    waiting.extend(ops);
+                    // Where another thread waits for this core, it may have more for the same commit.
+                    std::thread::yield_now();
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -127,12 +134,17 @@ fn run<M: Medium>(
         let count = light.count().max(1).min(waiting.len());
         if count > 0 {
             group.extend(waiting.drain(..count));
+            let (begun, before) = (Instant::now(), custody.bytes());
             let done = custody.apply(group.iter().map(|(_, op)| op));
+            let commit = (custody.bytes() != before).then(|| begun.elapsed());
             let tickets = group.drain(..).map(|(ticket, _)| ticket);
             let done =
                 tickets.zip(done).map(|(ticket, done)| (ticket, done.map(StoreAnswer::Queue))).collect();
             if answers.blocking_send(FromEngine::Answers(done)).is_err() {
                 break;
+            }
+            if let Some(took) = commit {
+                measured.committed(count, took);
             }
         }
         if untidy || tidied.elapsed() >= TIDY {

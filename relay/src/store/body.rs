@@ -35,40 +35,67 @@ impl BodyCipher {
 
     /// Appends nonce, ciphertext and tag of `body`; what stands in `out` from `header` on is authenticated with it.
     pub(crate) fn seal(&self, header: usize, body: &[u8], out: &mut Vec<u8>) {
-        let mut nonce = [0; NONCE];
-        rand::rng().fill_bytes(&mut nonce);
-        let end_of_header = out.len();
-        out.extend(nonce);
-        out.extend_from_slice(body);
-        let (aad, sealed) = out.split_at_mut(end_of_header);
-        let (key, short) = self.for_nonce(&nonce);
-        let tag = key
-            .seal_in_place_separate_tag(short, Aad::from(&aad[header..]), &mut sealed[NONCE..])
-            .expect("a body is far below the limit of the cipher");
-        out.extend_from_slice(tag.as_ref());
+        self.sealer().seal(header, body, out);
+    }
+
+    /// For many bodies.
+    pub(crate) fn sealer(&self) -> Sealer {
+        let mut first = [0; 16];
+        rand::rng().fill_bytes(&mut first);
+        Sealer { key: self.derive(&first), first, sealed: 0 }
     }
 
     /// The body, unless it or the header was changed.
     pub(crate) fn open(&self, header: &[u8], stored: &[u8]) -> Option<Vec<u8>> {
-        let (nonce, rest) = stored.split_first_chunk::<NONCE>()?;
+        let (first, rest) = stored.split_first_chunk::<16>()?;
+        let (last, rest) = rest.split_first_chunk::<8>()?;
         let length = rest.len().checked_sub(TAG)?;
         let mut body = rest.to_vec();
-        let (key, short) = self.for_nonce(nonce);
-        key.open_in_place(short, Aad::from(header), &mut body).ok()?;
+        self.derive(first).open_in_place(short(*last), Aad::from(header), &mut body).ok()?;
         body.truncate(length);
         Some(body)
     }
 
-    /// XChaCha20-Poly1305 is ChaCha20-Poly1305 with a key and the end of the nonce from HChaCha20
+    /// XChaCha20-Poly1305 is ChaCha20-Poly1305 with a key that HChaCha20 makes of the first 16 bytes of the nonce
     /// (draft-irtf-cfrg-xchacha-03 §2.3); the inner cipher is the assembly that TLS uses.
-    fn for_nonce(&self, nonce: &[u8; NONCE]) -> (LessSafeKey, Nonce) {
-        let (first, last) = nonce.split_first_chunk::<16>().expect("24 bytes");
+    fn derive(&self, first: &[u8; 16]) -> LessSafeKey {
         let derived = Zeroizing::new(<[u8; 32]>::from(hchacha::<R20>(&(*self.key).into(), first.into())));
-        let key = UnboundKey::new(&CHACHA20_POLY1305, derived.as_slice()).expect("32 bytes");
-        let mut short = [0; 12];
-        short[4..].copy_from_slice(last);
-        (LessSafeKey::new(key), Nonce::assume_unique_for_key(short))
+        LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, derived.as_slice()).expect("32 bytes"))
     }
+}
+
+/// Seals bodies whose nonces begin alike, with the one inner key that follows from it: the beginning is random, the end
+/// counts.
+pub(crate) struct Sealer {
+    key: LessSafeKey,
+    first: [u8; 16],
+    sealed: u64,
+}
+
+impl Sealer {
+    /// Appends nonce, ciphertext and tag of `body`; what stands in `out` from `header` on is authenticated with it.
+    pub(crate) fn seal(&mut self, header: usize, body: &[u8], out: &mut Vec<u8>) {
+        let last = self.sealed.to_le_bytes();
+        self.sealed += 1;
+        let end_of_header = out.len();
+        out.reserve(NONCE + body.len() + TAG);
+        out.extend_from_slice(&self.first);
+        out.extend_from_slice(&last);
+        out.extend_from_slice(body);
+        let (aad, sealed) = out.split_at_mut(end_of_header);
+        let tag = self
+            .key
+            .seal_in_place_separate_tag(short(last), Aad::from(&aad[header..]), &mut sealed[NONCE..])
+            .expect("a body is far below the limit of the cipher");
+        out.extend_from_slice(tag.as_ref());
+    }
+}
+
+/// The nonce of the inner cipher.
+fn short(last: [u8; 8]) -> Nonce {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&last);
+    Nonce::assume_unique_for_key(nonce)
 }
 
 #[cfg(test)]
@@ -94,6 +121,19 @@ mod tests {
                 .decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: &header });
             prop_assert_eq!(theirs.ok(), Some(body.clone()));
             prop_assert_eq!(cipher.open(&header, &out[header.len()..]), Some(body));
+        }
+
+        #[test]
+        fn no_nonce_comes_twice(bodies in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 2..20)) {
+            let cipher = BodyCipher::new(&[7; 32]);
+            let mut sealers = [cipher.sealer(), cipher.sealer()];
+            let mut nonces = std::collections::HashSet::new();
+            for (at, body) in bodies.iter().enumerate() {
+                let mut out = Vec::new();
+                sealers[at % 2].seal(0, body, &mut out);
+                prop_assert!(nonces.insert(out[..NONCE].to_vec()));
+                prop_assert_eq!(cipher.open(&[], &out), Some(body.clone()));
+            }
         }
 
         #[test]

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use threadline::{Fingerprint, MessageId};
 
 use super::StoreFailed;
-use super::body::BodyCipher;
+use super::body::{BodyCipher, Sealer};
 use super::journal::{self, Journal, JournalError, JournalRules, Place, Segment};
 use super::medium::Medium;
 use super::peers::Peers;
@@ -44,6 +44,7 @@ pub struct Custody<M> {
     peers: Peers,
     rules: QueueRules,
     cipher: BodyCipher,
+    sealer: Sealer,
     /// Records of the group that is being decided.
     batch: Vec<u8>,
     /// Where the batch will stand.
@@ -109,6 +110,7 @@ impl<M: Medium> Custody<M> {
             index,
             peers,
             rules,
+            sealer: cipher.sealer(),
             cipher,
             batch: Vec::new(),
             base: None,
@@ -306,10 +308,10 @@ impl<M: Medium> Custody<M> {
             id: id.clone(),
             size: size as u32,
         };
-        write_mail(&mail, &message.body, &self.cipher, &mut self.batch);
+        write_mail(&mail, &message.body, &mut self.sealer, &mut self.batch);
         let first = enter(&mut self.index, self.journal.segments_mut(), key, &mail, place);
         let mail = Arc::new(mail);
-        self.index.keep_fresh(&mail);
+        self.index.keep_fresh(key, &mail);
         self.last_seq = self.last_seq.max(mail.seq);
         self.undo.push(Undo::Accepted(key, mail));
         self.peers.wrote(*sender, *recipient, *now_ms);
@@ -351,11 +353,12 @@ impl<M: Medium> Custody<M> {
         let head = self.place().map_err(|_| StoreFailed)?.segment;
         for seq in seqs {
             let Some(place) = self.index.find(recipient, seq) else { continue };
-            let mail = match self.index.fresh(seq) {
-                Some(mail) => mail,
-                None => Arc::new(self.mail(place)?),
+            let (key, mail) = if let Some(known) = self.index.fresh(seq) {
+                known
+            } else {
+                let mail = self.mail(place)?;
+                (key(&self.cipher, &mail.sender, recipient, &mail.id), Arc::new(mail))
             };
-            let key = key(&self.cipher, &mail.sender, recipient, &mail.id);
             let content = if remember { content_of(&mail.hash) } else { 0 };
             forget(&mut self.index, self.journal.segments_mut(), key, &mail);
             let remembered = remember && self.index.remembered() < RECENT_MOST;

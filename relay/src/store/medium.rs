@@ -49,10 +49,10 @@ impl Directory {
         if self.open.len() >= OPEN && !self.open.contains_key(&id) {
             self.open.clear();
         }
-        let path = self.name(id);
         match self.open.entry(id) {
             std::collections::hash_map::Entry::Occupied(file) => Ok(file.into_mut()),
             std::collections::hash_map::Entry::Vacant(place) => {
+                let path = self.dir.join(file_name(id));
                 Ok(place.insert(OpenOptions::new().read(true).write(true).open(path)?))
             }
         }
@@ -124,8 +124,12 @@ impl Medium for Directory {
     }
 
     fn name(&self, id: u32) -> PathBuf {
-        self.dir.join(format!("{id:016x}.log"))
+        self.dir.join(file_name(id))
     }
+}
+
+fn file_name(id: u32) -> String {
+    format!("{id:016x}.log")
 }
 
 /// Segments in memory, with the accidents that a disk can have.

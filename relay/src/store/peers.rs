@@ -1,11 +1,12 @@
 //! Who was ever seen here and who writes to whom: `queue.db`, with everything in memory that a decision needs.
 
-use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 
 use instar_durable::Migration;
 use rusqlite::{Connection, params};
 use threadline::Fingerprint;
+
+use crate::maps::{NumberMap, NumberSet};
 
 /// Schema of `queue.db`. Messages of the first version move to the log at the first start.
 pub const MIGRATIONS: &[Migration] = &[Migration {
@@ -42,13 +43,14 @@ const NOTED_FOR_S: i64 = 3_600;
 const ROWS: usize = 256;
 const FORGET_EVERY_S: i64 = 86_400;
 
-/// The tables and what is read from them, kept in memory: 17 bytes and up for an address or a pair.
+/// The tables and what is read from them, kept in memory: 17 bytes and up for an address or a pair, under keyed hashes
+/// of them.
 pub struct Peers {
     connection: Connection,
     hasher: RandomState,
-    known: HashSet<u64>,
+    known: NumberSet<u64>,
     /// Unix seconds of the last message from one to another.
-    wrote: HashMap<u64, u32>,
+    wrote: NumberMap<u64, u32>,
     dirty: Vec<Note>,
     forgot_s: i64,
 }
@@ -64,8 +66,8 @@ impl Peers {
         let mut peers = Self {
             connection,
             hasher: RandomState::new(),
-            known: HashSet::new(),
-            wrote: HashMap::new(),
+            known: NumberSet::default(),
+            wrote: NumberMap::default(),
             dirty: Vec::new(),
             forgot_s: 0,
         };

@@ -14,7 +14,7 @@
 
 use threadline::{Fingerprint, MessageId};
 
-use super::body::{BodyCipher, NONCE, TAG};
+use super::body::{BodyCipher, NONCE, Sealer, TAG};
 
 /// Bytes of a segment header.
 pub const SEGMENT_HEADER: usize = 36;
@@ -151,8 +151,9 @@ pub enum Record<'a> {
 }
 
 /// Appends a mail record; its header is authenticated with the body.
-pub fn write_mail(mail: &Mail, body: &[u8], cipher: &BodyCipher, out: &mut Vec<u8>) {
+pub(crate) fn write_mail(mail: &Mail, body: &[u8], sealer: &mut Sealer, out: &mut Vec<u8>) {
     let start = out.len();
+    out.reserve(MAIL_HEADER + mail.id.as_str().len() + NONCE + body.len() + TAG);
     out.push(MAIL);
     out.extend(mail.seq.to_le_bytes());
     out.extend(mail.recipient.as_bytes());
@@ -166,7 +167,7 @@ pub fn write_mail(mail: &Mail, body: &[u8], cipher: &BodyCipher, out: &mut Vec<u
     out.push(id.len() as u8);
     out.extend((body.len() as u32).to_le_bytes());
     out.extend(id);
-    cipher.seal(start, body, out);
+    sealer.seal(start, body, out);
 }
 
 /// Bytes of the mail record that begins with these, once there are enough to tell.
@@ -310,7 +311,7 @@ mod tests {
         let cipher = BodyCipher::new(&[1; 32]);
         let mut out = Vec::new();
         let header = mail(7, "m1", b"hello");
-        write_mail(&header, b"hello", &cipher, &mut out);
+        write_mail(&header, b"hello", &mut cipher.sealer(), &mut out);
         assert_eq!(mail_length(&out), Some(out.len()));
         assert!(!out.windows(5).any(|w| w == b"hello"));
         assert_eq!(open_body(&out, &cipher).as_deref(), Some(&b"hello"[..]));
@@ -324,7 +325,7 @@ mod tests {
     fn batch(seqs: &[u64]) -> Vec<u8> {
         let mut out = vec![0; BATCH_HEADER];
         for seq in seqs {
-            write_mail(&mail(*seq, "m", b"x"), b"x", &BodyCipher::new(&[1; 32]), &mut out);
+            write_mail(&mail(*seq, "m", b"x"), b"x", &mut BodyCipher::new(&[1; 32]).sealer(), &mut out);
         }
         seal_batch(&mut out);
         out

@@ -4,7 +4,7 @@ use threadline::Fingerprint;
 
 use super::queue::{Accept, Accepted, QueueAnswer, QueueFull, QueueOp, QueueRules, QueueTotals, Standing};
 use super::{BodyCipher, Custody, JournalRules, Memory, Peers, StoreFailed, peers};
-use crate::cluster::bench::Keeper;
+use crate::cluster::rig::Keeper;
 use crate::config::RelayConfig;
 
 const NOW: i64 = 1_768_478_400_000;

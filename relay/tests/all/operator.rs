@@ -10,19 +10,28 @@ use threadline::v1::frames::Visibility;
 use super::client::{Client, address};
 use super::process::{Relay, command};
 
-struct Admin {
+/// The admin interface of a relay.
+pub(crate) struct Admin {
     base: String,
     key: String,
 }
 
 impl Admin {
     /// The admin interface of a relay that was started on `dir`.
-    fn of(relay: &mut Relay, dir: &Path) -> Self {
+    pub(crate) fn of(relay: &mut Relay, dir: &Path) -> Self {
         let key = std::fs::read_to_string(dir.join("admin-key")).expect("a key was made");
         Self { base: format!("http://{}", relay.admin()), key }
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
         let mut request =
             reqwest::Client::new().request(method, format!("{}{path}", self.base)).bearer_auth(&self.key);
         if let Some(body) = body {
@@ -33,13 +42,19 @@ impl Admin {
         (status, response.json().await.unwrap_or(Value::Null))
     }
 
-    async fn get(&self, path: &str) -> Value {
+    /// A body that is no JSON.
+    pub(crate) async fn text(&self, path: &str) -> String {
+        let request = reqwest::Client::new().get(format!("{}{path}", self.base)).bearer_auth(&self.key);
+        request.send().await.expect("answers").text().await.expect("a text")
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
         let (status, body) = self.call(Method::GET, path, None).await;
         assert_eq!(status, 200, "{path}: {body}");
         body
     }
 
-    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
         self.call(Method::POST, path, Some(body)).await
     }
 }
@@ -100,6 +115,53 @@ async fn an_operator_sees_bans_and_drains() {
 }
 
 #[tokio::test]
+async fn an_operator_sees_the_fullest_mailboxes_and_empties_one() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut relay = Relay::start_with(dir.path(), &["queue.unknown_recipient=100", "sybil.tiers=false"]);
+    let admin = Admin::of(&mut relay, dir.path());
+    let mut sender = Client::log_in(relay.at, 1).await;
+    // Agent 2 has most messages, agent 3 most bytes; 22 others have one each.
+    for n in 0..4 {
+        sender.send(2, &format!("small-{n}")).await;
+    }
+    sender.send_payload(3, "large", &"x".repeat(20_000)).await;
+    for n in 4..26 {
+        sender.send(n, "one").await;
+    }
+    for _ in 0..27 {
+        assert_eq!(sender.next("ack").await["status"], "queued");
+    }
+    let queue = admin.get("/admin/queue").await;
+    assert_eq!((&queue["recipientCount"], &queue["totalMessages"]), (&json!(24), &json!(27)));
+    assert!(queue["totalBytes"].as_u64() > Some(20_000) && queue["oldest"].is_string(), "{queue}");
+    let (by_messages, by_bytes) = (&queue["largest"]["byMessages"], &queue["largest"]["byBytes"]);
+    assert_eq!(by_messages.as_array().map(Vec::len), Some(20), "the twenty largest");
+    assert_eq!(by_bytes.as_array().map(Vec::len), Some(20));
+    assert_eq!((&by_messages[0]["agentId"], &by_messages[0]["messages"]), (&json!(address(2)), &json!(4)));
+    assert_eq!((&by_bytes[0]["agentId"], &by_bytes[0]["messages"]), (&json!(address(3)), &json!(1)));
+    assert!(!queue.to_string().contains("small-0"), "no message is shown");
+
+    let path = |id: &str| format!("/admin/queue/{id}");
+    let (status, body) = admin.call(Method::DELETE, &path(&address(2)), None).await;
+    assert_eq!((status.as_u16(), &body["dropped"]), (200, &json!(4)));
+    for n in 0..4 {
+        let notice = sender.next("delivery_expired").await;
+        assert_eq!(notice["messageId"], format!("small-{n}"), "its sender hears of it");
+    }
+    assert_eq!(admin.call(Method::DELETE, &path(&address(2)), None).await.1["dropped"], 0, "once");
+    assert_eq!(admin.call(Method::DELETE, &path("nobody"), None).await.0, 400);
+    let queue = admin.get("/admin/queue").await;
+    assert_eq!((&queue["recipientCount"], &queue["totalMessages"]), (&json!(23), &json!(23)));
+    assert_eq!(queue["largest"]["byMessages"][0]["messages"], 1);
+    // What was given up stays away, also after a crash; the rest is there.
+    relay.kill();
+    let relay = Relay::start(dir.path());
+    let mut emptied = Client::log_in(relay.at, 2).await;
+    assert!(emptied.rest(std::time::Duration::from_millis(300)).await.is_empty());
+    assert_eq!(Client::log_in(relay.at, 3).await.message_id().await, "large");
+}
+
+#[tokio::test]
 async fn without_the_key_nothing_is_answered_and_guessing_locks() {
     let dir = tempfile::tempdir().expect("dir");
     let mut relay = Relay::start(dir.path());
@@ -136,42 +198,6 @@ async fn what_is_known_can_be_exported_and_erased() {
     assert_eq!(job.json::<Value>().await.expect("json")["done"], true);
     assert_eq!(http.get(&me).bearer_auth(&token).send().await.expect("answers").status(), 401);
     assert_eq!(admin.call(Method::GET, &format!("/admin/data/{}", address(1)), None).await.0, 404);
-}
-
-#[tokio::test]
-async fn metrics_are_text_without_any_agent_on_both_listeners() {
-    let dir = tempfile::tempdir().expect("dir");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("port").port();
-    let listen = format!("metrics.listen=127.0.0.1:{port}");
-    let mut relay = Relay::spawn(command(dir.path()).args(["--set", &listen]));
-    let admin = Admin::of(&mut relay, dir.path());
-    let mut agent = Client::log_in_as(relay.at, 1, Visibility::Public).await;
-    agent.send(2, "m1").await;
-    agent.next("ack").await;
-    agent.say("junk").await;
-    agent.next("error").await;
-    let text = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await.expect("answers");
-    let text = text.text().await.expect("text");
-    for line in [
-        "threadline_messages_routed_total 1",
-        "threadline_messages_queued_total 1",
-        "threadline_connections_active 1",
-        "threadline_sessions{carrier=\"ws1\"} 1",
-        "threadline_new_identities_total 1",
-        "threadline_rejects_total{reason=\"rate_limited\"} 0",
-        "threadline_bans_total{pattern=\"spam\"} 0",
-        "threadline_accept_seconds_count 1",
-        "threadline_registry_entries{visibility=\"public\"} 1",
-        "threadline_engine_up 1",
-        "threadline_drain 0",
-    ] {
-        assert!(text.lines().any(|have| have == line), "{line} in\n{text}");
-    }
-    assert!(!text.contains(&address(1)[..8]), "no label holds an agent");
-    let json = admin.base.clone() + "/admin/metrics";
-    let json = reqwest::Client::new().get(json).bearer_auth(&admin.key).header("accept", "application/json");
-    let json: Value = json.send().await.expect("answers").json().await.expect("json");
-    assert_eq!(json["threadline_messages_routed_total"], 1.0);
 }
 
 #[tokio::test]

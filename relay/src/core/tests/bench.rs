@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use threadline::identity::{Identity, LoginNonce};
 use threadline::v1::frames::{Auth, ClientFrame, Metadata, RegistryWish, Visibility};
 
-use crate::cluster::bench::Keeper;
+use crate::cluster::rig::Keeper;
 use crate::config::{EngineKind, RelayConfig};
 use crate::core::{ConnId, Core, Effect, Event, Inbound, Source, Start};
 use crate::store::{QueueRules, QueueTotals, Store, StoreAnswer, StoreOp};

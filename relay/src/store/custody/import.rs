@@ -42,7 +42,7 @@ impl<M: Medium> Custody<M> {
                     continue;
                 };
                 let place = self.place()?;
-                write_mail(&mail, &body, &self.cipher, &mut self.batch);
+                write_mail(&mail, &body, &mut self.sealer, &mut self.batch);
                 let segments = Journal::segments_mut(&mut self.journal);
                 enter(&mut self.index, segments, index_key, &mail, place);
                 self.last_seq = self.last_seq.max(mail.seq);

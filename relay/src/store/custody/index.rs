@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use threadline::Fingerprint;
 
+use crate::maps::AddressMap;
 use crate::store::journal::Place;
 use crate::store::queue::{Depth, QueueTotals};
 use crate::store::record::{Mail, Recent};
@@ -67,10 +68,11 @@ struct Memory {
 pub(super) struct Index {
     /// Place of a waiting message, or bits of the hash of a settled one.
     messages: HashMap<u64, u64, BuildHasherDefault<Given>>,
-    mailboxes: HashMap<Fingerprint, Mailbox>,
-    pairs: HashMap<(Fingerprint, Fingerprint), u32>,
+    mailboxes: AddressMap<Fingerprint, Mailbox>,
+    pairs: AddressMap<(Fingerprint, Fingerprint), u32>,
     recent: VecDeque<Memory>,
-    fresh: VecDeque<Arc<Mail>>,
+    /// Numbers, keys and heads of the newest messages, ascending by number.
+    fresh: VecDeque<(u64, u64, Arc<Mail>)>,
     messages_waiting: u64,
     bytes: u64,
 }
@@ -222,17 +224,23 @@ impl Index {
     }
 
     /// Keeps the head of a message that was just accepted.
-    pub(super) fn keep_fresh(&mut self, mail: &Arc<Mail>) {
+    pub(super) fn keep_fresh(&mut self, key: u64, mail: &Arc<Mail>) {
         if self.fresh.len() >= FRESH {
             self.fresh.pop_front();
         }
-        self.fresh.push_back(Arc::clone(mail));
+        self.fresh.push_back((mail.seq, key, Arc::clone(mail)));
     }
 
-    /// The head of a message, if it is still kept.
-    pub(super) fn fresh(&self, seq: u64) -> Option<Arc<Mail>> {
-        let at = self.fresh.binary_search_by_key(&seq, |mail| mail.seq).ok()?;
-        self.fresh.get(at).map(Arc::clone)
+    /// Key and head of a message, if it is still kept.
+    pub(super) fn fresh(&self, seq: u64) -> Option<(u64, Arc<Mail>)> {
+        // Nearly every number was given to a message that was taken.
+        let first = self.fresh.front()?.0;
+        let guess = usize::try_from(seq.checked_sub(first)?).ok()?;
+        let (_, key, mail) = match self.fresh.get(guess) {
+            Some(kept) if kept.0 == seq => kept,
+            _ => self.fresh.get(self.fresh.binary_search_by_key(&seq, |(seq, ..)| *seq).ok()?)?,
+        };
+        Some((*key, Arc::clone(mail)))
     }
 
     /// Remembers a settled message.
