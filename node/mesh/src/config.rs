@@ -191,8 +191,7 @@ impl MeshConfig {
         if let Some(url) = &self.relay_url
             && !settings.iter().any(|setting| setting.url == *url)
         {
-            // v2 is spoken with the relays that the configuration lists, until it was seen with every relay there is.
-            let (protocol, is_ours) = (Protocol::V1, self.relay_is_ours);
+            let (protocol, is_ours) = (Protocol::Auto, self.relay_is_ours);
             settings.insert(0, RelaySetting { url: url.clone(), protocol, key: None, is_ours });
         }
         settings

@@ -21,7 +21,7 @@ use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
 use threadline_net::Control;
 use threadline_net::sealed::{
     Introduction, RelayNews, RelaySetting, RelayTrouble, SealedDeps, SealedDraft, SealedError, SealedEvent,
-    SealedFuture, SealedHandle, SealedRelay, Standing, follow_relays, run_sealed,
+    SealedFuture, SealedHandle, SealedRelay, SealedStatus, Standing, follow_relays, run_sealed,
 };
 use threadline_net::store::{
     Approval, ApprovalKind, Direction, OutboundDraft, Queued, SEALED, Store, StoreError, StoredMessage,
@@ -42,6 +42,7 @@ pub(crate) struct SealedRoom {
     pub(crate) handle: SealedHandle,
     settings: watch::Sender<Vec<RelaySetting>>,
     news: watch::Receiver<Vec<RelayNews>>,
+    again: watch::Sender<u64>,
 }
 
 /// What runs for it.
@@ -67,6 +68,7 @@ impl SealedRoom {
         let now = instar_state::time::now_ms;
         let (settings, wanted) = watch::channel(parts.config.load().relay_settings());
         let (news_tx, news) = watch::channel(Vec::new());
+        let (again, asked_again) = watch::channel(0);
         let (relays_tx, relays) = watch::channel(Vec::new());
         let (events_tx, events) = mpsc::channel(256);
         let (profiles, controls) = (Arc::clone(parts.profiles), Arc::clone(parts.controls));
@@ -113,12 +115,13 @@ impl SealedRoom {
             now,
         };
         let (handle, mail) = run_sealed(deps, parts.stop.clone());
-        let following = follow_relays(wanted, news_tx, parts.store.clone(), now, parts.stop.clone());
+        let (store, stop) = (parts.store.clone(), parts.stop.clone());
+        let following = follow_relays(wanted, asked_again, news_tx, store, now, stop);
         let passing = pass_on(news.clone(), relays_tx);
         let relays = Box::pin(async move {
             tokio::join!(following, passing);
         });
-        (Self { handle, settings, news }, SealedRun { mail, relays, events })
+        (Self { handle, settings, news, again }, SealedRun { mail, relays, events })
     }
 
     /// Whether the link may speak v1 with this relay.
@@ -145,10 +148,15 @@ impl SealedRoom {
         self.handle.status().iter().any(|status| status.state == "ready")
     }
 
+    /// Has the relays asked again what they speak: a connection with one of them was lost.
+    pub(crate) fn look_again(&self) {
+        self.again.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     /// Changes of what relays speak, and of the sessions with them.
     pub(crate) async fn changed(
         news: &mut watch::Receiver<Vec<RelayNews>>,
-        status: &mut watch::Receiver<Vec<threadline_net::sealed::SealedStatus>>,
+        status: &mut watch::Receiver<Vec<SealedStatus>>,
     ) -> bool {
         tokio::select! {
             changed = news.changed() => changed.is_ok(),
@@ -359,7 +367,10 @@ impl Core {
         let mut status = self.sealed.handle.watch_status();
         loop {
             let known = news.borrow_and_update().clone();
-            status.borrow_and_update();
+            let lost = |session: &SealedStatus| matches!(session.state, "backoff" | "wrong-relay");
+            if status.borrow_and_update().iter().any(lost) {
+                self.sealed.look_again();
+            }
             for relay in &known {
                 self.relay_trouble(relay);
             }

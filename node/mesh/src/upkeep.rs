@@ -136,6 +136,7 @@ impl Core {
                 tracing::error!(%error, "presence was not reset");
             }
             match status.state {
+                "backoff" => self.sealed.look_again(),
                 "displaced" if !status.self_healing => self.notify(
                     "link-displaced",
                     "Another process or machine uses this agent's identity at the relay; the link is off",

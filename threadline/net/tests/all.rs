@@ -2,6 +2,8 @@
 
 #![allow(unreachable_pub)]
 
+#[path = "all/asking.rs"]
+mod asking;
 #[path = "all/coverage.rs"]
 mod coverage;
 #[path = "all/link.rs"]

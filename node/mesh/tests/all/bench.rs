@@ -18,7 +18,9 @@ use threadline::identity::{Identity, LoginNonce};
 use threadline::service::{Caller, ServiceError, SessionCaller, Threadline, Tool, ToolCall};
 use threadline::v1::envelope::{Content, Envelope, Header, clear};
 use threadline::v1::frames::{Ack, AckStatus, AuthOk, ClientFrame, ServerFrame};
+use threadline::v2::session::Protocol;
 use threadline::{Fingerprint, ThreadKey};
+use threadline_net::sealed::RelaySetting;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::Message;
@@ -53,6 +55,9 @@ pub fn config(url: &str) -> MeshConfig {
     let document = instar_state::config::parse(b"{}", Path::new("config.json")).expect("empty");
     let mut config = MeshConfig::from_config(&Config::new(document, Overrides::default()));
     config.relay_url = Some(url.to_owned());
+    // The scripted relay is one of v1.
+    config.relays =
+        vec![RelaySetting { url: url.to_owned(), protocol: Protocol::V1, key: None, is_ours: false }];
     config.spawn.cooldown_ms = 0;
     config
 }

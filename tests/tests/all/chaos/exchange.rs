@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::killer::{Killer, Victim};
+use crate::e2e::sealed;
 
 /// Longest time without a new message in any thread.
 const STALL_LIMIT: Duration = Duration::from_secs(90);
@@ -45,6 +46,8 @@ pub(super) enum Runtime {
 pub(super) enum Route {
     /// Over the relay alone: nothing leaves without one (`threadline.direct.enabled`).
     Relay,
+    /// Sealed, over the relay alone, which is listed with its key.
+    Sealed,
     /// As by default: from node to node while both are up, else over the relay.
     Direct,
 }
@@ -85,8 +88,11 @@ pub(super) async fn run(plan: Plan) -> anyhow::Result<()> {
         Runtime::RealCli => account.use_real_cli(&api)?,
     }
     raise_limits(&mut account, &relay);
-    if plan.route == Route::Relay {
+    if plan.route != Route::Direct {
         account.configure(json!({"threadline": {"direct": {"enabled": false}}}));
+    }
+    if plan.route == Route::Sealed {
+        account.configure(json!({"threadline": {"relays": [sealed::entry(&relay).await?]}}));
     }
     let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
     alpha.up().await?;
@@ -95,6 +101,10 @@ pub(super) async fn run(plan: Plan) -> anyhow::Result<()> {
         Ok(alpha.json(&["threadline", "discover"]).await?.to_string().contains("beta").then_some(()))
     })
     .await?;
+
+    if plan.route == Route::Sealed {
+        sealed::seals(&alpha, "beta").await?;
+    }
 
     let mut threads = Vec::new();
     for number in 0..plan.threads() {
@@ -229,6 +239,10 @@ impl Exchange {
             Route::Relay => ensure!(
                 over_relay >= all * 9 / 10 && came == BTreeMap::from([("relay".to_owned(), all)]),
                 "the relay took {over_relay} of {all} messages, which came by {came:?}"
+            ),
+            Route::Sealed => ensure!(
+                came == BTreeMap::from([("sealed".to_owned(), all)]),
+                "{all} messages came by {came:?}"
             ),
             Route::Direct => ensure!(
                 came.get("local").is_some_and(|count| *count >= all / 2),

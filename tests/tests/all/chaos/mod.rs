@@ -3,7 +3,7 @@
 //! Several threads at once: in each, a turn is answered by the next one, session to session, up to the last. Kills
 //! are spread over the progress of the exchange. At the end every message must be in both copies of its thread
 //! exactly once and in order. The relay carries them all, but for one seed in which agents of one host write to each
-//! other directly.
+//! other directly; in another one they are sealed as v2 has it.
 
 mod exchange;
 mod killer;
@@ -30,6 +30,7 @@ seeds!(
     standin_seed_2 = 2 over Relay,
     standin_seed_3 = 3 over Relay,
     standin_seed_1_direct = 1 over Direct,
+    standin_seed_1_sealed = 1 over Sealed,
 );
 
 /// One seed by command: `tests/chaos`.
@@ -47,6 +48,7 @@ pub(crate) mod campaign {
         };
         let route = match variable("CHAOS_ROUTE").as_deref() {
             Some("direct") => Route::Direct,
+            Some("sealed") => Route::Sealed,
             _ => Route::Relay,
         };
         isolated(one_seed, run(Plan { seed, runtime, route, messages: MESSAGES }));

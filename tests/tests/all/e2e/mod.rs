@@ -3,6 +3,6 @@
 mod bad_input;
 pub(crate) mod direct;
 mod doubles;
-mod sealed;
+pub(crate) mod sealed;
 mod sessions;
 mod take_over;

@@ -49,8 +49,61 @@ fn mail_is_sealed_and_survives_the_death_of_a_relay() {
     });
 }
 
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn the_accounts_own_relay_carries_sealed_mail() {
+    isolated(the_accounts_own_relay_carries_sealed_mail, async {
+        let world = World::new()?;
+        let mut account = world.account("ann")?;
+        account.configure(json!({"threadline": {"direct": {"enabled": false}}}));
+        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+        alpha.up().await?;
+        beta.up().await?;
+        for (agent, other) in [(&alpha, "beta"), (&beta, "alpha")] {
+            sessions_are_ready(agent, 1).await?;
+            seals(agent, other).await?;
+        }
+        let sent = alpha.send("beta", "which day is it?", None).await?;
+        ensure!(sent["encryption"] == "e2e", "{sent}");
+        let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
+        arrived(&beta, &thread, 1).await?;
+
+        // The relay is in alpha: beta takes it over, with what it holds.
+        alpha.kill().await?;
+        beta.send("alpha", "a Sunday", Some(&thread)).await?;
+        sessions_are_ready(&beta, 1).await?;
+        alpha.up().await?;
+        arrived(&alpha, &thread, 2).await?;
+        alpha.send("beta", "thank you", Some(&thread)).await?;
+        arrived(&beta, &thread, 3).await?;
+        for (agent, count) in [(&alpha, 1), (&beta, 2)] {
+            ensure!(sealed_arrivals(agent)? == count, "{} messages came sealed to {}", count, agent.name());
+        }
+        Ok(())
+    });
+}
+
+/// Messages that came to an agent as sealed mail.
+fn sealed_arrivals(agent: &Agent) -> anyhow::Result<i64> {
+    let path = agent.state().join("state/threadline.sqlite");
+    let database = rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let count = "SELECT COUNT(*) FROM messages WHERE direction = 'in' AND transport = 'sealed'";
+    Ok(database.query_row(count, [], |row| row.get(0))?)
+}
+
+/// Waits until one agent knows that another one speaks v2.
+pub(crate) async fn seals(agent: &Agent, other: &str) -> anyhow::Result<()> {
+    eventually(LIMIT, &format!("{} knows that {other} seals", agent.name()), async || {
+        let answer = agent.json(&["threadline", "discover"]).await?;
+        let agents = answer["agents"].as_array().with_context(|| answer.to_string())?;
+        let seals = |known: &&Value| known["name"] == other && known.to_string().contains("tl2");
+        if agents.iter().any(|known| seals(&known)) { Ok(Some(())) } else { anyhow::bail!("so far {answer}") }
+    })
+    .await
+}
+
 /// The relay with the key that it shows, as the configuration wants it without TLS.
-async fn entry(relay: &Relay) -> anyhow::Result<Value> {
+pub(crate) async fn entry(relay: &Relay) -> anyhow::Result<Value> {
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     let url = relay.url();

@@ -556,7 +556,7 @@ impl Driver {
             let _ = self.deps.events.send(SealedEvent::NewDevice).await;
             return Err(Trouble::NewDevice);
         }
-        if let Some(relay) = self.relays.get(relay) {
+        if let Some(relay) = self.relays.get(relay).filter(|relay| relay.remember) {
             let mut pin = self.deps.store.relay_pin(&relay.name).await?;
             if !pin.spoke_v2 || pin.key != Some(relay.key) {
                 (pin.spoke_v2, pin.key) = (true, Some(relay.key));

@@ -27,6 +27,8 @@ pub struct SealedRelay {
     pub host: String,
     /// Its key.
     pub key: Key,
+    /// Whether the key, and that it spoke v2, are remembered for this address: not so for the account's own relay.
+    pub remember: bool,
 }
 
 /// Everything about a message but its text, which comes with the clearance, and what the thread store keeps of it.

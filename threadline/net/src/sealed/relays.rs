@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use serde::Serialize;
 use threadline::v2::Key;
 use threadline::v2::session::{Protocol, RelayPin, ResolveOutcome, Resolved, resolve};
@@ -10,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::SealedRelay;
-use super::well_known::ask_relay;
+use super::well_known::{Answer, ask};
 use crate::registry::http_base;
 use crate::store::Store;
 
@@ -25,6 +27,8 @@ const RETRY_MS: (i64, i64) = (500, 30_000);
 const OWN_RETRY_MS: i64 = 3_000;
 /// The account's own relay may be updated while this node runs, ms.
 const OWN_V1_MS: i64 = 60_000;
+/// A relay is asked out of turn at most this often, ms: the account's own one, and others.
+const AGAIN_MS: (i64, i64) = (1_000, 30_000);
 
 /// One relay of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,19 +73,25 @@ pub struct RelayNews {
 struct Known {
     setting: RelaySetting,
     news: RelayNews,
+    asked_at: i64,
     ask_at: i64,
     pause: i64,
+    /// A question is under way.
+    asking: bool,
 }
 
-/// Asks every relay of `settings` what it speaks and tells it through `news`, in the same order, until stopped.
+/// Asks every relay of `settings` what it speaks and tells it through `news`, in the same order, until stopped. With
+/// every change of `again` (a connection was made anew, or could not be made) the relays are asked out of turn.
 pub async fn follow_relays(
     mut settings: watch::Receiver<Vec<RelaySetting>>,
+    mut again: watch::Receiver<u64>,
     news: watch::Sender<Vec<RelayNews>>,
     store: Store,
     now: fn() -> i64,
     stop: CancellationToken,
 ) {
     let mut known: HashMap<String, Known> = HashMap::new();
+    let mut questions = FuturesUnordered::new();
     loop {
         let wanted = settings.borrow_and_update().clone();
         known.retain(|_, relay| wanted.contains(&relay.setting));
@@ -92,23 +102,48 @@ pub async fn follow_relays(
             }
         }
         tell(&wanted, &known, &news);
-        for setting in &wanted {
-            let Some(relay) = known.get_mut(&setting.url).filter(|relay| relay.ask_at <= now()) else {
-                continue;
-            };
-            ask(relay, &store, now).await;
-            tell(&wanted, &known, &news);
+        for relay in known.values_mut().filter(|relay| !relay.asking && relay.ask_at <= now()) {
+            (relay.asking, relay.asked_at) = (true, now());
+            questions.push(question(relay.setting.clone()));
         }
-        let next = known.values().map(|relay| relay.ask_at).min();
+        let next = known.values().filter(|relay| !relay.asking).map(|relay| relay.ask_at).min();
         let wait = next.map_or(Duration::from_hours(1), |at| {
             Duration::from_millis(u64::try_from(at - now()).unwrap_or(0).clamp(50, 3_600_000))
         });
         tokio::select! {
             () = stop.cancelled() => return,
             changed = settings.changed() => if changed.is_err() { return },
+            Some((setting, answer)) = questions.next() => {
+                if let Some(relay) = known.get_mut(&setting.url).filter(|relay| relay.setting == setting) {
+                    relay.asking = false;
+                    learn(relay, &answer, &store, now).await;
+                }
+            }
+            changed = again.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                known.values_mut().for_each(hurry);
+            }
             () = tokio::time::sleep(wait) => {}
         }
     }
+}
+
+/// What the relay answers, with the setting that it was asked for.
+async fn question(setting: RelaySetting) -> (RelaySetting, Answer) {
+    let answer = match (setting.protocol, http_base(&setting.url)) {
+        (Protocol::V1, _) => ResolveOutcome::NotFound.into(),
+        (Protocol::Auto | Protocol::V2, Some(base)) => ask(&base).await,
+        (Protocol::Auto | Protocol::V2, None) => ResolveOutcome::Failed.into(),
+    };
+    (setting, answer)
+}
+
+/// Makes a relay due, unless it was asked just now.
+fn hurry(relay: &mut Known) {
+    let least = if relay.setting.is_ours { AGAIN_MS.0 } else { AGAIN_MS.1 };
+    relay.ask_at = relay.ask_at.min(relay.asked_at.saturating_add(least));
 }
 
 fn tell(wanted: &[RelaySetting], known: &HashMap<String, Known>, news: &watch::Sender<Vec<RelayNews>>) {
@@ -122,31 +157,32 @@ fn tell(wanted: &[RelaySetting], known: &HashMap<String, Known>, news: &watch::S
 
 async fn begin(setting: &RelaySetting, store: &Store) -> Known {
     // Without what is remembered nothing may be spoken that would be wrong with a relay that spoke v2.
-    let spoke_v2 = store.relay_pin(&setting.url).await.map_or(true, |pin| pin.spoke_v2);
-    let news =
-        RelayNews { url: setting.url.clone(), v2: None, asked: false, trouble: None, v1_allowed: !spoke_v2 };
-    Known { setting: setting.clone(), news, ask_at: 0, pause: RETRY_MS.0 }
+    let spoke_v2 = !setting.is_ours && store.relay_pin(&setting.url).await.map_or(true, |pin| pin.spoke_v2);
+    let news = RelayNews {
+        url: setting.url.clone(),
+        v2: None,
+        asked: false,
+        trouble: None,
+        v1_allowed: setting.protocol != Protocol::V2 && !spoke_v2,
+    };
+    let setting = setting.clone();
+    Known { setting, news, asked_at: i64::MIN, ask_at: 0, pause: RETRY_MS.0, asking: false }
 }
 
-async fn ask(relay: &mut Known, store: &Store, now: fn() -> i64) {
+async fn learn(relay: &mut Known, answer: &Answer, store: &Store, now: fn() -> i64) {
     let setting = relay.setting.clone();
-    let (Some(base), Ok(pin)) = (http_base(&setting.url), store.relay_pin(&setting.url).await) else {
+    // What listens at the account's own address is not remembered: it is whom a file of the account names.
+    let pin = if setting.is_ours { Ok(RelayPin::default()) } else { store.relay_pin(&setting.url).await };
+    let (Some(base), Ok(pin)) = (http_base(&setting.url), pin) else {
         relay.ask_at = now() + RETRY_MS.1;
         return;
     };
-    let outcome = match setting.protocol {
-        Protocol::V1 => ResolveOutcome::NotFound,
-        Protocol::Auto | Protocol::V2 => ask_relay(&base).await,
-    };
+    let outcome = &answer.outcome;
     let at = now();
-    let trusted = if setting.is_ours {
-        RelayPin { spoke_v2: pin.spoke_v2, ..RelayPin::default() }
-    } else {
-        pin.clone()
-    };
-    let host = dialled(&base, &outcome);
+    let host = dialled(&base, outcome);
     let resolved =
-        resolve(setting.protocol, &host, setting.key, &trusted, &outcome, u64::try_from(at).unwrap_or(0));
+        resolve(setting.protocol, &host, setting.key, &pin, outcome, u64::try_from(at).unwrap_or(0));
+    let may_be_v1 = setting.protocol != Protocol::V2;
     let news = &mut relay.news;
     let (pause, trouble) = match resolved {
         Resolved::V2(..) if !base.starts_with("https://") && setting.key.is_none() && !setting.is_ours => {
@@ -154,6 +190,7 @@ async fn ask(relay: &mut Known, store: &Store, now: fn() -> i64) {
         }
         Resolved::V2(endpoints, fresh) => {
             if fresh != pin
+                && !setting.is_ours
                 && let Err(error) = store.set_relay_pin(&setting.url, &fresh).await
             {
                 tracing::error!(%error, "the key of a relay was not noted");
@@ -168,8 +205,9 @@ async fn ask(relay: &mut Known, store: &Store, now: fn() -> i64) {
                 quic: endpoints.quic,
                 host,
                 key: endpoints.key,
+                remember: !setting.is_ours,
             });
-            news.v1_allowed = true;
+            news.v1_allowed = may_be_v1;
             relay.pause = RETRY_MS.0;
             (REFRESH_MS, None)
         }
@@ -182,9 +220,10 @@ async fn ask(relay: &mut Known, store: &Store, now: fn() -> i64) {
             (TROUBLE_MS, Some(RelayTrouble::RelayDowngrade))
         }
         Resolved::KeyChanged { .. } => {
-            (news.v2, news.v1_allowed) = (None, !pin.spoke_v2);
+            (news.v2, news.v1_allowed) = (None, may_be_v1 && !pin.spoke_v2);
             (TROUBLE_MS, Some(RelayTrouble::KeyChanged))
         }
+        Resolved::Later if answer.is_odd && !setting.is_ours => (TROUBLE_MS, news.trouble),
         Resolved::Later => {
             let pause = relay.pause;
             relay.pause = (pause * 2).min(if setting.is_ours { OWN_RETRY_MS } else { RETRY_MS.1 });

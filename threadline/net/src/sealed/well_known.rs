@@ -10,14 +10,38 @@ use threadline::v2::session::ResolveOutcome;
 /// Longest wait for the document.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What asking a relay came to.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) outcome: ResolveOutcome,
+    /// It answered, but not as a relay that knows the question: asking again soon would change nothing.
+    pub(super) is_odd: bool,
+}
+
+impl From<ResolveOutcome> for Answer {
+    fn from(outcome: ResolveOutcome) -> Self {
+        Self { outcome, is_odd: false }
+    }
+}
+
 /// Fetches the document of the relay at `base` (`https://host[:port]`). Only a plain 404 says that there is none:
 /// everything else that is no good document proves nothing.
 pub async fn ask_relay(base: &str) -> ResolveOutcome {
+    ask(base).await.outcome
+}
+
+/// [`ask_relay`], and whether it is worth to ask again soon.
+pub(super) async fn ask(base: &str) -> Answer {
     match fetch(base).await {
-        Ok(outcome) => outcome,
+        Ok(outcome) => outcome.into(),
         Err(error) => {
             tracing::debug!(base, %error, "the relay's document could not be read");
-            ResolveOutcome::Failed
+            let is_odd = match error {
+                FetchError::Http(_) => false,
+                FetchError::Status(status) => !status.is_server_error(),
+                FetchError::TooLarge | FetchError::Json(_) | FetchError::Document(_) => true,
+            };
+            Answer { outcome: ResolveOutcome::Failed, is_odd }
         }
     }
 }

@@ -55,7 +55,14 @@ fn start_quic(seed: u8) -> TestRelay {
     });
     let quic = vec![QuicAddress { host: HOST.into(), port }];
     TestRelay {
-        relay: SealedRelay { name: "quic".into(), url: None, quic, host: HOST.into(), key },
+        relay: SealedRelay {
+            name: "quic".into(),
+            url: None,
+            quic,
+            host: HOST.into(),
+            key,
+            remember: true,
+        },
         disk,
         task,
     }

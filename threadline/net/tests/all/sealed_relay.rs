@@ -86,8 +86,14 @@ impl TestRelay {
                 connections.spawn(async move { serve(stream, key, &signer, &disk, &woken).await });
             }
         });
-        let relay =
-            SealedRelay { name: url.clone(), url: Some(url), quic: Vec::new(), host: HOST.into(), key };
+        let relay = SealedRelay {
+            name: url.clone(),
+            url: Some(url),
+            quic: Vec::new(),
+            host: HOST.into(),
+            key,
+            remember: true,
+        };
         Self { relay, disk, task }
     }
 }
