@@ -110,6 +110,8 @@ pub struct Core {
     relay_id: String,
     signer: SigningKey,
     hosts: Vec<String>,
+    /// Signs where pages of the directory go on.
+    cursor_secret: [u8; 32],
     rng: StdRng,
     conns: NumberMap<ConnId, Conn>,
     /// Sessions of v1.
@@ -155,6 +157,7 @@ impl Core {
             relay_id: start.relay_id,
             signer: start.signer,
             hosts: start.hosts,
+            cursor_secret: cursor_secret(&start.seed),
             rng: StdRng::from_seed(start.seed),
             conns: NumberMap::default(),
             sessions: AddressMap::default(),
@@ -526,3 +529,8 @@ impl Core {
 
 #[cfg(test)]
 mod tests;
+
+/// Another key than what the seed's generator gives out.
+fn cursor_secret(seed: &[u8; 32]) -> [u8; 32] {
+    Sha256::new_with_prefix(b"threadline-relay cursor").chain_update(seed).finalize().into()
+}

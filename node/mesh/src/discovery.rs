@@ -54,7 +54,8 @@ impl Core {
             name: text::name(&agent.name),
             capabilities: agent.capabilities.iter().map(|c| text::name(c)).take(32).collect(),
             framework: agent.framework.as_deref().map_or_else(|| "unknown".into(), text::name),
-            status: if agent.online { "online" } else { "offline" }.into(),
+            status: if agent.online || self.sealed.is_there(&agent.fingerprint) { "online" } else { "offline" }
+                .into(),
             first_seen: now,
             last_seen: agent
                 .last_seen
@@ -85,11 +86,16 @@ impl Core {
                 capability: Some(capability),
                 ..DiscoverFilter::default()
             });
-            match self.link.discover(filter).await {
+            let (linked, sealed) = tokio::join!(
+                self.link.discover(filter),
+                self.search_sealed(request.capability.as_deref(), limit)
+            );
+            match linked {
                 Ok(agents) => {
                     self.merge_agents(&agents).await;
                     sources.push("relay");
                 }
+                Err(_) if sealed => sources.push("relay"),
                 Err(error) => {
                     sources.push("cache");
                     stale = Some(error.to_string());
@@ -170,7 +176,8 @@ impl Core {
     }
 
     fn is_online(&self, peer: &KnownPeer) -> bool {
-        peer.status == "online"
+        self.sealed.is_there(&peer.fingerprint)
+            || peer.status == "online"
             && (peer.sources.iter().any(|s| s == "relay") || peer.last_seen + 2 * LOCAL_FRESH_MS > self.now())
     }
 

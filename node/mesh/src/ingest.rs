@@ -334,6 +334,9 @@ impl Core {
         if let Some(key) = self.link.agents().iter().find(|a| a.fingerprint == *peer).and_then(|a| a.key) {
             return self.pin(peer, key, "relay").await;
         }
+        if let Some(key) = self.sealed.found_key(peer) {
+            return self.pin(peer, key, "relay").await;
+        }
         if self.local.is_stale() {
             self.scan_local().await;
             if let Some(pin) = self.store.pinned_key(*peer).await? {
@@ -354,7 +357,11 @@ impl Core {
     ) -> Result<Option<PublicIdentity>, StoreError> {
         use threadline::identity::PinOutcome;
         match self.store.pin_key(*peer, key, source, self.now()).await? {
-            PinOutcome::New | PinOutcome::Same => Ok(Some(key)),
+            PinOutcome::New => {
+                self.watch_peers().await;
+                Ok(Some(key))
+            }
+            PinOutcome::Same => Ok(Some(key)),
             PinOutcome::Conflict => {
                 let text = format!(
                     "Someone presents another key for the address of {}. The first key stays; nothing was accepted",

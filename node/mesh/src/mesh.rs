@@ -329,8 +329,9 @@ impl Mesh {
             Ok(core) => {
                 let link = core.link.status();
                 let configured = core.config().relay_url.is_some();
+                let connected = link.is_connected() || core.sealed.is_connected();
                 json!({
-                    "status": if configured && !link.is_connected() { "degraded" } else { "ok" },
+                    "status": if configured && !connected { "degraded" } else { "ok" },
                     "protocol": "threadline",
                     "version": self.version,
                     "agent": self.agent_name,

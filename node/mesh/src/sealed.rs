@@ -1,7 +1,8 @@
 //! Sealed mail in this room: who is written to with it, what comes in through it, what its peers are told, and how two
 //! people make sure of each other's keys.
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use instar_outbound::{Cleared, OutboundMessage};
@@ -17,14 +18,14 @@ use threadline::v2::frames;
 use threadline::v2::opened::sealed_id;
 use threadline::v2::safety::safety_number;
 use threadline::v2::{Key, mail::Change};
-use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel};
+use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel, text};
 use threadline_net::Control;
 use threadline_net::sealed::{
     Introduction, RelayNews, RelaySetting, RelayTrouble, SealedDeps, SealedDraft, SealedError, SealedEvent,
     SealedFuture, SealedHandle, SealedRelay, SealedStatus, Standing, follow_relays, run_sealed,
 };
 use threadline_net::store::{
-    Approval, ApprovalKind, Direction, OutboundDraft, Queued, SEALED, Store, StoreError, StoredMessage,
+    Approval, ApprovalKind, Direction, KnownPeer, OutboundDraft, Queued, SEALED, Store, StoreError, StoredMessage,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -37,12 +38,19 @@ use crate::trust::require_owner;
 /// Tag of nodes that speak v2.
 pub(crate) const TAG: &str = "tl2";
 
+/// Keys of directories that are remembered.
+const MAX_FOUND: usize = 1_000;
+
 /// Sealed mail as the room sees it.
 pub(crate) struct SealedRoom {
     pub(crate) handle: SealedHandle,
     settings: watch::Sender<Vec<RelaySetting>>,
     news: watch::Receiver<Vec<RelayNews>>,
     again: watch::Sender<u64>,
+    /// Peers that relays of v2 say are there. Held only to look and to note.
+    there: Mutex<HashSet<Fingerprint>>,
+    /// Keys that directories named; what is not used is not pinned. Held only to look and to note.
+    found: Mutex<HashMap<Fingerprint, PublicIdentity>>,
 }
 
 /// What runs for it.
@@ -121,7 +129,8 @@ impl SealedRoom {
         let relays = Box::pin(async move {
             tokio::join!(following, passing);
         });
-        (Self { handle, settings, news, again }, SealedRun { mail, relays, events })
+        let (there, found) = (Mutex::default(), Mutex::default());
+        (Self { handle, settings, news, again, there, found }, SealedRun { mail, relays, events })
     }
 
     /// Whether the link may speak v1 with this relay.
@@ -146,6 +155,21 @@ impl SealedRoom {
     /// Whether a v2 session is open.
     pub(crate) fn is_connected(&self) -> bool {
         self.handle.status().iter().any(|status| status.state == "ready")
+    }
+
+    /// Whether a relay of v2 says that this peer is there.
+    pub(crate) fn is_there(&self, peer: &Fingerprint) -> bool {
+        self.there.lock().unwrap_or_else(PoisonError::into_inner).contains(peer)
+    }
+
+    /// All those of whom a relay of v2 says so.
+    fn all_there(&self) -> Vec<Fingerprint> {
+        self.there.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// The key that a directory named for this address.
+    pub(crate) fn found_key(&self, peer: &Fingerprint) -> Option<PublicIdentity> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).get(peer).copied()
     }
 
     /// Has the relays asked again what they speak: a connection with one of them was lost.
@@ -320,8 +344,15 @@ impl Core {
             match event {
                 SealedEvent::Spooled => self.ingest_wake.notify_one(),
                 SealedEvent::Delivery(change) => self.sealed_delivery(&change).await,
-                SealedEvent::Presence(presence) => {
-                    tracing::debug!(?presence, "presence over v2");
+                SealedEvent::Presence { key, here } => {
+                    if let Ok(key) = PublicIdentity::from_bytes(&key.0) {
+                        self.came_or_left(key.fingerprint(), here).await;
+                    }
+                }
+                SealedEvent::PresenceUnknown => {
+                    for peer in self.sealed.all_there() {
+                        self.came_or_left(peer, false).await;
+                    }
                 }
                 SealedEvent::KeysWithheld => self.notify(
                     "sealed-keys-withheld",
@@ -337,6 +368,78 @@ impl Core {
                 ),
             }
         }
+    }
+
+    /// Notes what relays of v2 say; the link may know better.
+    async fn came_or_left(&self, peer: Fingerprint, here: bool) {
+        {
+            let mut there = self.sealed.there.lock().unwrap_or_else(PoisonError::into_inner);
+            if here { there.insert(peer) } else { there.remove(&peer) };
+        }
+        let linked = || self.link.agents().iter().any(|agent| agent.fingerprint == peer && agent.online);
+        if let Err(error) = self.store.set_presence(peer, here || linked(), self.now()).await {
+            tracing::error!(%error, "presence was not noted");
+        }
+    }
+
+    /// The link is down: what it said of presence does not count any more, what relays of v2 say does.
+    pub(crate) async fn forget_presence(&self) {
+        let forgotten = async {
+            self.store.presence_unknown().await?;
+            for peer in self.sealed.all_there() {
+                self.store.set_presence(peer, true, self.now()).await?;
+            }
+            Ok::<_, StoreError>(())
+        };
+        if let Err(error) = forgotten.await {
+            tracing::error!(%error, "presence was not reset");
+        }
+    }
+
+    /// Watches everyone whose key is pinned, those heard of last first.
+    pub(crate) async fn watch_peers(&self) {
+        match self.store.watchable_keys(u32::try_from(frames::MAX_WATCHED).unwrap_or(u32::MAX)).await {
+            Ok(keys) => self.sealed.handle.watch(keys.iter().map(Key::from).collect()),
+            Err(error) => tracing::error!(%error, "the keys to watch cannot be read"),
+        }
+    }
+
+    /// Takes over what directories of v2 relays say, but for the relay that the link asks. Whether one answered.
+    pub(crate) async fn search_sealed(&self, capability: Option<&str>, limit: usize) -> bool {
+        let asked = self.link.status().is_connected().then(|| self.config().relay_url.clone()).flatten();
+        let rows = self.sealed.handle.search(asked.as_deref(), capability, limit).await;
+        let Some(rows) = rows else { return false };
+        let now = self.now();
+        let mut heard = Vec::new();
+        for row in rows {
+            let Ok(key) = PublicIdentity::from_bytes(&row.key.0) else { continue };
+            let fingerprint = key.fingerprint();
+            if fingerprint == self.us {
+                continue;
+            }
+            let mut found = self.sealed.found.lock().unwrap_or_else(PoisonError::into_inner);
+            if found.len() >= MAX_FOUND {
+                found.clear();
+            }
+            found.insert(fingerprint, key);
+            drop(found);
+            let seen = row.seen.and_then(|at| i64::try_from(at).ok()).filter(|_| !row.on);
+            heard.push(KnownPeer {
+                fingerprint,
+                name: text::name(&row.name),
+                capabilities: row.caps.iter().map(|tag| text::name(tag)).take(32).collect(),
+                framework: row.fw.as_deref().map_or_else(|| "unknown".into(), text::name),
+                status: if row.on || self.sealed.is_there(&fingerprint) { "online" } else { "offline" }.into(),
+                first_seen: now,
+                last_seen: seen.unwrap_or(now).min(now),
+                machine: None,
+                sources: vec!["relay".into()],
+            });
+        }
+        if let Err(error) = self.store.merge_known(heard).await {
+            tracing::error!(%error, "agents of a directory were not noted");
+        }
+        true
     }
 
     /// What sealed mail stored about a message of ours is told to whoever waits.

@@ -85,9 +85,8 @@ impl Core {
         self.raise_redeemers().await;
         self.refresh_routes();
         self.take_drops().await;
-        if let Err(error) = self.store.presence_unknown().await {
-            tracing::error!(%error, "presence was not reset");
-        }
+        self.forget_presence().await;
+        self.watch_peers().await;
     }
 
     /// Makes the link follow the configuration.
@@ -132,9 +131,7 @@ impl Core {
             }
             self.flush();
         } else {
-            if let Err(error) = self.store.presence_unknown().await {
-                tracing::error!(%error, "presence was not reset");
-            }
+            self.forget_presence().await;
             match status.state {
                 "backoff" => self.sealed.look_again(),
                 "displaced" if !status.self_healing => self.notify(
@@ -235,6 +232,7 @@ impl Core {
         self.apply_decay().await;
         self.raise_redeemers().await;
         self.redeem_due().await;
+        self.watch_peers().await;
         let now = self.now();
         let purged = async {
             self.store.age_threads(now).await?;

@@ -85,7 +85,7 @@ pub(super) enum Pending {
     Correspondent { rid: u32, to: Target, address: Fingerprint },
     Claim { rid: u32 },
     Lookup { rid: u32 },
-    Search { rid: u32 },
+    Search { rid: u32, query: String },
 }
 
 /// A time of ours as v2 writes it.

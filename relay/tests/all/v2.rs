@@ -631,6 +631,52 @@ async fn who_wants_no_v1_is_not_logged_in_by_it_and_who_is_private_is_not_found(
     assert_eq!(agents[0]["status"], "online");
 }
 
+#[tokio::test]
+async fn the_directory_is_read_page_by_page() {
+    let dir = tempfile::tempdir().expect("dir");
+    let relay = Relay::start(dir.path());
+    let mut listed = Vec::new();
+    for n in 1..=5 {
+        let hello = Hello { vis: Some(Visibility::Public), listed: true, ..Machine::of(n).hello() };
+        listed.push(Session::log_in_as(relay.at, hello, n).await);
+    }
+    let mut reader = Session::log_in(relay.at, 9).await;
+    let ask = |rid, q: Option<&str>, cur| Search {
+        rid,
+        q: q.map(str::to_owned),
+        cap: None,
+        int: None,
+        fw: None,
+        on: None,
+        cur,
+        lim: Some(2),
+    };
+    for words in [None, Some("agent")] {
+        let (mut seen, mut cur, mut pages) = (Vec::new(), None, 0);
+        loop {
+            reader.say(ask(7, words, cur.take())).await;
+            let found = reader.expect(|f| if let Frame::Found(found) = f { Some(found) } else { None }).await;
+            assert_eq!((found.rid, found.total), (7, 5));
+            seen.extend(found.rows.iter().map(|row| row.key));
+            (cur, pages) = (found.cur, pages + 1);
+            if cur.is_none() {
+                break;
+            }
+        }
+        seen.sort_unstable();
+        let mut all: Vec<Key> = (1..=5).map(key).collect();
+        all.sort_unstable();
+        assert_eq!((seen, pages), (all, 3), "every entry once, two to a page");
+    }
+    reader.say(ask(8, None, None)).await;
+    let first = reader.expect(|f| if let Frame::Found(found) = f { Some(found) } else { None }).await;
+    for (rid, (words, cur)) in (9..).zip([(Some("agent"), first.cur), (None, Some("made-up".into()))]) {
+        reader.say(ask(rid, words, cur)).await;
+        let fault = reader.expect(|f| if let Frame::Fault(fault) = f { Some(fault) } else { None }).await;
+        assert_eq!((fault.rid, fault.code), (Some(rid), Code::BadRequest), "a cursor is of its own query");
+    }
+}
+
 fn public_relay(dir: &Path) -> Relay {
     let mut command = command(dir);
     command.args(["--set", "sybil.tiers=true"]);

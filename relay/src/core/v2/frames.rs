@@ -13,6 +13,7 @@ use super::{Pending, address_of, unsigned, visibility_of};
 use crate::core::pipeline::{Origin, SendOrigin};
 use crate::core::refusal::Refusal;
 use crate::core::{ConnId, Core};
+use crate::registry::cursor::Cursor;
 use crate::registry::{clean, search};
 use crate::store::registry::devices::{DeviceAnswer, DeviceOp, Known, Lease};
 use crate::store::{QueueOp, RegistryOp};
@@ -234,7 +235,7 @@ impl Core {
         }
         // A tag that is none cannot match: an empty one finds nothing.
         let tag = |raw: &String| clean::tag(raw).unwrap_or_else(|| "-".into());
-        let query = search::Search {
+        let mut query = search::Search {
             text: search.q.clone().unwrap_or_default(),
             capabilities: search.cap.iter().map(tag).collect(),
             interests: search.int.iter().map(tag).collect(),
@@ -243,7 +244,15 @@ impl Core {
             limit: search.lim.map_or(ROWS, u32::from).clamp(1, MOST_ROWS),
             ..search::Search::default()
         };
-        self.ask(id, Pending::Search { rid: search.rid }, DeviceOp::Search(Box::new(query), now_ms));
+        let fingerprint = query.fingerprint();
+        if let Some(text) = &search.cur {
+            query.after = Cursor::decode(text, &self.cursor_secret, &fingerprint, now_ms);
+            if query.after.is_none() {
+                return self.fault(id, Some(search.rid), Code::BadRequest);
+            }
+        }
+        let pending = Pending::Search { rid: search.rid, query: fingerprint };
+        self.ask(id, pending, DeviceOp::Search(Box::new(query), now_ms));
     }
 
     fn claim_asked(&mut self, id: ConnId, rid: u32, to: Target, now_ms: i64) {
@@ -307,7 +316,9 @@ impl Core {
             (Pending::Lookup { rid }, Some(DeviceAnswer::Found(Some(known)))) => {
                 self.looked_up(id, *rid, *known, now_ms);
             }
-            (Pending::Search { rid }, Some(DeviceAnswer::Page(page))) => self.found(id, *rid, page),
+            (Pending::Search { rid, query }, Some(DeviceAnswer::Page(page))) => {
+                self.found(id, *rid, query, page);
+            }
             (Pending::Lease(epoch), Some(DeviceAnswer::Leased(highest, lease))) => match lease {
                 Lease::Holds => self.activate(id, *epoch, now_ms),
                 Lease::Stale => {
@@ -318,7 +329,7 @@ impl Core {
                 }
                 Lease::TooFar => self.fault(id, None, Code::BadRequest),
             },
-            (Pending::Claim { rid } | Pending::Lookup { rid } | Pending::Search { rid }, _) => {
+            (Pending::Claim { rid } | Pending::Lookup { rid } | Pending::Search { rid, .. }, _) => {
                 self.fault(id, Some(*rid), Code::StorageUnavailable);
             }
             (Pending::Lease(_) | Pending::KeysPut, _) => self.fault(id, None, Code::StorageUnavailable),
@@ -367,7 +378,8 @@ impl Core {
         self.send_v2(id, looked);
     }
 
-    fn found(&mut self, id: ConnId, rid: u32, page: search::Page) {
+    fn found(&mut self, id: ConnId, rid: u32, query: &str, page: search::Page) {
+        let cur = page.next.map(|cursor| cursor.encode(&self.cursor_secret, query));
         let rows: Vec<FoundRow> = page
             .entries
             .into_iter()
@@ -383,7 +395,7 @@ impl Core {
             })
             .collect();
         self.counters.discoveries += 1;
-        self.send_v2(id, Found { rid, n: rows.len() as u64, total: u64::from(page.total), rows, cur: None });
+        self.send_v2(id, Found { rid, n: rows.len() as u64, total: u64::from(page.total), rows, cur });
     }
 }
 

@@ -83,6 +83,68 @@ fn the_accounts_own_relay_carries_sealed_mail() {
     });
 }
 
+/// New agents are shown at once.
+const OPEN_DIRECTORY: &str = "[sybil]\ntiers = false\naging_s = 0\n";
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn strangers_find_each_other_where_only_v2_is_spoken() {
+    isolated(strangers_find_each_other_where_only_v2_is_spoken, async {
+        let world = World::new()?;
+        let relay = Relay::start(&world, OPEN_DIRECTORY).await?;
+        let mut listed = entry(&relay).await?;
+        listed["protocol"] = json!("2");
+        let linked = json!({"threadline": {
+            "localRelay": "off", "relayEnabled": true, "relays": [listed], "visibility": "public",
+        }});
+        let mut agents = Vec::new();
+        for (account, name) in [("ann", "alpha"), ("bob", "beta")] {
+            let mut account = world.account(account)?;
+            account.configure(linked.clone());
+            let mut agent = account.agent(name).await?;
+            agent.up().await?;
+            sessions_are_ready(&agent, 1).await?;
+            agents.push(agent);
+        }
+        let [alpha, mut beta] = <[Agent; 2]>::try_from(agents).map_err(|_| anyhow::anyhow!("two"))?;
+        let status = alpha.json(&["threadline", "status"]).await?;
+        ensure!(status["link"]["state"] != "connected", "no v1 is spoken: {status}");
+        for (seeker, sought) in [(&beta, "alpha"), (&alpha, "beta")] {
+            eventually(LIMIT, &format!("{sought} is found"), async || {
+                let found = seeker.json(&["threadline", "discover", "--network"]).await?;
+                Ok(found["agents"].to_string().contains(sought).then_some(()))
+            })
+            .await?;
+        }
+        beta.send("alpha", "you do not know me", None).await?;
+        eventually(LIMIT, "alpha's owner is asked", async || {
+            let approvals = alpha.json(&["threadline", "approvals"]).await?;
+            Ok(approvals["approvals"].as_array().is_some_and(|rows| !rows.is_empty()).then_some(()))
+        })
+        .await?;
+        status_of(&alpha, "beta", "online").await?;
+        beta.kill().await?;
+        status_of(&alpha, "beta", "offline").await?;
+        beta.up().await?;
+        status_of(&alpha, "beta", "online").await
+    });
+}
+
+/// Waits until one agent hears that another one is there, or not.
+async fn status_of(agent: &Agent, other: &str, wanted: &str) -> anyhow::Result<()> {
+    eventually(LIMIT, &format!("{other} is {wanted}"), async || {
+        let answer = agent.get("/threadline/agents?includeOffline=true").await?.body;
+        let agents = answer["agents"].as_array().with_context(|| answer.to_string())?;
+        let there = agents.iter().find(|known| known["name"] == other).map(|known| &known["status"]);
+        if there.is_some_and(|status| *status == json!(wanted)) {
+            Ok(Some(()))
+        } else {
+            anyhow::bail!("so far {answer}")
+        }
+    })
+    .await
+}
+
 /// Messages that came to an agent as sealed mail.
 fn sealed_arrivals(agent: &Agent) -> anyhow::Result<i64> {
     let path = agent.state().join("state/threadline.sqlite");

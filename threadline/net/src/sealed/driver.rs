@@ -1,6 +1,6 @@
 //! The task that owns the mail of this device and a session with every relay.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use threadline::identity::Identity;
 use threadline::v1;
 use threadline::v2::frames::{
-    Deliver, FORMAT_V1, Frame, FrameId, Hello, Outcome as Fate, Role, Target, Visibility,
+    Deliver, FORMAT_V1, Found, Frame, FrameId, Hello, Outcome as Fate, Presence, Role, Target, Visibility,
 };
 use threadline::v2::mail::{
     CarrierAnswer, Change, Commit, HighWater, Mail, MailError, Outcome, Received, Unopened,
@@ -19,7 +19,7 @@ use threadline::v2::session::{
     Carrier, ClientSession, ConnectionId, Courier, SessionConfig, SessionEffect, SessionState,
 };
 use threadline::v2::{Bin, Blob, Code, Id, Key};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -96,21 +96,24 @@ pub type SealedFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub fn run_sealed(deps: SealedDeps, stop: CancellationToken) -> (SealedHandle, SealedFuture) {
     let (commands_tx, commands) = mpsc::channel(64);
     let (status_tx, status) = watch::channel(Vec::new());
-    let handle = SealedHandle { commands: commands_tx, status };
-    (handle, Box::pin(run(deps, commands, status_tx, stop)))
+    let (watched_tx, watched) = watch::channel(Vec::new());
+    let handle = SealedHandle { commands: commands_tx, status, watched: Arc::new(watched_tx) };
+    (handle, Box::pin(run(deps, commands, status_tx, watched, stop)))
 }
 
 async fn run(
     deps: SealedDeps,
     mut commands: mpsc::Receiver<Command>,
     status: watch::Sender<Vec<SealedStatus>>,
+    watched: watch::Receiver<Vec<Key>>,
     stop: CancellationToken,
 ) {
     let mut relays = deps.relays.clone();
     let deps = Arc::new(deps);
     while !stop.is_cancelled() {
         let configured = relays.borrow_and_update().clone();
-        let outcome = match Driver::start(Arc::clone(&deps), configured, status.clone()).await {
+        let started = Driver::start(Arc::clone(&deps), configured, status.clone(), watched.clone()).await;
+        let outcome = match started {
             Ok(mut driver) => driver.run(&mut commands, &mut relays, &stop).await,
             Err(trouble) => Err(trouble),
         };
@@ -159,7 +162,11 @@ struct Driver {
     solved_tx: mpsc::Sender<(usize, ConnectionId, String, Bin<8>)>,
     solved: mpsc::Receiver<(usize, ConnectionId, String, Bin<8>)>,
     courier: Courier,
-    watched: Vec<Key>,
+    watched: watch::Receiver<Vec<Key>>,
+    /// Watched peers that are there, with the relays that say so.
+    there: BTreeMap<Key, BTreeSet<usize>>,
+    /// Questions to a relay's directory, by its number and theirs.
+    searches: HashMap<(usize, u32), oneshot::Sender<Found>>,
     swept_at: u64,
     withheld: bool,
     status: watch::Sender<Vec<SealedStatus>>,
@@ -170,6 +177,7 @@ impl Driver {
         deps: Arc<SealedDeps>,
         relays: Vec<SealedRelay>,
         status: watch::Sender<Vec<SealedStatus>>,
+        watched: watch::Receiver<Vec<Key>>,
     ) -> Result<Self, Trouble> {
         let records = deps.store.mail_load().await?;
         let mut mail = Mail::new(Arc::clone(&deps.identity), records, rand::random());
@@ -188,13 +196,16 @@ impl Driver {
             solved_tx,
             solved,
             courier: Courier::default(),
-            watched: Vec::new(),
+            watched,
+            there: BTreeMap::new(),
+            searches: HashMap::new(),
             swept_at: now,
             withheld: false,
             status,
             relays,
             deps,
         };
+        let _ = driver.deps.events.send(SealedEvent::PresenceUnknown).await;
         driver.open_sessions(now);
         driver.tell_status();
         Ok(driver)
@@ -251,7 +262,7 @@ impl Driver {
         relays: &mut watch::Receiver<Vec<SealedRelay>>,
         stop: &CancellationToken,
     ) -> Result<Ended, Trouble> {
-        let mut relays_may_change = true;
+        let (mut relays_may_change, mut watched_may_change) = (true, true);
         let ended = loop {
             self.work().await?;
             let wake = self.next_wake();
@@ -263,6 +274,10 @@ impl Driver {
                     if *relays.borrow() != self.relays {
                         break Ended::OtherRelays;
                     }
+                }
+                changed = self.watched.changed(), if watched_may_change => {
+                    watched_may_change = changed.is_ok();
+                    self.watch().await;
                 }
                 command = commands.recv() => match command {
                     Some(command) => self.command(command).await?,
@@ -362,11 +377,12 @@ impl Driver {
                 let commit = self.mail.set_receipt(&peer, &id, status, now);
                 self.keep(commit).await?;
             }
-            Command::Watch(keys) => {
-                for session in &mut self.sessions {
-                    let _ = session.watch(keys.clone(), false);
+            Command::Search { relay, search, answer } => {
+                let asked = self.sessions.get_mut(relay).map(|session| session.search(search));
+                if let Some(Ok(request)) = asked {
+                    self.searches.retain(|_, waiting| !waiting.is_closed());
+                    self.searches.insert((relay, request), answer);
                 }
-                self.watched = keys;
             }
         }
         Ok(())
@@ -519,10 +535,12 @@ impl Driver {
                 self.publish(relay, Some(answer.have), now).await?;
             }
             SessionEffect::Answer { request, frame } => self.answer(relay, request, *frame, now).await?,
-            SessionEffect::Presence(presence) => {
-                let _ = self.deps.events.send(SealedEvent::Presence(presence)).await;
+            SessionEffect::Presence(presence) => self.seen(relay, &presence).await,
+            SessionEffect::Lost => {
+                self.courier.lost(&mut self.mail, relay, now);
+                self.searches.retain(|(asked, _), _| *asked != relay);
+                self.forget_presence(|_, told| told == relay).await;
             }
-            SessionEffect::Lost => self.courier.lost(&mut self.mail, relay, now),
         }
         Ok(())
     }
@@ -564,11 +582,52 @@ impl Driver {
             }
         }
         self.courier.welcomed(&mut self.mail, now);
-        if !self.watched.is_empty() {
-            let watched = self.watched.clone();
+        let watched = self.watched.borrow().clone();
+        if !watched.is_empty() {
             let _ = self.sessions.get_mut(relay).map(|session| session.watch(watched, false));
         }
         self.publish(relay, None, now).await
+    }
+
+    /// Asks every relay for presence of those that are watched now.
+    async fn watch(&mut self) {
+        let keys = self.watched.borrow_and_update().clone();
+        for session in &mut self.sessions {
+            let _ = session.watch(keys.clone(), false);
+        }
+        self.forget_presence(|key, _| keys.binary_search(key).is_err()).await;
+    }
+
+    /// A relay says that somebody came or went. What it says of our own devices is no business of others.
+    async fn seen(&mut self, relay: usize, presence: &Presence) {
+        let key = presence.key;
+        if presence.dev.is_some() || self.watched.borrow().binary_search(&key).is_err() {
+            return;
+        }
+        if !presence.on {
+            return self.forget_presence(|known, told| *known == key && told == relay).await;
+        }
+        let relays = self.there.entry(key).or_default();
+        let came = relays.is_empty();
+        relays.insert(relay);
+        if came {
+            let _ = self.deps.events.send(SealedEvent::Presence { key, here: true }).await;
+        }
+    }
+
+    /// Forgets what relays said; who is nowhere any more has left.
+    async fn forget_presence(&mut self, is_void: impl Fn(&Key, usize) -> bool) {
+        let mut left = Vec::new();
+        self.there.retain(|key, relays| {
+            relays.retain(|relay| !is_void(key, *relay));
+            if relays.is_empty() {
+                left.push(*key);
+            }
+            !relays.is_empty()
+        });
+        for key in left {
+            let _ = self.deps.events.send(SealedEvent::Presence { key, here: false }).await;
+        }
     }
 
     async fn publish(&mut self, relay: usize, have: Option<u16>, now: u64) -> Result<(), Trouble> {
@@ -582,6 +641,12 @@ impl Driver {
     }
 
     async fn answer(&mut self, relay: usize, request: u32, frame: Frame, now: u64) -> Result<(), Trouble> {
+        if let Some(waiting) = self.searches.remove(&(relay, request)) {
+            if let Frame::Found(found) = frame {
+                let _ = waiting.send(found);
+            }
+            return Ok(());
+        }
         let Some((commit, error)) = self.courier.answer(&mut self.mail, relay, request, frame, now) else {
             return Ok(());
         };

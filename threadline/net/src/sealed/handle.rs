@@ -1,10 +1,13 @@
 //! What the rest of the node sees of sealed mail.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use instar_outbound::{Cleared, OutboundMessage};
 use serde::Serialize;
 use threadline::ThreadId;
 use threadline::v2::content::{Body, Need, ReceiptStatus};
-use threadline::v2::frames::Presence;
+use threadline::v2::frames::{Found, FoundRow, MAX_WATCHED, Search};
 use threadline::v2::login::QuicAddress;
 use threadline::v2::mail::{Change, Draft, MailError, SubmitError};
 use threadline::v2::opened::{members_body, sealed_id};
@@ -13,6 +16,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::Control;
 use crate::store::{OutboundDraft, Queued, StoreError};
+
+/// Longest wait for a page of a relay's directory.
+const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Entries of a page, and pages that are read at once.
+const PAGE: usize = 100;
+const MAX_PAGES: usize = 5;
 
 /// A relay that speaks v2, with the key it must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,8 +56,15 @@ pub struct SealedDraft {
 pub enum SealedEvent {
     /// A message of ours moved on.
     Delivery(Change),
-    /// A peer came or went.
-    Presence(Presence),
+    /// A watched peer came to a first relay, or left the last one that it was at.
+    Presence {
+        /// Who.
+        key: Key,
+        /// Whether it is there.
+        here: bool,
+    },
+    /// What was told of presence does not count any more; who is there is told anew.
+    PresenceUnknown,
     /// A relay gives out the fallback key although it holds one-time keys.
     KeysWithheld,
     /// Opened messages were handed on.
@@ -109,7 +125,7 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     Control { to: Key, draft: Box<Draft>, answer: oneshot::Sender<Result<Id, SealedError>> },
     Receipt { peer: Key, id: Id, status: ReceiptStatus },
-    Watch(Vec<Key>),
+    Search { relay: usize, search: Search, answer: oneshot::Sender<Found> },
 }
 
 /// Handle to running sealed mail; cheap to clone.
@@ -117,6 +133,7 @@ pub(super) enum Command {
 pub struct SealedHandle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) status: watch::Receiver<Vec<SealedStatus>>,
+    pub(super) watched: Arc<watch::Sender<Vec<Key>>>,
 }
 
 impl SealedHandle {
@@ -167,9 +184,70 @@ impl SealedHandle {
         let _ = self.commands.send(Command::Receipt { peer, id, status }).await;
     }
 
-    /// Asks every relay for presence of these keys.
-    pub async fn watch(&self, keys: Vec<Key>) {
-        let _ = self.commands.send(Command::Watch(keys)).await;
+    /// Asks every relay for presence of these keys, of 512 at most, and of no others.
+    pub fn watch(&self, mut keys: Vec<Key>) {
+        keys.sort_unstable();
+        keys.dedup();
+        keys.truncate(MAX_WATCHED);
+        self.watched.send_if_modified(|known| {
+            let changed = *known != keys;
+            *known = keys;
+            changed
+        });
+    }
+
+    /// Reads the directories of the relays whose session is open, but for `except`: at most `limit` agents of each,
+    /// with this capability. `None` when no relay answered.
+    pub async fn search(
+        &self,
+        except: Option<&str>,
+        capability: Option<&str>,
+        limit: usize,
+    ) -> Option<Vec<FoundRow>> {
+        let open = |status: &SealedStatus| status.state == "ready" && except != Some(status.relay.as_str());
+        let sessions = self.status();
+        let relays = sessions.iter().enumerate().filter(|(_, status)| open(status)).map(|(relay, _)| relay);
+        let reading = relays.map(|relay| self.read_directory(relay, capability, limit));
+        let answers = futures::future::join_all(reading).await;
+        answers.into_iter().flatten().reduce(|mut all, more| {
+            all.extend(more);
+            all
+        })
+    }
+
+    /// The first `limit` entries of one relay's directory; fewer when it stops answering.
+    async fn read_directory(
+        &self,
+        relay: usize,
+        capability: Option<&str>,
+        limit: usize,
+    ) -> Option<Vec<FoundRow>> {
+        let mut rows: Vec<FoundRow> = Vec::new();
+        let mut cur = None;
+        for page in 0..MAX_PAGES {
+            let left = limit.saturating_sub(rows.len()).min(PAGE);
+            let search = Search {
+                rid: 0,
+                q: None,
+                cap: capability.map(str::to_owned),
+                int: None,
+                fw: None,
+                on: None,
+                cur: cur.take(),
+                lim: Some(u16::try_from(left).unwrap_or(u16::MAX)),
+            };
+            let (answer, rx) = oneshot::channel();
+            self.commands.send(Command::Search { relay, search, answer }).await.ok()?;
+            let Ok(Ok(found)) = tokio::time::timeout(DIRECTORY_TIMEOUT, rx).await else {
+                return (page > 0).then_some(rows);
+            };
+            rows.extend(found.rows.into_iter().take(left));
+            cur = found.cur;
+            if cur.is_none() || rows.len() >= limit {
+                break;
+            }
+        }
+        Some(rows)
     }
 
     /// State of every relay session now.

@@ -71,6 +71,21 @@ impl Store {
         self.db.read(move |c| find_pin(c, &peer)).await
     }
 
+    /// At most `limit` pinned keys, those of agents heard of last first.
+    pub async fn watchable_keys(&self, limit: u32) -> Result<Vec<PublicIdentity>, StoreError> {
+        self.db
+            .read(move |c| {
+                let mut statement = c.prepare_cached(
+                    "SELECT p.public_key FROM peer_keys p LEFT JOIN known_peers k USING (fingerprint)
+                     ORDER BY k.last_seen DESC, p.pinned_at DESC LIMIT ?1",
+                )?;
+                let keys = statement.query_map([limit], |row| row.get::<_, Vec<u8>>(0))?;
+                let keys = keys.collect::<rusqlite::Result<Vec<_>>>()?;
+                Ok(keys.iter().filter_map(|key| PublicIdentity::from_bytes(key).ok()).collect())
+            })
+            .await
+    }
+
     /// Merges what was heard about agents; nothing is ever replaced by less.
     pub async fn merge_known(&self, peers: Vec<KnownPeer>) -> Result<(), StoreError> {
         self.db
