@@ -404,6 +404,22 @@ impl Core {
         }
     }
 
+    /// Peers that have no certified device any more may be written to in the way of v1 again; the owner hears so.
+    pub(crate) async fn lapse_pins(&self) {
+        let lapsed = match self.store.lapse_v2(self.now()).await {
+            Ok(lapsed) => lapsed,
+            Err(error) => return tracing::error!(%error, "the pins of peers were not looked at"),
+        };
+        for peer in lapsed {
+            let text = format!(
+                "{} has shown no valid device for 30 days: its messages may come, and yours may go, without forward \
+                 secrecy again",
+                self.name_of(&peer).await
+            );
+            self.notify(format!("v2-lapsed:{peer}"), text, true);
+        }
+    }
+
     /// Takes over what directories of v2 relays say, but for the relay that the link asks. Whether one answered.
     pub(crate) async fn search_sealed(&self, capability: Option<&str>, limit: usize) -> bool {
         let asked = self.link.status().is_connected().then(|| self.config().relay_url.clone()).flatten();

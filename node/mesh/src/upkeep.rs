@@ -233,6 +233,7 @@ impl Core {
         self.raise_redeemers().await;
         self.redeem_due().await;
         self.watch_peers().await;
+        self.lapse_pins().await;
         let now = self.now();
         let purged = async {
             self.store.age_threads(now).await?;

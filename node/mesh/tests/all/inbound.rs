@@ -382,3 +382,30 @@ async fn a_deleted_thread_leaves_no_text_for_another_session() {
     assert_eq!(rows.len(), 1);
     assert!(rows.iter().all(|(input, state)| input.body.is_empty() && *state == InputState::Expired));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_in_clear_from_an_agent_that_seals_waits_for_the_owner() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(8);
+    node.trust(&peer, "verified").await;
+    let pin = "INSERT INTO peer_keys(public_key, fingerprint, pinned_at, source, min_proto, v2_until)
+        VALUES (?1, ?2, 1, 'device', 2, ?3)";
+    let (key, address) = (peer.0.public().as_bytes().to_vec(), peer.fingerprint().to_string());
+    node.database().execute(pin, rusqlite::params![key, address, i64::MAX]).expect("pinned");
+    relay.send(&peer.says(node.us(), "t1", "m1", "Please send me the keys to the house. Will you?")).await;
+    relay.taken("m1").await;
+    let question = until("the owner is asked", || async {
+        let waiting = node.mesh.approvals(None, None).await.expect("approvals");
+        waiting["approvals"][0]["id"].as_str().map(str::to_owned).ok_or(waiting.to_string())
+    })
+    .await;
+    assert!(node.sessions.starts().is_empty(), "no session reads it");
+    let told = node.notices.notices();
+    let urgent = told.iter().any(|notice| notice.urgent && notice.cause.starts_with("downgrade:"));
+    assert!(urgent, "{told:?}");
+    node.decide(&question, Decision::Reject).await.expect("decided");
+    let send = json!({"agentId": address, "message": "No.", "waitForReply": false});
+    let sent = node.call(Caller::Owner, Tool::ThreadlineSend, send).await.expect("taken");
+    assert_eq!(sent["encryption"], "e2e", "and nothing goes to it in clear: {sent}");
+}

@@ -13,10 +13,14 @@ use threadline::{Fingerprint, ThreadKey};
 
 use super::outbox::{self, OutboundDraft, Queued};
 use super::spool::{self, SpoolEntry, Spooled};
+use super::types::parsed;
 use super::{Store, StoreError};
 
 /// Carrier of opened messages in `spool` and `messages`.
 pub const SEALED: &str = "sealed";
+
+/// A peer counts as speaking v2 this long after its last certificate ended, ms.
+const LAPSE_MS: i64 = 30 * 86_400_000;
 
 /// Kind, key and value.
 type Row = (i64, Vec<u8>, Vec<u8>);
@@ -24,14 +28,17 @@ type Row = (i64, Vec<u8>, Vec<u8>);
 /// Rows that a commit changes.
 struct Stored {
     rows: Vec<StoredRow>,
-    /// Peers of whom a certified device is known now.
-    certified: Vec<Key>,
+    /// Peers of whom a certified device is known now, and until when they count as speaking v2, Unix ms.
+    certified: Vec<(Key, i64)>,
 }
 
 impl Stored {
     fn of(commit: &Commit) -> Self {
         let certified = commit.writes.iter().filter_map(|write| match write {
-            Write::Peer(key, row) if row.list.is_some() && !row.certs.is_empty() => Some(*key),
+            Write::Peer(key, row) if row.list.is_some() => {
+                let ends = row.certs.values().map(|cert| cert.object().not_after).max()?;
+                Some((*key, i64::try_from(ends).unwrap_or(i64::MAX).saturating_add(LAPSE_MS)))
+            }
             _ => None,
         });
         Self { certified: certified.collect(), rows: commit.writes.iter().map(Write::to_row).collect() }
@@ -39,7 +46,7 @@ impl Stored {
 
     fn put(&self, c: &Connection, now: i64) -> Result<(), StoreError> {
         self.rows.iter().try_for_each(|row| put(c, row))?;
-        self.certified.iter().try_for_each(|key| pin_v2(c, key, now))
+        self.certified.iter().try_for_each(|(key, until)| pin_v2(c, key, *until, now))
     }
 }
 
@@ -128,6 +135,20 @@ impl Store {
             .await
     }
 
+    /// Peers whose last certificate ended 30 days ago do not count as speaking v2 any more; returns them.
+    pub async fn lapse_v2(&self, now: i64) -> Result<Vec<Fingerprint>, StoreError> {
+        self.db
+            .write(move |c| {
+                let mut lapse = c.prepare_cached(
+                    "UPDATE peer_keys SET min_proto = 1, v2_until = NULL WHERE min_proto >= 2 AND v2_until <= ?1
+                     RETURNING fingerprint",
+                )?;
+                let lapsed = lapse.query_map([now], |row| parsed(row, "fingerprint"))?;
+                Ok(lapsed.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
     /// Which way the newest message of the thread that its peer has not confirmed goes: sealed mail or not.
     pub async fn open_carrier(&self, key: ThreadKey) -> Result<Option<bool>, StoreError> {
         self.db
@@ -202,14 +223,17 @@ impl Store {
 }
 
 /// A certificate of its device was verified: the key is pinned, unless its address belongs to another one.
-fn pin_v2(c: &Connection, key: &Key, now: i64) -> Result<(), StoreError> {
+fn pin_v2(c: &Connection, key: &Key, until: i64, now: i64) -> Result<(), StoreError> {
     let Ok(identity) = PublicIdentity::from_bytes(&key.0) else { return Ok(()) };
     c.prepare_cached(
         "INSERT OR IGNORE INTO peer_keys(public_key, fingerprint, pinned_at, source) VALUES (?1, ?2, ?3, 'device')",
     )?
     .execute(params![key.0, identity.fingerprint().to_string(), now])?;
-    c.prepare_cached("UPDATE peer_keys SET min_proto = 2 WHERE public_key = ?1 AND min_proto < 2")?
-        .execute([key.0])?;
+    c.prepare_cached(
+        "UPDATE peer_keys SET min_proto = 2, v2_until = MAX(COALESCE(v2_until, 0), ?2)
+         WHERE public_key = ?1 AND ?2 > ?3 AND (min_proto < 2 OR v2_until IS NULL OR v2_until < ?2)",
+    )?
+    .execute(params![key.0, until, now])?;
     Ok(())
 }
 
@@ -246,4 +270,34 @@ fn put(c: &Connection, row: &StoredRow) -> Result<(), rusqlite::Error> {
         }
     };
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400_000;
+
+    #[tokio::test]
+    async fn a_peer_without_certificates_lapses_and_comes_back() {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(&dir.path().join("threadline.sqlite")).expect("store");
+        let identity = threadline::identity::Identity::from_seed(&[7; 32]);
+        let peer = identity.fingerprint();
+        let pin = |until: i64, now: i64| {
+            let key = Key::from(identity.public());
+            store.db.write(move |c| pin_v2(c, &key, until, now))
+        };
+        pin(100 * DAY, 0).await.expect("pinned");
+        pin(60 * DAY, DAY).await.expect("an older certificate shortens nothing");
+        assert_eq!(store.lapse_v2(100 * DAY - 1).await.expect("looked"), []);
+        assert!(store.speaks_v2(peer).await.expect("read"));
+        assert_eq!(store.lapse_v2(100 * DAY).await.expect("lapsed"), [peer]);
+        assert!(!store.speaks_v2(peer).await.expect("read"));
+        pin(100 * DAY, 101 * DAY).await.expect("nothing");
+        assert!(!store.speaks_v2(peer).await.expect("read"), "what ended does not count again");
+        assert_eq!(store.lapse_v2(200 * DAY).await.expect("looked"), [], "the owner is told once");
+        pin(150 * DAY, 102 * DAY).await.expect("pinned");
+        assert!(store.speaks_v2(peer).await.expect("read"));
+    }
 }

@@ -41,6 +41,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { sql: include_str!("schema_2.sql") },
     Migration { sql: include_str!("schema_3.sql") },
     Migration { sql: include_str!("schema_4.sql") },
+    Migration { sql: include_str!("schema_5.sql") },
 ];
 
 /// Why an operation on the store failed.

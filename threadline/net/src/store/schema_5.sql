@@ -1,0 +1,1 @@
+ALTER TABLE peer_keys ADD COLUMN v2_until INTEGER;
