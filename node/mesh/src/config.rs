@@ -31,7 +31,7 @@ pub struct MeshConfig {
     pub enabled: bool,
     /// Relay to connect to, absent while the relay is switched off.
     pub relay_url: Option<String>,
-    /// Whether that relay is one of this account, whose custody counts.
+    /// Whether that relay is one of this account, whose custody counts; also while its address is not known yet.
     pub relay_is_ours: bool,
     /// Whether messages may leave without a relay.
     pub direct_enabled: bool,

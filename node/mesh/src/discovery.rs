@@ -54,8 +54,12 @@ impl Core {
             name: text::name(&agent.name),
             capabilities: agent.capabilities.iter().map(|c| text::name(c)).take(32).collect(),
             framework: agent.framework.as_deref().map_or_else(|| "unknown".into(), text::name),
-            status: if agent.online || self.sealed.is_there(&agent.fingerprint) { "online" } else { "offline" }
-                .into(),
+            status: if agent.online || self.sealed.is_there(&agent.fingerprint) {
+                "online"
+            } else {
+                "offline"
+            }
+            .into(),
             first_seen: now,
             last_seen: agent
                 .last_seen
@@ -178,7 +182,8 @@ impl Core {
     fn is_online(&self, peer: &KnownPeer) -> bool {
         self.sealed.is_there(&peer.fingerprint)
             || peer.status == "online"
-            && (peer.sources.iter().any(|s| s == "relay") || peer.last_seen + 2 * LOCAL_FRESH_MS > self.now())
+                && (peer.sources.iter().any(|s| s == "relay")
+                    || peer.last_seen + 2 * LOCAL_FRESH_MS > self.now())
     }
 
     fn agent_entry(&self, caller: &Caller, peer: &KnownPeer, short: bool) -> Value {

@@ -14,6 +14,7 @@ use threadline::service::ServiceError;
 use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_inbound};
 use threadline::trust::TrustSource;
 use threadline::v1::envelope::{Authentication, Envelope, ReceiveError};
+use threadline::v2::Key;
 use threadline::v2::content::ReceiptStatus;
 use threadline::v2::opened::OpenedMessage;
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
@@ -252,6 +253,9 @@ impl Core {
             self.log_refusal(row, "fingerprint-conflict");
             self.store.spool_refuse(row.seq, "fingerprint-conflict").await?;
             return Ok(true);
+        }
+        if !self.sealed.handle.watches(&Key::from(&sender)) {
+            self.watch_peers().await;
         }
         if self.store.is_seen(peer, row.message_id.clone()).await? {
             return self.refuse(row, &Refusal::Duplicate).await;

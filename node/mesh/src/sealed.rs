@@ -25,7 +25,8 @@ use threadline_net::sealed::{
     SealedFuture, SealedHandle, SealedRelay, SealedStatus, Standing, follow_relays, run_sealed,
 };
 use threadline_net::store::{
-    Approval, ApprovalKind, Direction, KnownPeer, OutboundDraft, Queued, SEALED, Store, StoreError, StoredMessage,
+    Approval, ApprovalKind, Direction, KnownPeer, OutboundDraft, Queued, SEALED, Store, StoreError,
+    StoredMessage,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -251,8 +252,8 @@ impl Core {
     }
 
     /// The key to write sealed mail to, where this message goes that way: once a device of the peer is certified, always
-    /// but on this host; before that, when the peer says that it speaks v2 and a relay does. A thread stays with the
-    /// carrier of what its peer has not confirmed yet.
+    /// but on this host and where no relay speaks v2; before that, when the peer says that it speaks v2 and a relay
+    /// does. A thread stays with the carrier of what its peer has not confirmed yet.
     pub(crate) async fn sealed_key(&self, key: &ThreadKey) -> Result<Option<Key>, StoreError> {
         let peer = key.peer;
         let pinned = self.store.speaks_v2(peer).await?;
@@ -264,10 +265,22 @@ impl Core {
         if !self.speaks(&peer, "tl-e2e").await? {
             return Ok(sealed);
         }
+        let elsewhere = self.routes.leads(&peer) || self.nobody_speaks_v2();
         if let Some(carrier) = self.store.open_carrier(key.clone()).await? {
             return Ok(sealed.filter(|_| carrier));
         }
-        Ok(sealed.filter(|_| !self.routes.leads(&peer)))
+        Ok(sealed.filter(|_| !elsewhere))
+    }
+
+    /// Whether the relays that the owner chose speak v1 alone, as far as they can be asked: then what would wait for a
+    /// relay of v2 for ever goes sealed in the form of v1.
+    fn nobody_speaks_v2(&self) -> bool {
+        let wanted = self.sealed.settings.borrow().len();
+        let news = self.sealed.news.borrow();
+        let is_plain = |relay: &RelayNews| {
+            relay.asked && relay.v2.is_none() && relay.trouble.is_none() && relay.v1_allowed
+        };
+        news.len() == wanted && news.iter().all(is_plain) && (wanted > 0 || !self.config().relay_is_ours)
     }
 
     /// Takes a cleared text into sealed mail.
@@ -374,7 +387,11 @@ impl Core {
     async fn came_or_left(&self, peer: Fingerprint, here: bool) {
         {
             let mut there = self.sealed.there.lock().unwrap_or_else(PoisonError::into_inner);
-            if here { there.insert(peer) } else { there.remove(&peer) };
+            if here {
+                there.insert(peer)
+            } else {
+                there.remove(&peer)
+            };
         }
         let linked = || self.link.agents().iter().any(|agent| agent.fingerprint == peer && agent.online);
         if let Err(error) = self.store.set_presence(peer, here || linked(), self.now()).await {
@@ -396,10 +413,15 @@ impl Core {
         }
     }
 
-    /// Watches everyone whose key is pinned, those heard of last first.
+    /// Watches everyone whose key is pinned, those heard of last first, and whom directories named.
     pub(crate) async fn watch_peers(&self) {
         match self.store.watchable_keys(u32::try_from(frames::MAX_WATCHED).unwrap_or(u32::MAX)).await {
-            Ok(keys) => self.sealed.handle.watch(keys.iter().map(Key::from).collect()),
+            Ok(pinned) => {
+                let found = self.sealed.found.lock().unwrap_or_else(PoisonError::into_inner);
+                let keys = pinned.iter().chain(found.values()).map(Key::from).collect();
+                drop(found);
+                self.sealed.handle.watch(keys);
+            }
             Err(error) => tracing::error!(%error, "the keys to watch cannot be read"),
         }
     }
@@ -445,7 +467,8 @@ impl Core {
                 name: text::name(&row.name),
                 capabilities: row.caps.iter().map(|tag| text::name(tag)).take(32).collect(),
                 framework: row.fw.as_deref().map_or_else(|| "unknown".into(), text::name),
-                status: if row.on || self.sealed.is_there(&fingerprint) { "online" } else { "offline" }.into(),
+                status: if row.on || self.sealed.is_there(&fingerprint) { "online" } else { "offline" }
+                    .into(),
                 first_seen: now,
                 last_seen: seen.unwrap_or(now).min(now),
                 machine: None,
@@ -455,6 +478,7 @@ impl Core {
         if let Err(error) = self.store.merge_known(heard).await {
             tracing::error!(%error, "agents of a directory were not noted");
         }
+        self.watch_peers().await;
         true
     }
 

@@ -257,7 +257,8 @@ impl Core {
         let level = self.level(&peer);
         let sealed_to = self.seals_to(&peer).await.map_err(|e| internal(&e))?;
         let is_sealed = prepared.sealed.is_some() || sealed_to.is_some();
-        if !is_sealed && self.config().must_seal(level) {
+        let pinned = self.store.speaks_v2(peer).await.map_err(|e| internal(&e))?;
+        if !is_sealed && (pinned || self.config().must_seal(level)) {
             return Err(ServiceError::new(
                 "e2e-required",
                 "messages to this agent must be sealed end to end, and its key is not known",

@@ -31,11 +31,9 @@ fn wants_own_relay(config: &Config) -> bool {
 /// What the mesh is told: the configuration, and the shared relay's address where that one is used.
 pub(super) fn mesh_config(config: &Config, place: &Place) -> MeshConfig {
     let mut mesh = MeshConfig::from_config(config);
-    if wants_own_relay(config)
-        && let Some(address) = place.address()
-    {
-        mesh.relay_url = Some(address.url());
+    if wants_own_relay(config) {
         mesh.relay_is_ours = true;
+        mesh.relay_url = place.address().map(Address::url);
     }
     mesh
 }

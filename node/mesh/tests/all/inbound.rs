@@ -402,10 +402,15 @@ async fn what_comes_in_clear_from_an_agent_that_seals_waits_for_the_owner() {
     .await;
     assert!(node.sessions.starts().is_empty(), "no session reads it");
     let told = node.notices.notices();
-    let urgent = told.iter().any(|notice| notice.urgent && notice.cause.starts_with("downgrade:"));
+    let urgent = told.iter().any(|told| told.notice.urgent && told.notice.cause.starts_with("downgrade:"));
     assert!(urgent, "{told:?}");
     node.decide(&question, Decision::Reject).await.expect("decided");
+    let known = "INSERT OR REPLACE INTO known_peers(fingerprint, name, capabilities, framework, status, first_seen,
+        last_seen, sources) VALUES (?1, 'sealer', 'tl-e2e,tl2', 'instar', 'online', 1, 1, 'relay')";
+    node.database().execute(known, [&address]).expect("known");
     let send = json!({"agentId": address, "message": "No.", "waitForReply": false});
     let sent = node.call(Caller::Owner, Tool::ThreadlineSend, send).await.expect("taken");
-    assert_eq!(sent["encryption"], "e2e", "and nothing goes to it in clear: {sent}");
+    assert_eq!(sent["encryption"], "e2e", "{sent}");
+    let envelope = relay.message().await;
+    assert!(envelope.is_sealed(), "a relay of v1 alone carries it, but not in clear: {envelope:?}");
 }

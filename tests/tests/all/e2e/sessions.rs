@@ -14,6 +14,7 @@ use super::direct::pair;
 const LIMIT: Duration = Duration::from_secs(90);
 const QUESTION: &str = "Which colour has the sky over your place?";
 const ANSWER: &str = "It is blue over here.";
+const HEARD: &str = "The last word is heron, as far as I read.";
 
 #[test]
 #[ignore = "drives the real CLI: tests/run e2e"]
@@ -108,6 +109,39 @@ fn a_send_from_the_command_line_is_answered_by_a_real_session() {
     });
 }
 
+/// The session gets the start of such a message and the name of a file with all of it, which the firewall must let it read.
+#[test]
+#[ignore = "drives the real CLI: tests/run e2e"]
+fn a_long_message_is_read_to_its_end() {
+    isolated(a_long_message_is_read_to_its_end, async {
+        let world = World::new()?;
+        let script = Script::from_json(rules().to_string().as_bytes())?;
+        let api = MessagesApi::start(([127, 0, 0, 1], 0).into(), script, None).await?;
+        let mut account = world.account("ann")?;
+        account.use_real_cli(&api)?;
+        let (alpha, beta) = pair(&account).await?;
+        let lines: Vec<String> =
+            (0..150).map(|n| format!("line {n} of a story that goes on and on, word after word")).collect();
+        let text =
+            format!("A long story follows.\n{}\nThe last word is heron. Which one is it?", lines.join("\n"));
+        ensure!(text.len() > 8_000, "{} characters", text.len());
+        let answered = alpha.cli(&["threadline", "send", "beta", &text]).await?;
+        let heard = answered.code == Some(0) && answered.stdout.contains(HEARD);
+        ensure!(heard, "{answered:#?}\n{:#?}", outline(&api));
+        let read = last_of(&api, "reader").context("beta's session")?;
+        let story = read.done.iter().find(|call| call.text.contains("line 149 of a story"));
+        ensure!(story.is_some_and(|story| !story.failed && story.text.contains("heron")), "{read:#?}");
+        let reads: Vec<Value> =
+            checked_tools(&beta)?.into_iter().filter(|call| call["tool"] == "Read").collect();
+        let passed = reads.iter().any(|call| {
+            let decisions = call["decisions"].as_array().cloned().unwrap_or_default();
+            decisions.iter().any(|said| said["hook"] == "peer-firewall" && said["verdict"] != "deny")
+        });
+        ensure!(passed, "the firewall was not asked, or refused: {reads:#?}");
+        Ok(())
+    });
+}
+
 #[test]
 #[ignore = "drives the real CLI: tests/run e2e"]
 fn a_stranger_gets_no_session() {
@@ -182,6 +216,13 @@ fn rules() -> Value {
                 "agentId": "{peer}", "threadId": "{thread}", "inReplyTo": "{id}", "message": ANSWER,
                 "waitForReply": false
             })),
+            {"text": "Answered."}
+        ]},
+        {"name": "reader", "when": {"user": "Read the whole of it first, from the file (?<file>\\S+)"},
+         "steps": [
+            {"calls": [tools(&["send"])]},
+            {"calls": [{"tool": "Read", "input": {"file_path": "{file}"}}]},
+            call("send", json!({"agentId": "alpha", "message": HEARD, "waitForReply": false})),
             {"text": "Answered."}
         ]}
     ]})

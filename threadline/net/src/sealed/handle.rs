@@ -184,16 +184,21 @@ impl SealedHandle {
         let _ = self.commands.send(Command::Receipt { peer, id, status }).await;
     }
 
-    /// Asks every relay for presence of these keys, of 512 at most, and of no others.
+    /// Asks every relay for presence of the first 512 of these keys, and of no others.
     pub fn watch(&self, mut keys: Vec<Key>) {
+        keys.truncate(MAX_WATCHED);
         keys.sort_unstable();
         keys.dedup();
-        keys.truncate(MAX_WATCHED);
         self.watched.send_if_modified(|known| {
             let changed = *known != keys;
             *known = keys;
             changed
         });
+    }
+
+    /// Whether presence of this key was asked for.
+    pub fn watches(&self, key: &Key) -> bool {
+        self.watched.borrow().binary_search(key).is_ok()
     }
 
     /// Reads the directories of the relays whose session is open, but for `except`: at most `limit` agents of each,

@@ -290,13 +290,13 @@ mod tests {
         };
         pin(100 * DAY, 0).await.expect("pinned");
         pin(60 * DAY, DAY).await.expect("an older certificate shortens nothing");
-        assert_eq!(store.lapse_v2(100 * DAY - 1).await.expect("looked"), []);
+        assert!(store.lapse_v2(100 * DAY - 1).await.expect("looked").is_empty());
         assert!(store.speaks_v2(peer).await.expect("read"));
         assert_eq!(store.lapse_v2(100 * DAY).await.expect("lapsed"), [peer]);
         assert!(!store.speaks_v2(peer).await.expect("read"));
         pin(100 * DAY, 101 * DAY).await.expect("nothing");
         assert!(!store.speaks_v2(peer).await.expect("read"), "what ended does not count again");
-        assert_eq!(store.lapse_v2(200 * DAY).await.expect("looked"), [], "the owner is told once");
+        assert!(store.lapse_v2(200 * DAY).await.expect("looked").is_empty(), "the owner is told once");
         pin(150 * DAY, 102 * DAY).await.expect("pinned");
         assert!(store.speaks_v2(peer).await.expect("read"));
     }

@@ -55,14 +55,7 @@ fn start_quic(seed: u8) -> TestRelay {
     });
     let quic = vec![QuicAddress { host: HOST.into(), port }];
     TestRelay {
-        relay: SealedRelay {
-            name: "quic".into(),
-            url: None,
-            quic,
-            host: HOST.into(),
-            key,
-            remember: true,
-        },
+        relay: SealedRelay { name: "quic".into(), url: None, quic, host: HOST.into(), key, remember: true },
         disk,
         task,
     }
