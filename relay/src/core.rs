@@ -532,5 +532,6 @@ mod tests;
 
 /// Another key than what the seed's generator gives out.
 fn cursor_secret(seed: &[u8; 32]) -> [u8; 32] {
-    Sha256::new_with_prefix(b"threadline-relay cursor").chain_update(seed).finalize().into()
+    use sha2::Digest as _;
+    sha2::Sha256::new_with_prefix(b"threadline-relay cursor").chain_update(seed).finalize().into()
 }
