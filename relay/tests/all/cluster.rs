@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use threadline::v1::frames::Visibility;
 
 use super::client::{Client, PATIENCE, address};
+use super::operator::Admin;
 use super::process::{Relay, command, run};
 
 const SECRET: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
@@ -313,4 +314,145 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
     );
     let waiting = recipient.rest(Duration::from_millis(500)).await;
     assert!(waiting.iter().all(|frame| frame["type"] != "message"), "confirmed is gone: {waiting:?}");
+}
+
+/// Asks until the answer is as wanted; the last answer if it never is.
+async fn wait_for<T: std::fmt::Debug>(
+    within: Duration,
+    what: &str,
+    mut look: impl AsyncFnMut() -> T,
+    good: impl Fn(&T) -> bool,
+) -> T {
+    let begun = Instant::now();
+    loop {
+        let seen = look().await;
+        if good(&seen) {
+            return seen;
+        }
+        assert!(begun.elapsed() < within, "{what}: not within {within:?}, last {seen:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn ready(at: SocketAddr) -> u16 {
+    reqwest::get(format!("http://{at}/ready")).await.expect("answers").status().as_u16()
+}
+
+/// Two of three servers die: nothing is accepted any more, every sender hears so, and nothing has to be done when they
+/// come back.
+#[tokio::test]
+async fn without_a_quorum_nothing_is_accepted_and_nothing_accepted_is_lost() {
+    let mut nats = Nats::start(3);
+    let [a, b] = dirs();
+    let (mut here, there) = (nats.relay(a.path()), nats.relay(b.path()));
+    let mut sender = Client::log_in(here.at, 1).await;
+    let mut accepted = Vec::new();
+    for n in 0..15 {
+        let id = format!("before-{n:02}");
+        sender.send(2, &id).await;
+        assert_eq!(sender.next("ack").await["status"], "queued");
+        accepted.push(id);
+    }
+    nats.kill(1);
+    nats.kill(2);
+    let begun = Instant::now();
+    for n in 0..3 {
+        sender.send(2, &format!("during-{n}")).await;
+    }
+    for _ in 0..3 {
+        let answer = sender.next("ack").await;
+        assert_eq!(answer["status"], "rejected", "{answer}");
+        assert_eq!(answer["reason"], "Relay storage unavailable", "{answer}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "refused after {:?}", begun.elapsed());
+    let closed =
+        wait_for(Duration::from_secs(30), "balancers go elsewhere", || ready(here.at), |code| *code == 503);
+    closed.await;
+    let degraded = health(here.at).await;
+    assert_eq!(degraded["status"], "degraded", "{degraded}");
+
+    nats.revive(1);
+    nats.revive(2);
+    let open =
+        wait_for(Duration::from_mins(1), "it takes writes again", || ready(here.at), |code| *code == 200);
+    open.await;
+    // The session may have been sent elsewhere meanwhile.
+    let mut sender = Client::log_in(there.at, 1).await;
+    for n in 0..5 {
+        let id = format!("after-{n}");
+        // The streams find their leaders one after another; who is refused sends again.
+        let begun = Instant::now();
+        loop {
+            sender.send(2, &id).await;
+            if sender.next("ack").await["status"] == "queued" {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_mins(1), "{id} is refused for ever");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        accepted.push(id);
+    }
+    let mut recipient = Client::log_in(here.at, 2).await;
+    let mut got = Vec::new();
+    while got.len() < accepted.len() {
+        let id = recipient.message_id().await;
+        recipient.ack(&id).await;
+        // A message whose acceptance was lost with the quorum may have been stored all the same.
+        if !id.starts_with("during-") && !got.contains(&id) {
+            got.push(id);
+        }
+    }
+    assert_eq!(got, accepted, "all of it, in order");
+    let admin = Admin::of(&mut here, a.path()).text("/admin/metrics").await;
+    let retried = admin.lines().find_map(|line| line.strip_prefix("threadline_engine_retries_total "));
+    let published =
+        admin.lines().find_map(|line| line.strip_prefix("threadline_engine_publish_seconds_count "));
+    assert!(published.is_some_and(|count| count != "0"), "{admin}");
+    assert!(retried.is_some(), "{admin}");
+}
+
+/// What the directory says of an agent.
+async fn online(at: SocketAddr, token: &str, n: u8) -> Option<bool> {
+    let url = format!("http://{at}/v1/registry/agent/{}", address(n));
+    let asked = reqwest::Client::new().get(url).bearer_auth(token);
+    let answer = asked.send().await.expect("answers");
+    let body: serde_json::Value = answer.json().await.expect("json");
+    body["online"].as_bool()
+}
+
+/// All relays die with their agents logged in, and the engine forgets who was where: the directory must not show for
+/// ever who was there at that moment.
+#[tokio::test]
+async fn after_a_crash_of_everything_nobody_is_shown_who_is_not_there() {
+    let mut nats = Nats::start(1);
+    let [a, b] = dirs();
+    let (here, there) = (nats.relay(a.path()), nats.relay(b.path()));
+    let watcher = Client::log_in(there.at, 3).await;
+    let token = watcher.login["registry_token"].as_str().expect("a token").to_owned();
+    let gone = Client::log_in_as(here.at, 1, Visibility::Public).await;
+    let back = Client::log_in_as(here.at, 2, Visibility::Public).await;
+    for n in [1, 2] {
+        wait_for(
+            PATIENCE,
+            "the other relay shows it",
+            || online(there.at, &token, n),
+            |online| *online == Some(true),
+        )
+        .await;
+    }
+    here.kill();
+    there.kill();
+    drop((gone, back));
+    nats.kill(0);
+    nats.revive(0);
+    let [c, d] = dirs();
+    let (first, second) = (nats.relay(c.path()), nats.relay(d.path()));
+    let _back = Client::log_in_as(second.at, 2, Visibility::Public).await;
+    for relay in [&first, &second] {
+        let within = Duration::from_mins(1);
+        wait_for(within, "who is away", || online(relay.at, &token, 1), |online| *online == Some(false))
+            .await;
+        wait_for(within, "who is there", || online(relay.at, &token, 2), |online| *online == Some(true))
+            .await;
+    }
 }
