@@ -122,6 +122,19 @@ pub struct Admin {
     pub allow_public: bool,
 }
 
+/// QUIC (`threadline-wire.md` §5.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quic {
+    /// Whether it is spoken.
+    pub enabled: bool,
+    /// Address to listen on; `None` is [`RelayConfig::host`]. Another one where a proxy on this machine has the rest.
+    pub host: Option<IpAddr>,
+    /// UDP port; `None` is 8788, or a free one if [`RelayConfig::port`] is 0. A port that is named and taken is an error.
+    pub port: Option<u16>,
+    /// Port that clients are told, where another one leads here; `None` is the port that is listened on.
+    pub public_port: Option<u16>,
+}
+
 /// The bridge for plain A2A clients (`relay.md` §13). It is only there when [`RelayConfig::public_url`] is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct A2a {
@@ -231,6 +244,8 @@ pub struct RelayConfig {
     pub host: IpAddr,
     /// TCP port; 0 lets the system choose.
     pub port: u16,
+    /// QUIC.
+    pub quic: Quic,
     /// The admin interface.
     pub admin: Admin,
     /// Where `/metrics` is offered without a key; a loopback or private address.
@@ -286,6 +301,7 @@ impl Default for RelayConfig {
         Self {
             host: IpAddr::from([0, 0, 0, 0]),
             port: 8787,
+            quic: Quic { enabled: true, host: None, port: None, public_port: None },
             admin: Admin {
                 enabled: true,
                 host: IpAddr::from([127, 0, 0, 1]),
@@ -477,6 +493,8 @@ impl RelayConfig {
             ..Self::default()
         };
         config.admin.enabled = false;
+        // On loopback nothing is lost and nothing moves.
+        config.quic.enabled = false;
         config.verify_homepages = false;
         config.limits.per_source = false;
         config.sybil.tiers = false;

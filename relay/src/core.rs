@@ -34,7 +34,7 @@ use threadline::{Fingerprint, MessageId};
 use crate::abuse::Abuse;
 use crate::config::RelayConfig;
 use crate::maps::{AddressMap, NumberMap, NumberSet};
-use crate::metrics::Figures;
+use crate::metrics::{CarrierFigures, Figures};
 use crate::store::{
     OnlineAgent, QueueAnswer, QueueOp, QueueTotals, RegistryAnswer, RegistryOp, StoreAnswer, StoreFailed,
     StoreOp,
@@ -425,6 +425,12 @@ impl Core {
         }
         conn.wake_at = Some(at);
         self.timers.insert((at, Timer::Conn(id)));
+    }
+
+    /// The figures of what carries a session.
+    fn carrier_figures(&mut self, id: ConnId) -> Option<&mut CarrierFigures> {
+        let carrier = self.session(id)?.carrier();
+        self.figures.carriers.get_mut(carrier)
     }
 
     fn session(&self, id: ConnId) -> Option<&Session> {

@@ -132,6 +132,20 @@ impl Reject {
     ];
 }
 
+/// What carries a session, as a label.
+pub const CARRIERS: [&str; 3] = ["ws1", "ws2", "quic"];
+
+/// What one carrier brought since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CarrierFigures {
+    /// Sessions opened.
+    pub logins: u64,
+    /// Messages that came over it and were taken into custody.
+    pub accepted: u64,
+    /// Messages that were delivered over it and confirmed.
+    pub confirmed: u64,
+}
+
 /// What the core counts beside its totals.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Figures {
@@ -145,6 +159,8 @@ pub struct Figures {
     pub new_identities: u64,
     /// Puzzles posed, and how many of them were solved.
     pub puzzles: (u64, u64),
+    /// By carrier, in the order of [`CARRIERS`].
+    pub carriers: [CarrierFigures; CARRIERS.len()],
 }
 
 /// Prometheus text, built up line by line.

@@ -162,11 +162,13 @@ async fn serve(config: RelayConfig) -> Result<(), u8> {
     let (beat, beats) = tokio::sync::mpsc::channel(1);
     let heartbeat = service::heartbeat_interval().map(|every| Heartbeat { every, beat });
     let (admin_ready, admin_address) = tokio::sync::oneshot::channel();
+    let (quic_ready, quic_address) = tokio::sync::oneshot::channel();
     let reload = std::sync::Arc::new(tokio::sync::Notify::new());
     let hangups = tokio::spawn(watch_hangups(std::sync::Arc::clone(&reload)));
     let launch = Launch {
         ready: Some(ready),
         admin_ready: Some(admin_ready),
+        quic_ready: Some(quic_ready),
         reload,
         hurry,
         heartbeat,
@@ -179,6 +181,9 @@ async fn serve(config: RelayConfig) -> Result<(), u8> {
         }
         if let Ok(address) = admin_address.await {
             say(format_args!("admin on {address}"));
+        }
+        if let Ok(address) = quic_address.await {
+            say(format_args!("QUIC on UDP {address}"));
         }
     };
     let stopping = tokio::spawn({

@@ -15,6 +15,7 @@ mod http;
 mod outbox;
 mod page;
 mod queue;
+mod quic;
 mod rest;
 mod source;
 mod tls;
@@ -100,6 +101,17 @@ pub enum RelayError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The UDP port for QUIC cannot be used.
+    #[error(
+        "cannot listen on {address} for QUIC: {source}. Free it, choose another with `quic.port`, or set \
+         quic.enabled=false"
+    )]
+    ListenUdp {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The directory of another relay cannot be brought over.
     #[error("cannot import {path}: {detail}")]
     Import {
@@ -147,6 +159,8 @@ pub struct Launch {
     pub ready: Option<oneshot::Sender<SocketAddr>>,
     /// Hears the address of the admin interface, if there is one.
     pub admin_ready: Option<oneshot::Sender<SocketAddr>>,
+    /// Hears where QUIC is spoken, if it is.
+    pub quic_ready: Option<oneshot::Sender<SocketAddr>>,
     /// When rung, certificate and key are read again.
     pub reload: Arc<tokio::sync::Notify>,
     /// When cancelled, a stop closes all connections at once.
@@ -218,6 +232,8 @@ pub async fn serve(
         }
         None => return Err(RelayError::Internal("nothing keeps mail".into())),
     };
+    let door = quic::Door::open(&config, &prepared.signer)?.map(Arc::new);
+    let quic_address = door.as_ref().map(|door| door.address());
     let hosts = well_known::hosts(&config, address);
     let mut core = prepared.core(Arc::clone(&config), hosts.clone(), &clock);
     let bridge = prepared
@@ -242,7 +258,7 @@ pub async fn serve(
         verifier: prepared.signer.verifying_key(),
         signer: prepared.signer,
         hosts,
-        quic: None,
+        quic: door.clone(),
         cursor_secret: prepared.cursor_secret,
         sources: source::Sources::new(&prepared.source_key, config.trusted_proxies.clone()),
         limits: rest::RestLimits::new(&config),
@@ -275,6 +291,10 @@ pub async fn serve(
         helpers.spawn(a2a::run(Arc::clone(&state), bridge, router.clone(), stop_accepting.clone()));
     }
     let tls = doors.tls.clone();
+    if let Some(door) = door.clone() {
+        let connections = connections.clone();
+        helpers.spawn(quic::accept(door, Arc::clone(&state), connections, stop_accepting.clone()));
+    }
     let accepting = tokio::spawn(http::accept(listener, router, tls, connections, stop_accepting.clone()));
     let side = TaskTracker::new();
     if let Some(tls) = doors.tls.clone() {
@@ -292,7 +312,11 @@ pub async fn serve(
         // The caller may have lost interest.
         let _ = doors.admin_address.map(|address| told.send(address));
     }
-    tracing::info!(%address, data_dir = %config.data_dir.display(), "relay is listening");
+    if let Some((told, address)) = launch.quic_ready.zip(quic_address) {
+        // The caller may have lost interest.
+        let _ = told.send(address);
+    }
+    tracing::info!(%address, quic = ?quic_address, data_dir = %config.data_dir.display(), "relay is listening");
     if let Some(ready) = launch.ready {
         // The caller may have lost interest.
         let _ = ready.send(address);
@@ -306,6 +330,9 @@ pub async fn serve(
     let drained = tokio::time::timeout(grace, drain(&state, &launch.hurry)).await;
     if drained.is_err() {
         tracing::warn!("connections were still open after the grace time; their mail stays in storage");
+    }
+    if let Some(door) = door {
+        door.close().await;
     }
     stop_helpers.cancel();
     helpers.close();
@@ -388,8 +415,8 @@ struct Shared {
     signer: ed25519_dalek::SigningKey,
     /// Names that this relay answers for.
     hosts: Vec<String>,
-    /// Where QUIC is spoken.
-    quic: Option<SocketAddr>,
+    /// The listener of QUIC, where it is spoken.
+    quic: Option<Arc<quic::Door>>,
     cursor_secret: [u8; 32],
     sources: source::Sources,
     limits: rest::RestLimits,

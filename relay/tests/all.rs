@@ -26,6 +26,8 @@ mod oddities;
 mod operator;
 #[path = "all/process.rs"]
 mod process;
+#[path = "all/quic.rs"]
+mod quic;
 #[path = "all/service.rs"]
 mod service;
 #[path = "all/storage.rs"]

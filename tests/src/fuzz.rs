@@ -56,6 +56,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("relay_search", relay::relay_search),
     ("relay_a2a", relay::relay_a2a),
     ("v2_frame", v2::v2_frame),
+    ("v2_raw_key", v2::v2_raw_key),
     ("v2_envelope", v2::v2_envelope),
     ("v2_object", v2::v2_object),
     ("v2_content", v2::v2_content),

@@ -59,6 +59,43 @@ pub(super) const KEYS: &[Key] = &[
         get: |c| quoted(&c.host.to_string()),
     },
     number!("port", Some("RELAY_PORT"), port, 0..=65535),
+    Key {
+        name: "quic.enabled",
+        env: Some("RELAY_QUIC"),
+        set: |c, v| {
+            c.quic.enabled = v.parse().map_err(|_| "true or false".to_owned())?;
+            Ok(())
+        },
+        get: |c| c.quic.enabled.to_string(),
+    },
+    Key {
+        name: "quic.host",
+        env: Some("RELAY_QUIC_HOST"),
+        set: |c, v| {
+            let parsed = (!v.is_empty()).then(|| v.parse()).transpose();
+            c.quic.host = parsed.map_err(|_| "an IP address, or nothing for that of `host`".to_owned())?;
+            Ok(())
+        },
+        get: |c| quoted(&c.quic.host.map(|host| host.to_string()).unwrap_or_default()),
+    },
+    Key {
+        name: "quic.port",
+        env: Some("RELAY_QUIC_PORT"),
+        set: |c, v| {
+            c.quic.port = if v == "auto" { None } else { Some(number(v, 0..=65535)?) };
+            Ok(())
+        },
+        get: |c| c.quic.port.map_or_else(|| quoted("auto"), |port| port.to_string()),
+    },
+    Key {
+        name: "quic.public_port",
+        env: Some("RELAY_QUIC_PUBLIC_PORT"),
+        set: |c, v| {
+            c.quic.public_port = if v == "auto" { None } else { Some(number(v, 1..=65535)?) };
+            Ok(())
+        },
+        get: |c| c.quic.public_port.map_or_else(|| quoted("auto"), |port| port.to_string()),
+    },
     flag!("admin.enabled", admin.enabled),
     Key {
         name: "admin.host",

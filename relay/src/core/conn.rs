@@ -84,6 +84,11 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// What carries it: a place in [`crate::metrics::CARRIERS`].
+    pub(super) fn carrier(&self) -> usize {
+        self.device.as_ref().map_or(0, |device| device.carrier())
+    }
+
     /// Whether everybody may see that the agent is there.
     pub(super) fn is_open(&self, aging_ms: i64, now_ms: i64) -> bool {
         let visible = self.visibility == Visibility::Public || self.listed;

@@ -26,7 +26,6 @@ const MISSED: u8 = 3;
 const PINGS_KEPT: usize = 64;
 /// The carrier of v2 is pinged this often.
 pub(super) const HEARTBEAT_V2_MS: i64 = 30_000;
-const MISSED_V2: u8 = 2;
 
 impl Core {
     pub(super) fn read_backlog(&mut self, id: ConnId, now_ms: i64) {
@@ -256,6 +255,9 @@ impl Core {
 
     pub(super) fn confirm(&mut self, id: ConnId, seqs: Vec<u64>, now_ms: i64) {
         let Some(recipient) = self.address(id) else { return };
+        if let Some(figures) = self.carrier_figures(id) {
+            figures.confirmed += seqs.len() as u64;
+        }
         self.confirming.extend(&seqs);
         let pending = Pending::Confirm(recipient, seqs.clone());
         self.store_queue(pending, QueueOp::Confirm { recipient, seqs, now_ms });
@@ -280,11 +282,11 @@ impl Core {
     pub(super) fn session_due(&mut self, id: ConnId, now_ms: i64) {
         let Some(session) = self.session_mut(id) else { return };
         if session.heartbeat_ms <= now_ms {
-            let missed = if session.device.is_some() { MISSED_V2 } else { MISSED };
-            if session.unanswered >= missed {
+            let missed = session.device.as_ref().map_or(Some(MISSED), |device| device.missed());
+            if missed.is_some_and(|missed| session.unanswered >= missed) {
                 return self.drop_conn(id, close::HEARTBEAT_LOST, "Heartbeat lost", now_ms);
             }
-            session.unanswered += 1;
+            session.unanswered = session.unanswered.saturating_add(1);
             let v2 = session.device.is_some();
             let next = now_ms + if v2 { HEARTBEAT_V2_MS } else { self.next_heartbeat() };
             if let Some(session) = self.session_mut(id) {

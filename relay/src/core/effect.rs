@@ -39,8 +39,8 @@ pub enum Lane {
     Welcome,
     /// The one of the session.
     Control,
-    /// The stream that the SEND with this number came on.
-    Answer(u32),
+    /// The stream that a SEND came on.
+    Stream(u64),
     /// The stream of what one sender says in one thread.
     Delivery([u8; 16], [u8; 8]),
 }

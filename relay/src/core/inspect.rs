@@ -5,6 +5,7 @@ use threadline::v1::frames::{Metadata, Visibility};
 
 use super::conn::Session;
 use super::{ConnId, Core};
+use crate::metrics::CARRIERS;
 use crate::store::TierCounts;
 
 /// A live session.
@@ -68,7 +69,7 @@ fn info(conn: ConnId, session: &Session) -> SessionInfo {
         first_seen_ms: session.first_seen_ms,
         source: session.source.pseudonym,
         tier: session.tier.as_deref().cloned(),
-        carrier: session.device.as_ref().map_or("ws1", |device| device.carrier()),
+        carrier: CARRIERS.get(session.carrier()).copied().unwrap_or_default(),
         device: session.device.as_ref().map(|device| hex::encode(device.id.0)),
         in_flight: session.delivery.flight.len(),
     }

@@ -249,6 +249,9 @@ impl Core {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.phase = Phase::Live(Box::new(session));
         }
+        if let Some(figures) = self.carrier_figures(id) {
+            figures.logins += 1;
+        }
         let there = self.is_live(&address);
         self.sessions.insert(address, id);
         self.send(id, ServerFrame::AuthOk(ok));

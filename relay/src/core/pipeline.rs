@@ -25,6 +25,8 @@ const VERSIONS: u8 = 3;
 /// A message between its arrival and the answer of storage.
 pub(super) struct Submitted {
     pub(super) conn: ConnId,
+    /// What it came over: a place in [`crate::metrics::CARRIERS`].
+    pub(super) carrier: usize,
     pub(super) sender: Fingerprint,
     pub(super) source: Source,
     pub(super) recipient: Fingerprint,
@@ -63,6 +65,8 @@ pub(super) struct SendOrigin {
     pub(super) expires_ms: i64,
     /// Which version of the message is tried.
     pub(super) version: u8,
+    /// The stream it came on, where the carrier has several.
+    pub(super) stream: Option<u64>,
 }
 
 impl Core {
@@ -90,6 +94,7 @@ impl Core {
         self.windows.routed.add(&(), now_ms);
         let Some(session) = self.session(conn) else { return };
         let (sender, source, key) = (session.address, session.source, session.key);
+        let carrier = session.carrier();
         let header = match submission.header {
             Ok(header) => header,
             Err(related_message_id) => {
@@ -119,6 +124,7 @@ impl Core {
         };
         let submitted = Submitted {
             conn,
+            carrier,
             sender,
             source,
             recipient: header.to,
@@ -286,6 +292,9 @@ impl Core {
             }
         };
         self.counters.accepted += 1;
+        if let Some(figures) = self.figures.carriers.get_mut(message.carrier) {
+            figures.accepted += 1;
+        }
         self.figures.accept.add((now_ms - message.at_ms) as f64);
         self.totals.messages += 1;
         self.totals.bytes += message.body.len() as u64;
@@ -425,7 +434,10 @@ impl Core {
     fn reject_send(&mut self, conn: ConnId, send: &SendOrigin, refusal: &Refusal) {
         self.count_refusal(refusal);
         let (code, retry_ms) = (refusal.code(), refusal.retry_ms());
-        self.send_v2(conn, Rejected { rid: send.rid, id: send.id.clone(), code, retry_ms });
+        if let Some(stream) = send.stream.filter(|_| code.is_retryable()) {
+            self.close_stream(conn, stream, refusal);
+        }
+        self.answer_v2(conn, Rejected { rid: send.rid, id: send.id.clone(), code, retry_ms }, send.stream);
     }
 
     fn accept_send(&mut self, conn: ConnId, send: &SendOrigin, expires_ms: i64, how: AcceptedAs) {
@@ -434,7 +446,7 @@ impl Core {
             AcceptedAs::Known(st) => (true, st),
         };
         let (rid, id, exp) = (send.rid, send.id.clone(), unsigned(expires_ms));
-        self.send_v2(conn, frames::Accepted { rid, id, cu: Custody::Durable, st, exp, dup });
+        self.answer_v2(conn, frames::Accepted { rid, id, cu: Custody::Durable, st, exp, dup }, send.stream);
     }
 }
 

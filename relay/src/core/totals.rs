@@ -3,7 +3,7 @@
 use super::Core;
 use super::conn::Conn;
 use crate::abuse::Pattern;
-use crate::metrics::Figures;
+use crate::metrics::{CARRIERS, Figures};
 use crate::store::QueueTotals;
 
 /// Totals since the start.
@@ -67,7 +67,7 @@ pub struct Snapshot {
     /// Open sockets.
     pub connections: usize,
     /// Live sessions by what carries them.
-    pub carriers: [(&'static str, usize); 3],
+    pub carriers: [(&'static str, usize); CARRIERS.len()],
     /// Messages written and not confirmed.
     pub unconfirmed: usize,
     /// Totals of the queue.
@@ -89,12 +89,11 @@ pub struct Snapshot {
 impl Core {
     /// Numbers for `/health`.
     pub fn snapshot(&mut self, now_ms: i64) -> Snapshot {
-        let mut carriers = [("ws1", 0), ("ws2", 0), ("quic", 0)];
+        let mut carriers = CARRIERS.map(|name| (name, 0));
         let mut unconfirmed = 0;
         for session in self.conns.values().filter_map(Conn::session) {
             unconfirmed += session.delivery.flight.len();
-            let carrier = session.device.as_ref().map_or("ws1", |device| device.carrier());
-            if let Some((_, count)) = carriers.iter_mut().find(|(name, _)| *name == carrier) {
+            if let Some((_, count)) = carriers.get_mut(session.carrier()) {
                 *count += 1;
             }
         }

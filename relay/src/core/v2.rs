@@ -3,7 +3,7 @@
 mod frames;
 mod inbound;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ed25519_dalek::Signer as _;
 use threadline::Fingerprint;
@@ -20,7 +20,7 @@ use super::conn::{Delivery, Phase, Session, Subscription};
 use super::delivery::HEARTBEAT_V2_MS;
 use super::login::{Admitted, Wish, YOUNG_MS};
 use super::pipeline::is_sealed;
-use super::refusal::retry_ms;
+use super::refusal::{Refusal, retry_ms};
 use super::{ConnId, Core, Effect, Lane, Outgoing, Source, Written};
 use crate::registry::clean;
 use crate::store::registry::devices::{DeviceAnswer, DeviceOp, Greeted, Lease};
@@ -71,6 +71,8 @@ pub(super) struct Device {
     fence: u64,
     /// When it last got a registry token.
     token_ms: i64,
+    /// Streams on which a message was refused for now: what follows there is refused in the same way.
+    pub(super) refused: BTreeMap<u64, Refusal>,
     /// Deliveries that were not taken, and how often they were tried.
     tries: HashMap<u64, u16>,
 }
@@ -138,11 +140,19 @@ impl Device {
         self.machine.open().map(|(_, _, role)| role)
     }
 
-    /// What carries it, for people.
-    pub(super) fn carrier(&self) -> &'static str {
+    /// Unanswered pings after which the connection is dead; `None` where the carrier knows by itself.
+    pub(super) fn missed(&self) -> Option<u8> {
         match self.carrier {
-            V2Carrier::WebSocket => "ws2",
-            V2Carrier::Quic { .. } => "quic",
+            V2Carrier::WebSocket => Some(2),
+            V2Carrier::Quic { .. } => None,
+        }
+    }
+
+    /// What carries it: a place in [`crate::metrics::CARRIERS`].
+    pub(super) fn carrier(&self) -> usize {
+        match self.carrier {
+            V2Carrier::WebSocket => 1,
+            V2Carrier::Quic { .. } => 2,
         }
     }
 
@@ -214,12 +224,16 @@ impl Core {
     }
 
     pub(super) fn write_v2(&mut self, id: ConnId, frame: Frame) {
-        let lane = match &frame {
-            Frame::Welcome(_) => Lane::Welcome,
-            Frame::Accepted(answer) => Lane::Answer(answer.rid),
-            Frame::Rejected(answer) => Lane::Answer(answer.rid),
-            _ => Lane::Control,
-        };
+        let lane = if matches!(frame, Frame::Welcome(_)) { Lane::Welcome } else { Lane::Control };
+        self.write_on(id, frame, lane);
+    }
+
+    /// Answers on the stream that the question came on.
+    pub(super) fn answer_v2(&mut self, id: ConnId, frame: impl Into<Frame>, stream: Option<u64>) {
+        self.write_on(id, frame.into(), stream.map_or(Lane::Control, Lane::Stream));
+    }
+
+    fn write_on(&mut self, id: ConnId, frame: Frame, lane: Lane) {
         let what = Outgoing::V2(Written { bytes: frame.encode(), lane });
         self.effects.push_back(Effect::Send { conn: id, what });
     }
@@ -275,7 +289,7 @@ impl Core {
     pub(super) fn greeting_due(&mut self, id: ConnId, now_ms: i64) {
         let Some(greeting) = self.greeting(id) else { return };
         let steps = greeting.machine.handle_timeout(unsigned(now_ms));
-        self.carry(id, steps, inbound::Prepared::Nothing, now_ms);
+        self.carry(id, steps, (inbound::Prepared::Nothing, None), now_ms);
         self.wake_greeting(id);
     }
 
@@ -298,12 +312,18 @@ impl Core {
         if bad {
             self.malformed(id, now_ms);
         }
-        self.carry(id, steps, frame.prepared, now_ms);
+        self.carry(id, steps, (frame.prepared, frame.stream), now_ms);
         self.wake_greeting(id);
     }
 
     /// Carries out what the machine of a session says.
-    fn carry(&mut self, id: ConnId, steps: Vec<RelayStep>, prepared: inbound::Prepared, now_ms: i64) {
+    fn carry(
+        &mut self,
+        id: ConnId,
+        steps: Vec<RelayStep>,
+        (prepared, stream): (inbound::Prepared, Option<u64>),
+        now_ms: i64,
+    ) {
         let mut prepared = Some(prepared);
         for step in steps {
             match step {
@@ -312,7 +332,7 @@ impl Core {
                 RelayStep::WorkDone(_) => self.worked(id, now_ms),
                 RelayStep::Frame(frame) => {
                     let prepared = prepared.take().unwrap_or(inbound::Prepared::Nothing);
-                    self.frame_v2(id, *frame, prepared, now_ms);
+                    self.frame_v2(id, *frame, (prepared, stream), now_ms);
                 }
                 RelayStep::Close(code) => self.end_v2(id, code, now_ms),
             }
@@ -333,7 +353,7 @@ impl Core {
     fn refuse_v2(&mut self, id: ConnId, code: Code, now_ms: i64) {
         let Some(greeting) = self.greeting(id) else { return };
         let steps = greeting.machine.refuse(code, retry_ms(code));
-        self.carry(id, steps, inbound::Prepared::Nothing, now_ms);
+        self.carry(id, steps, (inbound::Prepared::Nothing, None), now_ms);
     }
 
     /// A node proved its key and wants to enter.
@@ -369,7 +389,7 @@ impl Core {
         let bits = u8::try_from(bits).unwrap_or(u8::MAX);
         let steps = greeting.machine.demand_work(bits, challenge, unsigned(now_ms));
         self.figures.puzzles.0 += 1;
-        self.carry(id, steps, inbound::Prepared::Nothing, now_ms);
+        self.carry(id, steps, (inbound::Prepared::Nothing, None), now_ms);
         self.wake_greeting(id);
     }
 
@@ -488,6 +508,7 @@ impl Core {
                 lease: hello.ep,
                 fence,
                 token_ms: now_ms,
+                refused: BTreeMap::new(),
                 tries: HashMap::new(),
             })),
             delivery: Delivery { old_to: self.last_seq, ..Delivery::default() },
@@ -522,8 +543,11 @@ impl Core {
         let Phase::Live(session) = &mut conn.phase else { return };
         let Some(device) = &mut session.device else { return };
         let steps = device.machine.welcome(welcome, |text| signer.sign(text).to_bytes());
-        self.carry(id, steps, inbound::Prepared::Nothing, now_ms);
+        self.carry(id, steps, (inbound::Prepared::Nothing, None), now_ms);
         self.wake(id, now_ms + HEARTBEAT_V2_MS);
+        if let Some(figures) = self.carrier_figures(id) {
+            figures.logins += 1;
+        }
         if role == Role::Token {
             return;
         }

@@ -18,7 +18,7 @@ use threadline::time::iso_ms;
 use tokio_util::sync::CancellationToken;
 
 use super::rest::{self, respond};
-use super::{Shared, backup, close_all, health, http as public};
+use super::{Shared, backup, close_all, health, http as public, well_known};
 use crate::admin::{Gate, Refusal};
 use crate::core::{Event, SessionInfo};
 use crate::keys;
@@ -107,6 +107,14 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
     body["draining"] = shared.draining.load(Ordering::Relaxed).into();
     body["version"] = env!("CARGO_PKG_VERSION").into();
     body["relayId"] = shared.relay_id.as_str().into();
+    let told = shared.quic.as_ref().and_then(|door| well_known::quic(&shared.config, door.address()));
+    body["quic"] = json!({
+        "listening": shared.quic.as_ref().map(|door| door.address().to_string()),
+        "told": told.map(|address| format!("{}:{}", address.host, address.port)),
+    });
+    if let Some(snapshot) = shared.driver.snapshot().await {
+        body["carriers"] = snapshot.carriers.into_iter().map(|(name, count)| (name, json!(count))).collect();
+    }
     axum::Json(body).into_response()
 }
 

@@ -10,10 +10,11 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
+use super::quic::Handshakes;
 use super::{Shared, rest};
 use crate::config::EngineKind;
 use crate::core::Snapshot;
-use crate::metrics::{Exposition, Histogram, Publishing, Reject, bans};
+use crate::metrics::{CARRIERS, CarrierFigures, Exposition, Histogram, Publishing, Reject, bans};
 use crate::store::{QueueAnswer, QueueOp};
 
 const FRESH_MS: i64 = 1_000;
@@ -160,6 +161,14 @@ pub(super) async fn metrics(shared: &Shared) -> Option<String> {
         out.single("counter", "threadline_a2a_requests_rejected_total", "Of these refused.", refused);
     }
     measured(&mut out, &shared.measured);
+    if let Some(door) = &shared.quic {
+        let Handshakes { completed, failed, validated, refused } = door.handshakes();
+        out.labelled(
+            ("counter", "threadline_quic_handshakes_total", "First packets of QUIC, by what became of them."),
+            "result",
+            [("completed", completed), ("failed", failed), ("validated", validated), ("refused", refused)],
+        );
+    }
     out.single(
         gauge,
         "threadline_engine_up",
@@ -219,6 +228,16 @@ fn totals(out: &mut Exposition, snapshot: &Snapshot) {
     let (gauge, sessions) = ("gauge", snapshot.carriers);
     out.single(gauge, "threadline_connections_active", "Open sockets.", snapshot.connections);
     out.labelled((gauge, "threadline_sessions", "Live sessions."), "carrier", sessions);
+    let by_carrier = |which: fn(&CarrierFigures) -> u64| {
+        CARRIERS.into_iter().zip(figures.carriers.iter().map(which).collect::<Vec<_>>())
+    };
+    for (name, help, which) in [
+        ("threadline_carrier_logins_total", "Sessions opened.", (|c| c.logins) as fn(&CarrierFigures) -> u64),
+        ("threadline_carrier_accepted_total", "Messages taken into custody.", |c| c.accepted),
+        ("threadline_carrier_confirmed_total", "Messages confirmed by their recipient.", |c| c.confirmed),
+    ] {
+        out.labelled(("counter", name, help), "carrier", by_carrier(which));
+    }
     out.single(
         gauge,
         "threadline_messages_per_minute",

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::core::Outgoing;
+use crate::core::{Outgoing, Written};
 use crate::frames::{self, BINARY, CLOSE, PING, PONG, TEXT};
 
 /// Above this nothing more is read from the client until it has taken what is waiting.
@@ -21,17 +21,27 @@ const CHUNK: usize = 64 << 10;
 /// The write queue of a connection. It is kept small: an idle connection costs no more than this struct.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    /// Whether the client speaks v2.
-    v2: bool,
+    kind: Kind,
     state: Mutex<State>,
     changed: Notify,
     /// Rung when something was written.
     drained: Notify,
 }
 
+/// What the client speaks, and over what.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    V1,
+    WebSocket2,
+    Quic,
+}
+
 #[derive(Debug, Default)]
 struct State {
     chunks: VecDeque<Vec<u8>>,
+    /// Frames for a carrier with streams.
+    written: VecDeque<Written>,
     /// Frames that begin in the chunks.
     frames: usize,
     /// Bytes in the chunks and in the one that is being written.
@@ -41,6 +51,28 @@ struct State {
     admitted: bool,
     close: Option<(u16, &'static str)>,
     closed: bool,
+}
+
+impl State {
+    /// A client that lets too much pile up is cut off.
+    fn cut_off_if_full(&mut self) {
+        if self.bytes > MOST_BYTES {
+            self.chunks.clear();
+            self.written.clear();
+            self.bytes = self.writing;
+            self.frames = 0;
+            self.close = Some((threadline::v1::close::HEARTBEAT_LOST, TOO_SLOW));
+        }
+    }
+}
+
+/// What a connection with streams has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NextFrame {
+    /// Write this frame.
+    Write(Written),
+    /// Close with this code.
+    Close(u16),
 }
 
 /// What the connection has to do.
@@ -57,16 +89,27 @@ pub(super) enum Next {
 impl Outbox {
     /// For a client that speaks v2.
     pub(super) fn v2() -> Self {
-        Self { v2: true, ..Self::default() }
+        Self { kind: Kind::WebSocket2, ..Self::default() }
+    }
+
+    /// For a client that speaks v2 over QUIC: read with [`Outbox::next_frame`].
+    pub(super) fn quic() -> Self {
+        Self { kind: Kind::Quic, ..Self::default() }
     }
 
     /// Whether the client speaks v2.
     pub(super) fn is_v2(&self) -> bool {
-        self.v2
+        self.kind != Kind::V1
     }
 
     /// Appends a frame. After a close nothing is taken any more.
     pub(super) fn push(&self, what: &Outgoing) {
+        if self.kind == Kind::Quic {
+            if let Outgoing::V2(frame) = what {
+                self.append_frame(frame.clone());
+            }
+            return;
+        }
         self.append(|chunk| match what {
             Outgoing::V2(frame) => {
                 frames::write_header(BINARY, frame.bytes.len(), chunk);
@@ -85,6 +128,45 @@ impl Outbox {
         });
     }
 
+    fn append_frame(&self, frame: Written) {
+        let mut state = self.state();
+        if state.close.is_some() || state.closed {
+            return;
+        }
+        state.bytes += frame.bytes.len();
+        state.frames += 1;
+        state.written.push_back(frame);
+        state.cut_off_if_full();
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// The next frame to write, or the code to close with. What was handed out before counts as written.
+    pub(super) async fn next_frame(&self) -> NextFrame {
+        loop {
+            let next = {
+                let mut state = self.state();
+                let written = std::mem::take(&mut state.writing);
+                if written > 0 {
+                    state.bytes -= written;
+                    state.frames = state.frames.saturating_sub(1);
+                    // Several streams of one client may wait.
+                    self.drained.notify_waiters();
+                }
+                if let Some(frame) = state.written.pop_front() {
+                    state.writing = frame.bytes.len();
+                    Some(NextFrame::Write(frame))
+                } else {
+                    state.close.map(|(code, _)| NextFrame::Close(code))
+                }
+            };
+            if let Some(next) = next {
+                return next;
+            }
+            self.changed.notified().await;
+        }
+    }
+
     fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
         if state.close.is_some() || state.closed {
@@ -99,12 +181,7 @@ impl Outbox {
         let written = chunk.len() - before;
         state.bytes += written;
         state.frames += 1;
-        if state.bytes > MOST_BYTES {
-            state.chunks.clear();
-            state.bytes = state.writing;
-            state.frames = 0;
-            state.close = Some((threadline::v1::close::HEARTBEAT_LOST, TOO_SLOW));
-        }
+        state.cut_off_if_full();
         drop(state);
         self.changed.notify_one();
     }
@@ -139,8 +216,13 @@ impl Outbox {
 
     /// Returns once the client has taken enough of what is waiting for it.
     pub(super) async fn room(&self) {
-        while self.is_full() {
-            self.drained.notified().await;
+        loop {
+            // Before the look, so that nothing is missed between it and the wait.
+            let drained = self.drained.notified();
+            if !self.is_full() {
+                return;
+            }
+            drained.await;
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the relay says of itself: names, key, protocols (`threadline-wire.md` §5.1).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -40,6 +40,20 @@ pub(super) fn hosts(config: &RelayConfig, address: SocketAddr) -> Vec<String> {
     hosts
 }
 
+/// The name of `public_url`, without a port.
+fn public_name(config: &RelayConfig) -> Option<String> {
+    let uri: Uri = config.public_url.parse().ok()?;
+    Some(uri.host()?.trim_matches(['[', ']']).to_owned())
+}
+
+/// Where others reach QUIC, given where it is listened for. A name for others does not lead to loopback.
+pub(super) fn quic(config: &RelayConfig, address: SocketAddr) -> Option<QuicAddress> {
+    let port = config.quic.public_port.unwrap_or(address.port());
+    let host = public_name(config).unwrap_or_else(|| address.ip().to_string());
+    let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    (is_local || !address.ip().is_loopback()).then_some(QuicAddress { host, port })
+}
+
 /// `GET /.well-known/threadline`.
 pub(super) async fn document(State(shared): State<Arc<Shared>>) -> Response {
     // Without a name of its own a document would pin nothing.
@@ -52,10 +66,7 @@ pub(super) async fn document(State(shared): State<Arc<Shared>>) -> Response {
 
 fn sign(shared: &Shared) -> SignedWellKnown {
     let config = &shared.config;
-    let quic = shared.quic.map(|address| QuicAddress {
-        host: shared.hosts.first().cloned().unwrap_or_default(),
-        port: address.port(),
-    });
+    let quic = shared.quic.as_ref().and_then(|door| quic(config, door.address()));
     let document = WellKnown {
         v: 2,
         relay_id: shared.relay_id.clone(),
@@ -84,6 +95,26 @@ fn sign(shared: &Shared) -> SignedWellKnown {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quic_is_named_where_others_reach_it() {
+        let config = |url: &str, public_port| {
+            let mut config = RelayConfig { public_url: url.into(), ..RelayConfig::default() };
+            config.quic.public_port = public_port;
+            config
+        };
+        let told = |config: &RelayConfig, at: &str| {
+            quic(config, at.parse().expect("address"))
+                .map(|address| format!("{} {}", address.host, address.port))
+        };
+        let public = config("https://relay.example:444", None);
+        assert_eq!(told(&public, "0.0.0.0:8788").as_deref(), Some("relay.example 8788"));
+        assert_eq!(told(&public, "127.0.0.1:8788"), None, "a proxy on this machine does not carry it");
+        let mapped = config("https://relay.example", Some(443));
+        assert_eq!(told(&mapped, "0.0.0.0:8788").as_deref(), Some("relay.example 443"));
+        assert_eq!(told(&config("", None), "127.0.0.1:5").as_deref(), Some("127.0.0.1 5"));
+        assert_eq!(told(&config("http://[::1]:80", None), "[::1]:5").as_deref(), Some("::1 5"));
+    }
 
     #[test]
     fn a_relay_answers_for_its_url_and_for_this_machine_only_where_nobody_else_reaches_it() {

@@ -72,6 +72,8 @@ async fn an_operator_sees_bans_and_drains() {
     agent.next("ack").await;
 
     let status = admin.get("/admin/status").await;
+    assert_eq!(status["carriers"], json!({"ws1": 1, "ws2": 0, "quic": 0}));
+    assert_eq!(status["quic"]["listening"], status["quic"]["told"], "on loopback");
     assert_eq!(
         (&status["status"], &status["engine"], &status["draining"]),
         (&json!("ok"), &json!("sqlite"), &json!(false))

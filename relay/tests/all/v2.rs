@@ -29,13 +29,13 @@ fn now() -> u64 {
     u64::try_from(since.as_millis()).expect("in range")
 }
 
-fn key(n: u8) -> Key {
+pub(crate) fn key(n: u8) -> Key {
     agent(n).public().into()
 }
 
 /// One machine of an identity.
 #[derive(Clone)]
-struct Machine {
+pub(crate) struct Machine {
     n: u8,
     device: u8,
     /// Devices in its list, and the list's number.
@@ -47,7 +47,7 @@ fn device(n: u8) -> DeviceId {
 }
 
 impl Machine {
-    fn of(n: u8) -> Self {
+    pub(crate) fn of(n: u8) -> Self {
         Self { n, device: n, list: (vec![n], 1) }
     }
 
@@ -75,7 +75,7 @@ impl Machine {
         (Signed::<DeviceCert>::issue(&identity, cert), Signed::<DeviceList>::issue(&identity, list))
     }
 
-    fn hello(&self) -> Hello {
+    pub(crate) fn hello(&self) -> Hello {
         let (cert, list) = self.objects();
         Hello {
             v: 2,
@@ -129,7 +129,7 @@ impl Machine {
     }
 }
 
-struct Session {
+pub(crate) struct Session {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     n: u8,
     welcome: Option<Welcome>,
@@ -167,7 +167,7 @@ impl Session {
         session
     }
 
-    async fn log_in(at: SocketAddr, n: u8) -> Self {
+    pub(crate) async fn log_in(at: SocketAddr, n: u8) -> Self {
         Self::log_in_as(at, Machine::of(n).hello(), n).await
     }
 
@@ -217,7 +217,7 @@ impl Session {
     }
 
     /// Everything until the connection ends, and its code.
-    async fn end(&mut self) -> (Vec<Frame>, u16) {
+    pub(crate) async fn end(&mut self) -> (Vec<Frame>, u16) {
         let mut frames = Vec::new();
         loop {
             match self.frame().await {
@@ -239,7 +239,7 @@ impl Session {
         }
     }
 
-    async fn send(&mut self, to: u8, id: u8, version: u8) {
+    pub(crate) async fn send(&mut self, to: u8, id: u8, version: u8) {
         self.say(send(self.n, to, id, version)).await;
     }
 
@@ -253,7 +253,7 @@ impl Session {
         .await
     }
 
-    async fn delivered(&mut self) -> threadline::v2::frames::Deliver {
+    pub(crate) async fn delivered(&mut self) -> threadline::v2::frames::Deliver {
         self.expect(|frame| match frame {
             Frame::Deliver(deliver) => Some(deliver),
             _ => None,
@@ -291,7 +291,7 @@ fn envelope(from: u8, to: u8, id: u8, version: u8) -> Vec<u8> {
     assemble(&agent(from), &header.to_bytes(), &encode_legs(&[]), b"nobody on the way can read this")
 }
 
-fn send(from: u8, to: u8, id: u8, version: u8) -> Send {
+pub(crate) fn send(from: u8, to: u8, id: u8, version: u8) -> Send {
     Send {
         rid: u32::from(id),
         id: FrameId::Bin(Bin([id; 16])),

@@ -94,14 +94,15 @@ pub fn relay_v2_session(data: &[u8]) {
     let identity = Identity::from_seed(&[3; 32]);
     let carrier = V2Carrier::Quic { key: *identity.public().as_bytes() };
     handle_v2(&mut core, &mut store, Event::OpenedV2 { conn: 1, source, carrier });
-    let say = |core: &mut Core, store: &mut Store, frame| {
-        let frame = V2Frame::of(frame, NOW);
+    let say = |core: &mut Core, store: &mut Store, frame, stream| {
+        let frame = V2Frame::of(frame, NOW).on_stream(stream);
         let inbound = Inbound { bytes: 1, content: Ok(InboundFrame::V2(Box::new(frame))) };
         handle_v2(core, store, Event::Received { conn: 1, inbound });
     };
-    say(&mut core, &mut store, Ok(hello(&identity).into()));
+    say(&mut core, &mut store, Ok(hello(&identity).into()), 0);
     let mut buffer = FrameBuffer::default();
     buffer.extend(data);
+    let mut stream = 0;
     loop {
         let frame = match buffer.next(FramePhase::Open) {
             Ok(None) => break,
@@ -109,10 +110,11 @@ pub fn relay_v2_session(data: &[u8]) {
             Err(error) => Err(error),
         };
         let over = frame.is_err();
-        say(&mut core, &mut store, frame);
+        say(&mut core, &mut store, frame, stream);
         if over {
             break;
         }
+        stream = (stream + 1) % 3;
     }
     assert_eq!(core.snapshot(NOW).queue, store.totals(), "counters tell the truth");
 }

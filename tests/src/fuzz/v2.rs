@@ -11,6 +11,7 @@ use threadline::v2::objects::{
     AddressRecord, DeviceCert, DeviceList, Lease, Object, Prekey, Revocation, Signed,
 };
 use threadline::v2::opened::OpenedMessage;
+use threadline::v2::raw_key::{key_of, spki};
 use threadline::v2::strict::{Limits, strict_scan};
 use threadline::v2::vouch::{Complaint, Staple, Vouch};
 
@@ -30,6 +31,17 @@ pub fn v2_frame(data: &[u8]) {
                 assert_eq!(Frame::decode(&again, phase).as_ref(), Ok(frame));
             }
         }
+    }
+}
+
+/// A key as TLS shows it: what is read is written again in the same way, and is a key that somebody can own.
+///
+/// # Panics
+/// If another form of a key is taken, or one that belongs to nobody.
+pub fn v2_raw_key(data: &[u8]) {
+    if let Some(key) = key_of(data) {
+        assert_eq!(spki(&key.0), data);
+        assert!(threadline::identity::PublicIdentity::from_bytes(&key.0).is_ok());
     }
 }
 

@@ -10,6 +10,7 @@ pub mod mail;
 pub mod objects;
 pub mod olm;
 pub mod opened;
+pub mod raw_key;
 pub mod safety;
 pub mod session;
 pub mod strict;

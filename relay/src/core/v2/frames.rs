@@ -22,17 +22,27 @@ use crate::store::{QueueOp, RegistryOp};
 const TOKEN_EVERY_MS: i64 = 300_000;
 /// A delivery that was not taken is offered again after this time.
 const BACK_OFF_MS: i64 = 30_000;
+/// Streams that are remembered as refused; a client has 64 at a time.
+const STREAMS: usize = 256;
 const ROWS: u32 = 50;
 const MOST_ROWS: u32 = 100;
 
 impl Core {
-    pub(super) fn frame_v2(&mut self, id: ConnId, frame: Frame, prepared: Prepared, now_ms: i64) {
+    pub(super) fn frame_v2(
+        &mut self,
+        id: ConnId,
+        frame: Frame,
+        (prepared, stream): (Prepared, Option<u64>),
+        now_ms: i64,
+    ) {
         let expected = matches!(frame, Frame::Send(_) | Frame::Taken(_) | Frame::NotTaken(_));
         if !expected && !self.count_frame(id, now_ms) {
             return;
         }
         match (frame, prepared) {
-            (Frame::Send(send), Prepared::Send(prepared)) => self.send_frame(id, &send, *prepared, now_ms),
+            (Frame::Send(send), Prepared::Send(prepared)) => {
+                self.send_frame(id, &send, (*prepared, stream), now_ms);
+            }
             (Frame::Taken(taken), _) => self.taken_v2(id, &taken.dids, now_ms),
             (Frame::NotTaken(refused), _) => self.not_taken(id, &refused, now_ms),
             (Frame::Ping(ping), _) => self.ping_v2(id, &ping, now_ms),
@@ -79,7 +89,13 @@ impl Core {
         self.send_v2(id, Fault { rid, code, text: None });
     }
 
-    fn send_frame(&mut self, id: ConnId, send: &Send, prepared: PreparedSend, now_ms: i64) {
+    fn send_frame(
+        &mut self,
+        id: ConnId,
+        send: &Send,
+        (prepared, stream): (PreparedSend, Option<u64>),
+        now_ms: i64,
+    ) {
         let Some(session) = self.session(id) else { return };
         let Some(device) = &session.device else { return };
         let PreparedSend { submission, from, fault } = prepared;
@@ -91,8 +107,10 @@ impl Core {
             } else {
                 Refusal::Frame(code)
             })
+        } else if device.lease != device.fence {
+            Some(Refusal::StaleLease)
         } else {
-            (device.lease != device.fence).then_some(Refusal::StaleLease)
+            stream.and_then(|stream| device.refused.get(&stream)).cloned()
         };
         let life_s = send.ttl.min(u64::from(self.config.queue.max_ttl_s));
         let life_ms = i64::try_from(life_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
@@ -102,8 +120,18 @@ impl Core {
             fault,
             expires_ms: now_ms.saturating_add(life_ms),
             version: 1,
+            stream,
         };
         self.submit_from(id, submission, Origin::V2(Box::new(origin)), now_ms);
+    }
+
+    /// Nothing may overtake a message that was refused for now: what follows on its stream is refused as well.
+    pub(in crate::core) fn close_stream(&mut self, id: ConnId, stream: u64, refusal: &Refusal) {
+        let Some(device) = self.device_mut(id) else { return };
+        device.refused.entry(stream).or_insert_with(|| refusal.clone());
+        if device.refused.len() > STREAMS {
+            device.refused.pop_first();
+        }
     }
 
     fn taken_v2(&mut self, id: ConnId, deliveries: &[u64], now_ms: i64) {

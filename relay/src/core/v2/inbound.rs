@@ -28,6 +28,8 @@ const MOST: u64 = 1 << 62;
 pub struct V2Frame {
     pub(super) frame: Result<Frame, FrameError>,
     pub(super) prepared: Prepared,
+    /// The stream it came on, where the carrier has several and it is not the one of the session.
+    pub(super) stream: Option<u64>,
 }
 
 /// What was found out about a frame.
@@ -62,6 +64,12 @@ impl V2Frame {
         Self::of(Frame::decode(bytes, phase), now_ms)
     }
 
+    /// Notes the stream that the frame came on; 0 is the one of the session.
+    #[must_use]
+    pub fn on_stream(self, number: u64) -> Self {
+        Self { stream: (number > 0).then_some(number), ..self }
+    }
+
     /// Checks what a frame carries.
     pub fn of(mut frame: Result<Frame, FrameError>, now_ms: i64) -> Self {
         let now = unsigned(now_ms);
@@ -71,7 +79,7 @@ impl V2Frame {
             Ok(Frame::AddrPut(put)) => Prepared::Address(prepare_address(put, now)),
             _ => Prepared::Nothing,
         };
-        Self { frame, prepared }
+        Self { frame, prepared, stream: None }
     }
 }
 

@@ -86,7 +86,9 @@ fn only_the_proxy_is_trusted_and_reachable() {
         assert!(port.starts_with("127.0.0.1:"), "{name} is open to the world: {port}");
     }
     let relay = compose.service("relay");
-    assert!(relay.get("ports").is_none(), "the relay is behind the proxy");
+    let quic = RelayConfig::default().quic;
+    assert!(quic.enabled && quic.port.is_none(), "on its usual port");
+    assert_eq!(relay["ports"], serde_json::json!(["8788:8788/udp"]), "only QUIC is not behind the proxy");
     assert_eq!(relay["read_only"], true);
     assert_eq!(relay["cap_drop"][0], "ALL");
     assert_eq!(relay["ulimits"]["nofile"], 65536);

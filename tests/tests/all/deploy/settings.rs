@@ -64,6 +64,7 @@ fn every_variable_exists_and_takes_its_value() {
 fn every_relay_toml_is_one() {
     let example = RelayConfig::load(Some(&folder().join("relay.toml")), |_| None, &[]).expect("relay.toml");
     assert!(example.host.is_loopback());
+    assert!(example.quic.host.is_some_and(|host| host.is_unspecified()), "QUIC goes past the proxy");
     let map = &documents("kubernetes/relay.yaml")[0]["data"]["relay.toml"];
     let file = tempfile::NamedTempFile::new().expect("file");
     std::fs::write(file.path(), map.as_str().expect("text")).expect("written");

@@ -13,16 +13,7 @@ use rustls::{
 };
 use threadline::identity::{Identity, Purpose, TlsClientProof};
 use threadline::v2::Key;
-
-/// Application protocol.
-pub const ALPN: &[u8] = b"threadline/2";
-/// What precedes the 32 bytes of an Ed25519 key in its `SubjectPublicKeyInfo` (RFC 8410).
-const SPKI_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-
-/// The `SubjectPublicKeyInfo` of an Ed25519 key, DER.
-pub fn spki(key: &[u8; 32]) -> Vec<u8> {
-    [SPKI_HEAD.as_slice(), key].concat()
-}
+use threadline::v2::raw_key::{ALPN, spki};
 
 pub(super) fn client(identity: &Arc<Identity>, relay: &Key) -> Result<ClientConfig, Error> {
     let provider = Arc::new(CryptoProvider {

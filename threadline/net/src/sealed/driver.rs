@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, Incoming, Reports};
 use super::handle::{Command, SealedEvent, SealedHandle, SealedRelay, SealedStatus, Submission};
+use super::network::local_addresses;
 use crate::link::driver::spool_entry;
 use crate::store::{Queued, Spooled, Store, StoreError};
 
@@ -168,6 +170,8 @@ struct Driver {
     /// Questions to a relay's directory, by its number and theirs.
     searches: HashMap<(usize, u32), oneshot::Sender<Found>>,
     swept_at: u64,
+    /// What this machine sent from when that was last looked at.
+    network: [Option<IpAddr>; 2],
     withheld: bool,
     status: watch::Sender<Vec<SealedStatus>>,
 }
@@ -200,6 +204,7 @@ impl Driver {
             there: BTreeMap::new(),
             searches: HashMap::new(),
             swept_at: now,
+            network: local_addresses(),
             withheld: false,
             status,
             relays,
@@ -719,6 +724,10 @@ impl Driver {
             return Ok(());
         }
         self.swept_at = now;
+        let network = local_addresses();
+        if std::mem::replace(&mut self.network, network) != network {
+            self.sessions.iter_mut().for_each(|session| session.network_changed(now));
+        }
         let (commit, changes) = self.mail.expire(now);
         self.keep_with(commit, changes).await?;
         let commit = self.mail.forget_seen(now);

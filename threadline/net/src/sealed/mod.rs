@@ -3,6 +3,7 @@
 mod connection;
 mod driver;
 mod handle;
+mod network;
 mod relays;
 mod well_known;
 

@@ -614,11 +614,14 @@ impl ClientSession {
         }
         let carrier = attempt.carrier;
         self.attempts.remove(&connection);
-        self.end_attempts();
-        self.end_live(close::NORMAL, now_ms);
         if carrier == Carrier::Quic {
             self.quic_failures = 0;
+        } else if self.attempts.values().any(|other| other.carrier == Carrier::Quic) {
+            // Where packets vanish, QUIC never fails: it is overtaken.
+            self.quic_failures = self.quic_failures.saturating_add(1);
         }
+        self.end_attempts();
+        self.end_live(close::NORMAL, now_ms);
         self.wait = None;
         let probes = carrier == Carrier::WebSocket && self.config.quic;
         self.probe_at = probes.then(|| now_ms.saturating_add(QUIC_PROBE_MS));

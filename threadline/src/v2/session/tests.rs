@@ -180,9 +180,49 @@ fn blocked_udp_makes_websocket_first_and_quic_is_probed_without_a_gap() {
     }
     let tried = connections(&effects(&mut client));
     assert_eq!(tried.iter().map(|(_, carrier)| *carrier).collect::<Vec<_>>(), [Carrier::WebSocket]);
+    welcome_over_websocket(&mut client, tried[0].0, now);
+    assert!(client.is_ready());
+    effects(&mut client);
+    now += QUIC_PROBE_MS;
+    client.handle_frame(tried[0].0, Ping { t: 1, tok: false }.into(), now - 1);
+    effects(&mut client);
+    client.handle_timeout(now);
+    let probe = connections(&effects(&mut client));
+    assert_eq!(probe[0].1, Carrier::Quic);
+    assert!(client.is_ready(), "the session stays while QUIC is probed");
+    client.handle_frame(probe[0].0, welcome(Role::Active).into(), now);
+    assert!(matches!(client.state(), SessionState::Ready { carrier: Carrier::Quic, .. }));
+}
+
+/// Where packets vanish an attempt over QUIC never fails before WebSocket has won.
+#[test]
+fn quic_that_is_overtaken_counts_as_failed() {
+    let mut client = client(true, true);
+    let mut now = NOW;
+    client.start(now);
+    for round in 0..=QUIC_PATIENCE {
+        let mut tried = connections(&effects(&mut client));
+        let first = if round < QUIC_PATIENCE { Carrier::Quic } else { Carrier::WebSocket };
+        assert_eq!(tried[0].1, first, "round {round}");
+        if first == Carrier::Quic {
+            now += RACE_HEAD_START_MS;
+            client.handle_timeout(now);
+            tried.extend(connections(&effects(&mut client)));
+        }
+        let (websocket, _) = *tried.last().expect("tried");
+        welcome_over_websocket(&mut client, websocket, now);
+        assert!(client.is_ready());
+        client.handle_closed(websocket, None, now);
+        now = client.poll_timeout().expect("waits");
+        effects(&mut client);
+        client.handle_timeout(now);
+    }
+}
+
+fn welcome_over_websocket(client: &mut ClientSession, connection: ConnectionId, now: u64) {
     let (_, challenge) = RelaySession::websocket(relay_key(), vec![HOST.into()], Bin([7; 32]), now);
-    client.handle_frame(tried[0].0, challenge, now);
-    let proof = written(&effects(&mut client)).into_iter().find_map(|frame| match frame {
+    client.handle_frame(connection, challenge, now);
+    let proof = written(&effects(client)).into_iter().find_map(|frame| match frame {
         Frame::Proof(proof) => Some(proof),
         _ => None,
     });
@@ -195,18 +235,7 @@ fn blocked_udp_makes_websocket_first_and_quic_is_probed_without_a_gap() {
         host: proof.host,
     };
     let rs = Some(Bin(relay_signs(&exchange.relay_text())));
-    client.handle_frame(tried[0].0, Welcome { rs, ..welcome(Role::Active) }.into(), now);
-    assert!(client.is_ready());
-    effects(&mut client);
-    now += QUIC_PROBE_MS;
-    client.handle_frame(tried[0].0, Ping { t: 1, tok: false }.into(), now - 1);
-    effects(&mut client);
-    client.handle_timeout(now);
-    let probe = connections(&effects(&mut client));
-    assert_eq!(probe[0].1, Carrier::Quic);
-    assert!(client.is_ready(), "the session stays while QUIC is probed");
-    client.handle_frame(probe[0].0, welcome(Role::Active).into(), now);
-    assert!(matches!(client.state(), SessionState::Ready { carrier: Carrier::Quic, .. }));
+    client.handle_frame(connection, Welcome { rs, ..welcome(Role::Active) }.into(), now);
 }
 
 #[test]
