@@ -198,6 +198,21 @@ impl PathTrail {
         self.tried.push((path, now_ms));
     }
 
+    /// A path refused it for now: nothing is waited for there.
+    pub fn declined(&mut self, path: Path) {
+        self.tried.iter_mut().filter(|(tried, _)| *tried == path).for_each(|(_, at)| *at = 0);
+    }
+
+    /// Whether it went more than one way.
+    pub fn is_detour(&self) -> bool {
+        self.tried.len() > 1
+    }
+
+    /// Whether it went that way.
+    pub fn went(&self, path: Path) -> bool {
+        self.tried.iter().any(|(tried, _)| *tried == path)
+    }
+
     /// A path refused it for good.
     pub fn refused(&mut self, path: Path) {
         self.refused.push(path);
@@ -257,6 +272,17 @@ mod tests {
         trail.took(open[1], 1);
         trail.refused(open[1]);
         assert_eq!(memory.step(&open, &trail, 2), PathStep::Refused);
+    }
+
+    #[test]
+    fn a_path_that_has_no_room_is_not_waited_for() {
+        let (mut memory, mut trail) = (PathMemory::default(), PathTrail::default());
+        let open = [Path::RelayV2(0), Path::RelayV2(1)];
+        trail.took(open[0], 10_000);
+        trail.declined(open[0]);
+        memory.failed(open[0], 10_001);
+        assert_eq!(memory.step(&open, &trail, 10_001), PathStep::Take(open[1]), "at once");
+        assert!(trail.went(open[0]) && !trail.went(open[1]));
     }
 
     #[test]

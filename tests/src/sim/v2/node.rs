@@ -14,7 +14,7 @@ use threadline::v2::mail::{
 use threadline::v2::session::{Carrier, ClientSession, ConnectionId, Courier, SessionConfig, SessionEffect};
 use threadline::v2::{Blob, Id, Key};
 
-use super::relay::HOST;
+use super::HOST;
 use super::{SealedDefect, SealedStats};
 
 /// The process was killed.
@@ -264,7 +264,11 @@ impl Node {
             }
             SessionEffect::Close { connection, .. } => live.asks.push(Ask::Close { relay, connection }),
             SessionEffect::Welcome(welcome) => {
-                assert_eq!(live.mail.check_high_water(welcome.hw), HighWater::Fits, "nothing was restored");
+                assert_eq!(
+                    live.mail.check_high_water(welcome.hw, now),
+                    HighWater::Fits,
+                    "nothing was restored"
+                );
                 live.courier.welcomed(&mut live.mail, now);
                 self.publish(relay, None, now)?;
             }
@@ -299,8 +303,7 @@ impl Node {
                 self.commit(commit)?;
             }
             SessionEffect::Rejected { to, id, code, retry_ms } => {
-                let relays = live.sessions.len();
-                let answer = live.courier.rejected((relay, relays), (to, id), code, retry_ms);
+                let answer = live.courier.rejected(relay, &live.sessions, (to, id), code, retry_ms, now);
                 let (commit, _) = live.mail.answered(&to, &id, answer, now);
                 self.commit(commit)?;
             }

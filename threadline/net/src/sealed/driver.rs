@@ -522,8 +522,8 @@ impl Driver {
                 self.answered(&to, &id, answer, now).await?;
             }
             SessionEffect::Rejected { to, id, code, retry_ms } => {
-                let relays = self.sessions.len();
-                let answer = self.courier.rejected((relay, relays), (to, id), code, retry_ms);
+                let message = (to, id);
+                let answer = self.courier.rejected(relay, &self.sessions, message, code, retry_ms, now);
                 self.answered(&to, &id, answer, now).await?;
             }
             SessionEffect::Status { id: FrameId::Bin(id), outcome: Fate::Expired | Fate::Dropped } => {
@@ -572,12 +572,22 @@ impl Driver {
     }
 
     async fn welcomed(&mut self, relay: usize, high_water: (u64, u64), now: u64) -> Result<(), Trouble> {
-        if self.mail.check_high_water(high_water) == HighWater::OldCopy {
-            tracing::warn!("this state is an old copy of another: it becomes a device of its own");
-            let commit = self.mail.replace_device(now)?;
-            self.keep(commit).await?;
-            let _ = self.deps.events.send(SealedEvent::NewDevice).await;
-            return Err(Trouble::NewDevice);
+        match self.mail.check_high_water(high_water, now) {
+            HighWater::Fits => {}
+            HighWater::Disputed => {
+                let relay = self.relay_url(relay);
+                tracing::warn!(
+                    relay,
+                    "a relay says again that this state is an old copy; it is not believed"
+                );
+            }
+            HighWater::OldCopy => {
+                tracing::warn!("this state is an old copy of another: it becomes a device of its own");
+                let commit = self.mail.replace_device(now)?;
+                self.keep(commit).await?;
+                let _ = self.deps.events.send(SealedEvent::NewDevice).await;
+                return Err(Trouble::NewDevice);
+            }
         }
         if let Some(relay) = self.relays.get(relay).filter(|relay| relay.remember) {
             let mut pin = self.deps.store.relay_pin(&relay.name).await?;

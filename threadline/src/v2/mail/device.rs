@@ -27,7 +27,12 @@ pub enum HighWater {
     Fits,
     /// The relay saw newer objects of this device: this is an old copy, and needs [`Mail::replace_device`].
     OldCopy,
+    /// The relay says so of a device that was minted for that reason within a day: it lies, or there is a second copy.
+    Disputed,
 }
+
+/// One relay's word makes this machine a new device at most once in this time, ms.
+const REPLACE_EVERY_MS: u64 = DAY_MS;
 
 impl Mail {
     /// Makes this machine a device if it is none, and renews certificate and list when due.
@@ -177,11 +182,17 @@ impl Mail {
     }
 
     /// What a relay remembers of this device, from its WELCOME.
-    pub fn check_high_water(&self, (cert_seq, key_id): (u64, u64)) -> HighWater {
-        match &self.records.device {
-            Some(row) if cert_seq > row.cert.object().seq || key_id >= row.next_key_id => HighWater::OldCopy,
-            _ => HighWater::Fits,
+    pub fn check_high_water(&self, (cert_seq, key_id): (u64, u64), now_ms: u64) -> HighWater {
+        let Some(row) = &self.records.device else { return HighWater::Fits };
+        let cert = row.cert.object();
+        if cert_seq <= cert.seq && key_id < row.next_key_id {
+            return HighWater::Fits;
         }
+        let replaced = !row.list.object().removed.is_empty();
+        if replaced && now_ms < cert.not_before.saturating_add(REPLACE_EVERY_MS) {
+            return HighWater::Disputed;
+        }
+        HighWater::OldCopy
     }
 
     /// Keys to leave at `relay`, which holds `have` one-time keys, if any are due; with `have` not known, after login,

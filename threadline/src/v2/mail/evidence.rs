@@ -133,6 +133,16 @@ impl Mail {
         }
     }
 
+    /// A carrier that held these can't be asked any more: what no peer confirmed is tried again now.
+    pub fn custody_lost(&mut self, messages: impl Iterator<Item = (Key, Id)>, now_ms: u64) {
+        for message in messages {
+            let row = self.records.outbox.get_mut(&message);
+            if let Some(row) = row.filter(|row| row.is_open() && row.env.is_some()) {
+                row.next_at = Some(now_ms);
+            }
+        }
+    }
+
     /// Everything that no peer confirmed is tried again now: a relay came back, or another one.
     pub fn reconnected(&mut self, now_ms: u64) {
         self.carrier_lost(now_ms);

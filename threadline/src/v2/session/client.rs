@@ -178,6 +178,8 @@ struct Live {
     role: Role,
     heard_at: u64,
     pinged: bool,
+    /// The relay's clock at WELCOME, and ours, Unix ms.
+    clocks: (u64, u64),
 }
 
 /// The machine.
@@ -282,6 +284,12 @@ impl ClientSession {
     /// Whether requests can be made.
     pub fn is_ready(&self) -> bool {
         self.live.is_some()
+    }
+
+    /// What the relay's clock shows, Unix ms: the relay's word, good for what only the relay decides by it.
+    pub fn relay_time(&self, now_ms: u64) -> u64 {
+        let (theirs, ours) = self.live.as_ref().map_or((now_ms, now_ms), |live| live.clocks);
+        now_ms.saturating_sub(ours).saturating_add(theirs)
     }
 
     /// The next thing to do.
@@ -626,7 +634,9 @@ impl ClientSession {
         let probes = carrier == Carrier::WebSocket && self.config.quic;
         self.probe_at = probes.then(|| now_ms.saturating_add(QUIC_PROBE_MS));
         let role = welcome.role;
-        self.live = Some(Live { connection, carrier, since: now_ms, role, heard_at: now_ms, pinged: false });
+        let clocks = (welcome.now, now_ms);
+        self.live =
+            Some(Live { connection, carrier, since: now_ms, role, heard_at: now_ms, pinged: false, clocks });
         self.tell();
         self.effects.push_back(SessionEffect::Welcome(Box::new(welcome)));
     }

@@ -99,7 +99,11 @@ impl Courier {
         };
         Some(match learnt {
             Ok(commit) => (commit, None),
-            Err(error) => (mail.keys_unavailable(&peer, now_ms), Some(error)),
+            Err(error) => {
+                // Keys that are not the peer's are this relay's doing: another one is asked next.
+                self.asks_first = self.asks_first.wrapping_add(1);
+                (mail.keys_unavailable(&peer, now_ms), Some(error))
+            }
         })
     }
 
@@ -109,7 +113,7 @@ impl Courier {
         self.trails.clear();
     }
 
-    /// A session ended: what it was given and asked is not answered any more.
+    /// A session ended: what it was given and asked is not answered any more, and what its relay holds may be gone with it.
     pub fn lost(&mut self, mail: &mut Mail, relay: usize, now_ms: u64) {
         self.questions.retain(|(at, _), _| *at != relay);
         let path = Path::RelayV2(relay);
@@ -117,6 +121,8 @@ impl Courier {
             memory.failed(path, now_ms);
         }
         mail.carrier_lost(now_ms);
+        let with_it = self.trails.iter().filter(|(_, trail)| trail.went(path)).map(|(message, _)| *message);
+        mail.custody_lost(with_it, now_ms);
     }
 
     /// A relay took an envelope.
@@ -125,21 +131,31 @@ impl Courier {
         CarrierAnswer::Accepted
     }
 
-    /// A relay refused an envelope. `relays`: how many there are.
+    /// A relay refused an envelope: for good, and the others are asked before the message counts as failed, or for now,
+    /// and one that is there and did not have it yet gets it at once.
     pub fn rejected(
         &mut self,
-        (relay, relays): (usize, usize),
+        relay: usize,
+        sessions: &[ClientSession],
         (to, id): (Key, Id),
         code: Code,
         retry_ms: Option<u64>,
+        now_ms: u64,
     ) -> CarrierAnswer {
-        let mut last_path = false;
-        if !code.is_retryable() {
-            let trail = self.trails.entry((to, id)).or_default();
-            trail.refused(Path::RelayV2(relay));
-            let all: Vec<Path> = (0..relays).map(Path::RelayV2).collect();
-            last_path = self.paths.entry(to).or_default().step(&all, trail, u64::MAX) == PathStep::Refused;
+        let path = Path::RelayV2(relay);
+        let memory = self.paths.entry(to).or_default();
+        let trail = self.trails.entry((to, id)).or_default();
+        if code.is_retryable() {
+            memory.failed(path, now_ms);
+            trail.declined(path);
+            let mut others = sessions.iter().enumerate().filter(|(_, session)| session.is_ready());
+            let is_next = others.any(|(number, _)| !trail.went(Path::RelayV2(number)));
+            let retry_ms = if is_next { Some(0) } else { retry_ms };
+            return CarrierAnswer::Rejected { code, retry_ms, last_path: false };
         }
+        trail.refused(path);
+        let all: Vec<Path> = (0..sessions.len()).map(Path::RelayV2).collect();
+        let last_path = memory.step(&all, trail, u64::MAX) == PathStep::Refused;
         CarrierAnswer::Rejected { code, retry_ms, last_path }
     }
 
@@ -165,12 +181,26 @@ impl Courier {
         }
         let mut handed = 0;
         for row in mail.due(now_ms) {
-            handed += u64::from(self.send_one(mail, sessions, row, &relays, now_ms, true));
+            if self.send_one(mail, sessions, row, &relays, now_ms, true) {
+                handed += 1;
+                self.follow(mail, row, now_ms);
+            }
         }
         for row in mail.slow(PATIENCE_MS, now_ms) {
             handed += u64::from(self.send_one(mail, sessions, row, &relays, now_ms, false));
         }
         handed
+    }
+
+    /// A message that one relay had for too long went another way: so does what was written to its peer since, or it would
+    /// come long after what is written from now on.
+    fn follow(&self, mail: &mut Mail, message: (Key, Id), now_ms: u64) {
+        if self.trails.get(&message).is_some_and(PathTrail::is_detour) {
+            let behind = |((to, id), trail): &(&(Key, Id), &PathTrail)| {
+                *to == message.0 && *id > message.1 && !trail.is_detour()
+            };
+            mail.custody_lost(self.trails.iter().filter(behind).map(|(message, _)| *message), now_ms);
+        }
     }
 
     /// Hands a message to the next path; `anew` begins again when every path had it.
@@ -206,8 +236,9 @@ impl Courier {
         };
         let Path::RelayV2(relay) = path else { return false };
         let Ok(header) = Envelope::parse(&env.0).map(|envelope| envelope.header) else { return false };
-        let life_s = (header.expires.saturating_sub(now_ms) / 1_000).saturating_sub(1);
         let Some(session) = sessions.get_mut(relay) else { return false };
+        // By the relay's clock, which decides whether a message outlives itself.
+        let life_s = (header.expires.saturating_sub(session.relay_time(now_ms)) / 1_000).saturating_sub(2);
         let taken = session.send(to, id, header.tag, env, life_s, priority).is_ok();
         if taken {
             trail.took(path, now_ms);

@@ -110,12 +110,17 @@ fn relay_frames(steps: &[RelayStep]) -> Vec<Frame> {
 
 /// Logs a client in over WebSocket against the relay's machine.
 fn logged_in() -> (ClientSession, RelaySession, ConnectionId) {
+    logged_in_at(NOW)
+}
+
+/// The same, while the client's clock shows `now`.
+fn logged_in_at(now: u64) -> (ClientSession, RelaySession, ConnectionId) {
     let mut client = client(false, true);
-    client.start(NOW);
+    client.start(now);
     let (connection, _) = connections(&effects(&mut client))[0];
     let (mut relay, challenge) = RelaySession::websocket(relay_key(), vec![HOST.into()], Bin([7; 32]), NOW);
     client.handle_connected(connection);
-    client.handle_frame(connection, challenge, NOW);
+    client.handle_frame(connection, challenge, now);
     let mut login = None;
     for frame in written(&effects(&mut client)) {
         for step in relay.handle_frame(frame, NOW) {
@@ -126,11 +131,18 @@ fn logged_in() -> (ClientSession, RelaySession, ConnectionId) {
     }
     assert_eq!(login.expect("asks to enter").key, identity("alice").public().into());
     for frame in relay_frames(&relay.welcome(welcome(Role::Active), relay_signs)) {
-        client.handle_frame(connection, frame, NOW);
+        client.handle_frame(connection, frame, now);
     }
     assert!(client.is_ready() && relay.open().is_some());
     effects(&mut client);
     (client, relay, connection)
+}
+
+#[test]
+fn a_slow_clock_knows_what_the_clock_of_the_relay_shows() {
+    let slow = NOW - 3_600_000;
+    let (client, ..) = logged_in_at(slow);
+    assert_eq!(client.relay_time(slow + 5), NOW + 5);
 }
 
 #[test]
