@@ -152,6 +152,9 @@ install_tools() {
     install_debian ip iproute2
     install_debian unshare util-linux
   fi
+  if [[ $wanted == *" chaos "* ]]; then
+    install_debian faketime faketime
+  fi
   if [[ $wanted == *" tests "* ]]; then
     install_debian nats-server nats-server
     install_debian npm npm

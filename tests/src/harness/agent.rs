@@ -24,6 +24,7 @@ pub struct Agent {
     account: Account,
     name: String,
     dir: PathBuf,
+    variables: Vec<(String, String)>,
     node: Option<Child>,
 }
 
@@ -57,7 +58,7 @@ impl Agent {
     pub(super) async fn init(account: Account, name: &str) -> anyhow::Result<Self> {
         let dir = account.home().join(name);
         std::fs::create_dir_all(&dir)?;
-        let agent = Self { account, name: name.to_owned(), dir, node: None };
+        let agent = Self { account, name: name.to_owned(), dir, variables: Vec::new(), node: None };
         let output = agent.cli(&["init"]).await?;
         ensure!(output.code == Some(0), "instar init: {output:#?}");
         agent.configure(agent.account.config().clone())?;
@@ -89,6 +90,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Puts these variables into the environment of nodes started from now on.
+    pub fn set_variables(&mut self, variables: Vec<(String, String)>) {
+        self.variables = variables;
+    }
+
     /// Starts the node with `instar up` in the foreground of a process group of its own and waits until it works.
     pub async fn up(&mut self) -> anyhow::Result<()> {
         self.launch()?;
@@ -100,6 +106,7 @@ impl Agent {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let child = self
             .command(&["up"])
+            .envs(self.variables.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -204,7 +211,8 @@ impl Agent {
         self.account.home().join(format!("{}.out", self.name))
     }
 
-    fn socket(&self) -> PathBuf {
+    /// The node's socket.
+    pub fn socket(&self) -> PathBuf {
         self.state().join("run/agent.sock")
     }
 }

@@ -18,11 +18,15 @@
 mod account;
 mod agent;
 mod conversation;
+pub mod hostile;
 mod http;
 mod isolation;
 pub mod processes;
+mod proxy;
 mod raw_peer;
 mod relay;
+mod store;
+mod tmpfs;
 mod wait;
 mod world;
 
@@ -31,7 +35,10 @@ pub use agent::{Agent, CliOutput};
 pub use conversation::Message;
 pub use http::{Answer, request};
 pub use isolation::isolated;
+pub use proxy::Proxy;
 pub use raw_peer::{RawPeer, Received};
-pub use relay::{Relay, free_port};
+pub use relay::{RAISED_LIMITS, Relay, free_port};
+pub use store::{MessageStore, Stored};
+pub use tmpfs::Tmpfs;
 pub use wait::eventually;
 pub use world::World;

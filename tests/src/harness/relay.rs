@@ -14,6 +14,41 @@ use super::{World, eventually};
 /// Longest wait for `/ready`.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// A `relay.toml` whose limits are in nobody's way.
+pub const RAISED_LIMITS: &str = "\
+[limits]
+auth_per_minute = 1000000
+auth_failed_per_minute = 1000000
+messages_per_minute = 1000000
+messages_per_hour = 1000000
+source_per_minute = 1000000
+global_per_minute = 1000000
+discover_per_minute = 1000000
+lookup_frames_per_minute = 1000000
+claims_per_minute = 1000000
+claims_per_pair_hour = 1000000
+claims_per_target_hour = 1000000
+frames_per_minute = 1000000
+lookup_anonymous_per_minute = 1000000
+
+[queue]
+per_pair = 100000
+per_recipient = 100000
+unknown_recipient = 100000
+strangers = 100000
+stranger_each = 100000
+
+[abuse]
+enabled = false
+
+[sybil]
+tiers = false
+aging_s = 0
+connections_per_minute = 1000000
+sessions_per_source = 10000
+identities_per_hour = 10000
+";
+
 /// The stand-alone relay, `threadline-relay`.
 #[derive(Debug)]
 pub struct Relay {
@@ -21,6 +56,7 @@ pub struct Relay {
     data: PathBuf,
     port: u16,
     metrics: u16,
+    variables: Vec<(String, String)>,
     process: Option<Child>,
 }
 
@@ -42,7 +78,7 @@ impl Relay {
         std::fs::create_dir_all(&data)?;
         std::fs::write(data.join("relay.toml"), settings)?;
         let (port, metrics) = (free_port()?, free_port()?);
-        let mut relay = Self { binary, data, port, metrics, process: None };
+        let mut relay = Self { binary, data, port, metrics, variables: Vec::new(), process: None };
         relay.up().await?;
         Ok(relay)
     }
@@ -50,6 +86,16 @@ impl Relay {
     /// Value for `threadline.relayUrl`.
     pub fn url(&self) -> String {
         format!("ws://127.0.0.1:{}/v1/connect", self.port)
+    }
+
+    /// The port of its public listener.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Puts these variables into the environment of processes started from now on.
+    pub fn set_variables(&mut self, variables: Vec<(String, String)>) {
+        self.variables = variables;
     }
 
     /// Its data folder.
@@ -69,6 +115,7 @@ impl Relay {
             .env("RELAY_PORT", self.port.to_string())
             .env("RELAY_METRICS_LISTEN", format!("127.0.0.1:{}", self.metrics))
             .env("RELAY_ADMIN_PORT", free_port()?.to_string())
+            .envs(self.variables.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

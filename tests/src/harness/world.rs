@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use tempfile::TempDir;
 
-use super::Account;
+use super::{Account, Tmpfs};
 
 /// Everything a scenario makes lies below one folder that goes when the world does.
 #[derive(Debug)]
 pub struct World {
+    memory: Option<Tmpfs>,
     root: TempDir,
     binary: PathBuf,
 }
@@ -28,7 +29,17 @@ impl World {
         );
         // Short, since socket paths lie below it.
         let root = tempfile::Builder::new().prefix("it").rand_bytes(4).tempdir()?;
-        Ok(Self { root, binary })
+        Ok(Self { memory: None, root, binary })
+    }
+
+    /// A world in memory, for scenarios in which processes die but never the machine: nothing waits for a disk there. Only
+    /// inside a scenario's own namespaces.
+    pub fn in_memory(size: &str) -> anyhow::Result<Self> {
+        let mut world = Self::new()?;
+        if !kept() {
+            world.memory = Some(Tmpfs::mount(world.path(), size)?);
+        }
+        Ok(world)
     }
 
     /// A person's home directory on this machine.
@@ -49,11 +60,16 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if std::env::var_os("INSTAR_TESTS_KEEP").is_some() {
+        drop(self.memory.take());
+        if kept() {
             self.root.disable_cleanup(true);
             eprintln!("kept: {}", self.root.path().display());
         }
     }
+}
+
+fn kept() -> bool {
+    std::env::var_os("INSTAR_TESTS_KEEP").is_some()
 }
 
 /// A file relative to the folder of the test binary.

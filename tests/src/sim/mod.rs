@@ -12,7 +12,7 @@ mod ledger;
 mod node;
 mod relay;
 mod socket;
-mod v2;
+pub(crate) mod v2;
 mod world;
 
 pub use ledger::Violation;

@@ -8,10 +8,13 @@
 //! The schedule follows the seed; the ratchets draw from the operating system, so bytes differ between runs.
 
 mod node;
-mod relay;
+pub(crate) mod relay;
 mod world;
 
 use std::fmt;
+
+/// Name every relay of the simulation answers for.
+const HOST: &str = "relay.sim";
 
 /// A mistake in carrying out effects, to show that the simulation would see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,9 +16,6 @@ use threadline::v2::objects::{FALLBACK, ONE_TIME, Prekey, Signed};
 use threadline::v2::session::{RelaySession, RelayStep, check_send};
 use threadline::v2::{Bin, Blob, Code, Id, Key, ThreadTag};
 
-/// Name every relay of the simulation answers for.
-pub(super) const HOST: &str = "relay.sim";
-
 #[derive(Debug, Clone)]
 struct Held {
     id: Id,
@@ -46,9 +43,11 @@ struct Disk {
     next: u64,
 }
 
-pub(super) struct Relay {
+pub(crate) struct Relay {
+    /// Names that it answers for.
+    hosts: Vec<String>,
     signer: SigningKey,
-    pub(super) key: Key,
+    pub(crate) key: Key,
     disk: Disk,
     sessions: BTreeMap<u64, RelaySession>,
     hostile: Option<StdRng>,
@@ -57,17 +56,25 @@ pub(super) struct Relay {
 }
 
 /// A frame for a connection, or its end.
-pub(super) enum Out {
+pub(crate) enum Out {
     Frame(u64, Frame),
     Close(u64),
 }
 
 impl Relay {
-    pub(super) fn new(seed: [u8; 32], hostile: bool) -> Self {
+    pub(crate) fn new(seed: [u8; 32], hosts: Vec<String>, hostile: bool) -> Self {
         let key = Identity::from_seed(&seed).public().into();
         let signer = SigningKey::from_bytes(&seed);
         let hostile = hostile.then(|| StdRng::from_seed(seed));
-        Self { signer, key, disk: Disk::default(), sessions: BTreeMap::new(), hostile, kept: Vec::new() }
+        Self {
+            hosts,
+            signer,
+            key,
+            disk: Disk::default(),
+            sessions: BTreeMap::new(),
+            hostile,
+            kept: Vec::new(),
+        }
     }
 
     pub(super) fn kill(&mut self) {
@@ -84,17 +91,17 @@ impl Relay {
         self.disk.queue.len()
     }
 
-    pub(super) fn opened(&mut self, connection: u64, nonce: [u8; 32], now: u64) -> Frame {
-        let (session, challenge) = RelaySession::websocket(self.key, vec![HOST.to_owned()], Bin(nonce), now);
+    pub(crate) fn opened(&mut self, connection: u64, nonce: [u8; 32], now: u64) -> Frame {
+        let (session, challenge) = RelaySession::websocket(self.key, self.hosts.clone(), Bin(nonce), now);
         self.sessions.insert(connection, session);
         challenge
     }
 
-    pub(super) fn closed(&mut self, connection: u64) {
+    pub(crate) fn closed(&mut self, connection: u64) {
         self.sessions.remove(&connection);
     }
 
-    pub(super) fn received(&mut self, connection: u64, frame: Frame, now: u64) -> Vec<Out> {
+    pub(crate) fn received(&mut self, connection: u64, frame: Frame, now: u64) -> Vec<Out> {
         let Some(session) = self.sessions.get_mut(&connection) else { return vec![Out::Close(connection)] };
         let steps = session.handle_frame(frame, now);
         let mut out = Vec::new();
@@ -246,7 +253,7 @@ impl Relay {
     }
 
     /// Offers what waits, as far as credit goes.
-    pub(super) fn deliver(&mut self, out: &mut Vec<Out>) {
+    pub(crate) fn deliver(&mut self, out: &mut Vec<Out>) {
         for (connection, session) in &mut self.sessions {
             let Some(key) = session.open().map(|(key, ..)| *key) else { continue };
             let under_way: Vec<u64> = session.unconfirmed().collect();

@@ -9,6 +9,7 @@ use threadline::v2::frames::{Frame, FramePhase};
 use threadline::v2::mail::Marker;
 use threadline::v2::session::ConnectionId;
 
+use super::HOST;
 use super::node::{Ask, Killed, Node};
 use super::relay::{Out, Relay};
 use super::{SealedDefect, SealedStats, SealedViolation};
@@ -58,7 +59,8 @@ impl World {
             rng.fill_bytes(&mut bytes);
             bytes
         };
-        let relays: Vec<Relay> = (0..2).map(|n| Relay::new(seed32(), n == 1)).collect();
+        let relays: Vec<Relay> =
+            (0..2).map(|n| Relay::new(seed32(), vec![HOST.to_owned()], n == 1)).collect();
         let keys: Vec<Key> = relays.iter().map(|relay| relay.key).collect();
         let nodes = (0..3).map(|_| Node::new(seed32(), keys.clone(), defect)).collect();
         Self {

@@ -7,6 +7,7 @@
 
 mod exchange;
 mod killer;
+mod mesh;
 
 use exchange::{Plan, Route, Runtime, run};
 use instar_tests::harness::isolated;

@@ -3,6 +3,7 @@
 mod bad_input;
 pub(crate) mod direct;
 mod doubles;
+mod hostile;
 pub(crate) mod sealed;
 mod sessions;
 mod take_over;

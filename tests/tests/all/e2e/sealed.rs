@@ -177,7 +177,7 @@ pub(crate) async fn entry(relay: &Relay) -> anyhow::Result<Value> {
     Ok(json!({"url": url, "key": hex::encode(key)}))
 }
 
-async fn sessions_are_ready(agent: &Agent, count: usize) -> anyhow::Result<()> {
+pub(super) async fn sessions_are_ready(agent: &Agent, count: usize) -> anyhow::Result<()> {
     eventually(LIMIT, "v2 sessions are open", async || {
         let status = agent.json(&["threadline", "status"]).await?;
         let sessions = status["v2"]["sessions"].as_array().cloned().unwrap_or_default();

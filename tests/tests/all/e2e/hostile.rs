@@ -1,0 +1,188 @@
+//! A hostile relay between real nodes, beside a good one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use instar_tests::harness::hostile::{Crimes, HostileRelay};
+use instar_tests::harness::{
+    Agent, MessageStore, RAISED_LIMITS, Relay, Stored, World, eventually, isolated, request,
+};
+use serde_json::{Value, json};
+
+use super::sealed::{entry, sessions_are_ready};
+
+/// A withheld message goes another way 30 s after its relay said that it has it.
+const LIMIT: Duration = Duration::from_secs(45);
+/// What no relay may read.
+const SECRET: &str = "azure heron";
+const THREAD: &str = "thread-under-seal";
+const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn a_hostile_relay_achieves_nothing() {
+    isolated(a_hostile_relay_achieves_nothing, async {
+        let world = World::new()?;
+        let hostile = HostileRelay::start().await?;
+        let mut good = Relay::start(&world, RAISED_LIMITS).await?;
+        let mut account = world.account("ann")?;
+        // The hostile one comes first: every message is offered to it.
+        let relays = [json!({"url": hostile.url(), "key": hostile.key()}), entry(&good).await?];
+        account.configure(json!({"threadline": {
+            "localRelay": "off", "relayEnabled": true, "relayUrl": good.url(), "relays": relays,
+            "visibility": "public", "direct": {"enabled": false}, "sessions": {"maxActive": 0},
+        }}));
+        hostile.commit(Crimes { disowns: true, ..Crimes::default() });
+        let mut agents = Vec::new();
+        for name in NAMES {
+            let mut agent = account.agent(name).await?;
+            agent.up().await?;
+            agents.push(agent);
+        }
+        let mut meeting = Meeting { agents, fingerprints: Vec::new(), said: BTreeMap::new() };
+        meeting.begin().await?;
+        let deeds = hostile.deeds();
+        ensure!(
+            deeds.disowned >= 2 * NAMES.len(),
+            "each node was told twice that it is an old copy: {deeds:?}"
+        );
+
+        // Nobody else is there to ask.
+        good.kill().await?;
+        hostile.commit(Crimes { swaps_keys: true, ..Crimes::default() });
+        meeting.everybody_writes(1).await?;
+        eventually(LIMIT, "keys are swapped in every way", async || {
+            Ok((hostile.deeds().swapped >= 8).then_some(()))
+        })
+        .await?;
+        ensure!(meeting.nothing_came()?, "a message was sealed for keys that are not the peer's");
+        good.up().await?;
+        meeting.everything_came("keys are swapped").await?;
+
+        hostile.commit(Crimes { withholds: true, lies: true, ..Crimes::default() });
+        meeting.everybody_writes(2).await?;
+        meeting.nothing_counts_as_delivered_that_did_not_come()?;
+        meeting.everything_came("messages are withheld").await?;
+        let deeds = hostile.deeds();
+        ensure!(deeds.withheld >= 1 && deeds.lied >= 1, "{deeds:?}");
+
+        hostile.commit(Crimes { drops: true, forges: true, ..Crimes::default() });
+        meeting.everybody_writes(10).await?;
+        meeting.everything_came("messages are dropped, forged, repeated and shuffled").await?;
+        let deeds = hostile.deeds();
+        ensure!(deeds.dropped >= 1 && deeds.forged >= 10, "{deeds:?}");
+        println!("the hostile relay did {deeds:?}");
+
+        // It heard what the nodes said in clear, and nothing of what they said to each other.
+        ensure!(hostile.heard(b"alpha"), "the relay heard nothing at all");
+        for secret in [SECRET, THREAD] {
+            ensure!(!hostile.heard(secret.as_bytes()), "the relay read {secret:?}");
+        }
+        Ok(())
+    });
+}
+
+struct Meeting {
+    agents: Vec<Agent>,
+    fingerprints: Vec<String>,
+    /// What the one wrote to the other.
+    said: BTreeMap<(usize, usize), Vec<String>>,
+}
+
+impl Meeting {
+    /// Waits until everybody can seal for everybody.
+    async fn begin(&mut self) -> anyhow::Result<()> {
+        for agent in &self.agents {
+            sessions_are_ready(agent, 2).await?;
+            let health = agent.get("/threadline/health").await?.body;
+            let fingerprint = health["fingerprint"].as_str().with_context(|| health.to_string())?;
+            self.fingerprints.push(fingerprint.to_owned());
+        }
+        for agent in &self.agents {
+            eventually(LIMIT, "everybody is known", async || {
+                let known = agent.json(&["threadline", "discover", "--network"]).await?;
+                let sealed = |entry: &&Value| entry.to_string().contains("tl2");
+                let count = known["agents"].as_array().map_or(0, |all| all.iter().filter(sealed).count());
+                Ok((count == NAMES.len() - 1).then_some(()))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Everybody writes so many messages to everybody.
+    async fn everybody_writes(&mut self, count: usize) -> anyhow::Result<()> {
+        for _ in 0..count {
+            for (from, agent) in self.agents.iter().enumerate() {
+                for (to, fingerprint) in self.fingerprints.iter().enumerate().filter(|(to, _)| *to != from) {
+                    let said = self.said.entry((from, to)).or_default();
+                    let text =
+                        format!("{SECRET} {}: shall we meet at {}?", said.len(), rand::random::<u16>());
+                    let body = json!({
+                        "agentId": fingerprint, "message": text, "threadId": THREAD, "waitForReply": false,
+                    });
+                    let path = "/threadline/tools/threadline_send";
+                    let answer = request(&agent.socket(), "POST", path, &[], Some(&body)).await?;
+                    ensure!(answer.status == 200 && answer.body["encryption"] == "e2e", "{answer:?}");
+                    said.push(text);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until everybody has what was written to it: once, in order, sealed, from whom it says, and nothing else.
+    async fn everything_came(&self, while_what: &str) -> anyhow::Result<()> {
+        let begun = std::time::Instant::now();
+        eventually(LIMIT, &format!("everything is there although {while_what}"), async || {
+            for (to, agent) in self.agents.iter().enumerate() {
+                let came: Vec<Stored> = inbound(agent)?;
+                for (from, peer) in self.fingerprints.iter().enumerate().filter(|(from, _)| *from != to) {
+                    let texts: Vec<&str> =
+                        came.iter().filter(|m| m.peer == *peer).map(|m| m.body.as_str()).collect();
+                    let said = &self.said[&(from, to)];
+                    ensure!(
+                        said.iter().zip(&texts).all(|(said, came)| said == came) && texts.len() <= said.len(),
+                        "{} to {}: {texts:?} of {said:?}",
+                        NAMES[from],
+                        NAMES[to]
+                    );
+                    if texts.len() < said.len() {
+                        return Ok(None);
+                    }
+                }
+                ensure!(
+                    came.iter().all(|m| m.transport == "sealed" && self.fingerprints.contains(&m.peer)),
+                    "{} has something from elsewhere: {came:?}",
+                    NAMES[to]
+                );
+            }
+            Ok(Some(()))
+        })
+        .await?;
+        println!("{while_what}: everything came in {:.1} s", begun.elapsed().as_secs_f32());
+        Ok(())
+    }
+
+    fn nothing_came(&self) -> anyhow::Result<bool> {
+        Ok(self.agents.iter().map(inbound).collect::<Result<Vec<_>, _>>()?.concat().is_empty())
+    }
+
+    /// A relay's word that a message was taken is not the peer's.
+    fn nothing_counts_as_delivered_that_did_not_come(&self) -> anyhow::Result<()> {
+        let came: Vec<Stored> = self.agents.iter().map(inbound).collect::<Result<Vec<_>, _>>()?.concat();
+        for agent in &self.agents {
+            let sent = MessageStore::open(&agent.store())?.after(0)?.into_iter().filter(|m| m.sent);
+            for message in sent.filter(|sent| came.iter().all(|came| came.id != sent.id)) {
+                ensure!(message.state != "delivered", "{}: {message:?}", agent.name());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn inbound(agent: &Agent) -> anyhow::Result<Vec<Stored>> {
+    let all = MessageStore::open(&agent.store())?.after(0)?;
+    Ok(all.into_iter().filter(|message| !message.sent).collect())
+}
