@@ -405,7 +405,8 @@ async fn what_comes_in_clear_from_an_agent_that_seals_waits_for_the_owner() {
     let urgent = told.iter().any(|told| told.notice.urgent && told.notice.cause.starts_with("downgrade:"));
     assert!(urgent, "{told:?}");
     node.decide(&question, Decision::Reject).await.expect("decided");
-    let known = "INSERT OR REPLACE INTO known_peers(fingerprint, name, capabilities, framework, status, first_seen,
+    let known =
+        "INSERT OR REPLACE INTO known_peers(fingerprint, name, capabilities, framework, status, first_seen,
         last_seen, sources) VALUES (?1, 'sealer', 'tl-e2e,tl2', 'instar', 'online', 1, 1, 'relay')";
     node.database().execute(known, [&address]).expect("known");
     let send = json!({"agentId": address, "message": "No.", "waitForReply": false});
