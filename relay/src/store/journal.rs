@@ -107,12 +107,18 @@ impl<M: Medium> Journal<M> {
         let mut journal = Self { medium, rules, segments: VecDeque::new(), broken: false };
         let found = journal.medium.list().map_err(|source| journal.failed(0, source))?;
         let last = found.last().map(|(id, _)| *id);
+        let mut lossy = false;
         for (id, len) in found {
             let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
             let read = journal.medium.read(id, 0, &mut bytes).map_err(|source| journal.failed(id, source))?;
             bytes.truncate(read);
-            journal.check_gap(id)?;
+            if !lossy {
+                journal.check_gap(id)?;
+            }
             let good = journal.check(id, &mut bytes, Some(id) == last, now_ms)?;
+            // Behind what was written without sync, before another start of the machine, names may be missing, too.
+            let header = SegmentHeader::read(&bytes);
+            lossy = header.is_some_and(|header| !header.synced && header.boot != rules.boot);
             if good < SEGMENT_HEADER {
                 journal.medium.remove(id).map_err(|source| journal.failed(id, source))?;
                 continue;
@@ -224,7 +230,7 @@ impl<M: Medium> Journal<M> {
 
     fn rotate(&mut self) -> io::Result<()> {
         let id = self.segments.back().map_or(1, |last| last.id + 1);
-        self.medium.create(id)?;
+        self.medium.create(id, self.rules.sync)?;
         let header = self.header(id).to_bytes();
         if let Err(error) = self.medium.write(id, 0, &header) {
             self.medium.remove(id)?;

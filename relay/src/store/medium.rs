@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 pub trait Medium: Send {
     /// Numbers and lengths, ascending.
     fn list(&mut self) -> Result<Vec<(u32, u64)>>;
-    /// Makes an empty one whose name survives a power cut.
-    fn create(&mut self, id: u32) -> Result<()>;
+    /// Makes an empty one; `sync` asks for its name to survive a power cut.
+    fn create(&mut self, id: u32, sync: bool) -> Result<()>;
     /// Writes all bytes at a position.
     fn write(&mut self, id: u32, at: u64, bytes: &[u8]) -> Result<()>;
     /// Returns once everything written survives a power cut.
@@ -80,11 +80,11 @@ impl Medium for Directory {
         Ok(found)
     }
 
-    fn create(&mut self, id: u32) -> Result<()> {
+    fn create(&mut self, id: u32, sync: bool) -> Result<()> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(self.name(id))?;
         self.open.insert(id, file);
-        self.sync_dir()
+        if sync { self.sync_dir() } else { Ok(()) }
     }
 
     fn write(&mut self, id: u32, at: u64, bytes: &[u8]) -> Result<()> {
@@ -161,7 +161,7 @@ impl Medium for Memory {
         Ok(self.files.iter().map(|(id, bytes)| (*id, bytes.len() as u64)).collect())
     }
 
-    fn create(&mut self, id: u32) -> Result<()> {
+    fn create(&mut self, id: u32, _sync: bool) -> Result<()> {
         self.files.insert(id, Vec::new());
         Ok(())
     }

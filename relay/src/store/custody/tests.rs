@@ -283,6 +283,33 @@ fn a_missing_segment_is_noticed() {
 }
 
 #[test]
+fn in_process_mode_too_a_segment_may_only_be_missing_after_a_power_cut() {
+    let mut bench = Bench::generous();
+    let process = JournalRules { sync: false, ..log() };
+    bench.try_restart(process).expect("opens");
+    for n in 0..40 {
+        bench.send_body(1, 2, &format!("m{n}"), &"x".repeat(500));
+    }
+    let ids: Vec<u32> = bench.custody.journal.segments().iter().map(|segment| segment.id).collect();
+    bench.custody.medium().remove(ids[ids.len() - 2]).expect("removes");
+    assert!(matches!(bench.try_restart(process), Err(JournalError::Damaged { .. })), "no power cut");
+}
+
+#[test]
+fn a_segment_that_a_power_cut_took_in_process_mode_does_not_stop_the_start() {
+    let mut bench = Bench::generous();
+    let process = JournalRules { sync: false, ..log() };
+    bench.try_restart(process).expect("opens");
+    for n in 0..40 {
+        bench.send_body(1, 2, &format!("m{n}"), &"x".repeat(500));
+    }
+    let ids: Vec<u32> = bench.custody.journal.segments().iter().map(|segment| segment.id).collect();
+    bench.custody.medium().remove(ids[ids.len() - 2]).expect("removes");
+    bench.try_restart(JournalRules { boot: [2; 16], ..process }).expect("starts");
+    assert!(bench.seqs(2).len() < 40);
+}
+
+#[test]
 fn mail_of_the_first_version_moves_into_the_log() {
     let mut bench = Bench::generous();
     let cipher = BodyCipher::new(&[0; 32]);
