@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Extension, Path, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -28,7 +29,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, http as public};
-use crate::a2a::{Caller, End, Fault, PATIENCE_MS, Send, Tasks, error_body, read, result, token_hash};
+use crate::a2a::{Caller, End, Fault, Form, Method, PATIENCE_MS, Send, Tasks, error_body, read, token_hash};
 use crate::config;
 use crate::core::{Event, Source};
 use crate::limits::{Rule, Windows};
@@ -133,7 +134,7 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
             "/{agent}/.well-known/agent-card.json",
             get(card).fallback(|| async { public::not_allowed("GET, HEAD") }),
         )
-        .route("/{agent}", post(send).fallback(|| async { public::not_allowed("POST") }))
+        .route("/{agent}", post(standard).fallback(|| async { public::not_allowed("POST") }))
         .route("/{agent}/messages", post(send).fallback(|| async { public::not_allowed("POST") }))
         .route(
             "/{agent}/tasks/{task}",
@@ -215,6 +216,8 @@ async fn card(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Resp
         "description": agent.description,
         "url": format!("{base}/a2a/{}", agent.address),
         "version": "1.0",
+        "protocolVersion": "0.3.0",
+        "preferredTransport": "JSONRPC",
         "capabilities": {"streaming": false, "pushNotifications": false, "stateTransitionHistory": false},
         "defaultInputModes": ["text/plain"],
         "defaultOutputModes": ["text/plain"],
@@ -230,12 +233,35 @@ async fn card(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Resp
     axum::Json(card).into_response()
 }
 
+/// The bridge's own route.
 async fn send(
+    state: State<Arc<Shared>>,
+    source: Extension<Source>,
+    agent: Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    call(state, source, agent, headers, body, Form::Bridge).await
+}
+
+/// The address in the card, for clients of A2A 0.3.
+async fn standard(
+    state: State<Arc<Shared>>,
+    source: Extension<Source>,
+    agent: Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    call(state, source, agent, headers, body, Form::Standard).await
+}
+
+async fn call(
     State(shared): State<Arc<Shared>>,
     Extension(source): Extension<Source>,
-    Path(id): Path<String>,
+    Path(agent): Path<String>,
     headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    body: Result<Bytes, BytesRejection>,
+    form: Form,
 ) -> Response {
     let Ok(body) = body else {
         return (
@@ -247,7 +273,7 @@ async fn send(
     if let Some(bridge) = &shared.bridge {
         bridge.requests.fetch_add(1, Ordering::Relaxed);
     }
-    send_inner(&shared, source, &id, &headers, &body).await.unwrap_or_else(|response| {
+    answer(&shared, source, &agent, &headers, &body, form).await.unwrap_or_else(|response| {
         if let Some(bridge) = &shared.bridge {
             bridge.rejected.fetch_add(1, Ordering::Relaxed);
         }
@@ -255,46 +281,73 @@ async fn send(
     })
 }
 
-async fn send_inner(
+async fn answer(
     shared: &Arc<Shared>,
     source: Source,
     id: &str,
     headers: &HeaderMap,
     body: &[u8],
+    form: Form,
 ) -> Result<Response, Box<Response>> {
     let now_ms = shared.clock.now_ms();
     let (bridge, agent) = exposed(shared, id).await.map_err(|fault| Box::new(refuse(&Value::Null, fault)))?;
     if shared.config.limits.per_source {
         bridge.limit(&source, agent.doors.open, now_ms).map_err(|retry_ms| Box::new(too_often(retry_ms)))?;
     }
-    let request = read(body).map_err(|(id, fault)| Box::new(refuse(&id, fault)))?;
+    let request = read(body, form).map_err(|(id, fault)| Box::new(refuse(&id, fault)))?;
     let fail = |fault| Box::new(refuse(&request.id, fault));
-    let caller = caller(&agent.doors, &source, headers).map_err(fail)?;
-    let (context, thread, is_new) =
-        conversation(shared, &agent, &caller, &request, now_ms).await.map_err(fail)?;
+    let task = match &request.method {
+        Method::Send(send) => {
+            let caller = caller(&agent.doors, &source, headers).map_err(fail)?;
+            pass_on(shared, bridge, &agent, &caller, send).await.map_err(fail)?
+        }
+        Method::Get(task) => task.clone(),
+        Method::Cancel(task) => {
+            let known = bridge.state().tasks.describe(task, &agent.address, form).is_some();
+            if known {
+                bridge.finish(task, End::Canceled, now_ms);
+            }
+            task.clone()
+        }
+    };
+    let result = bridge.state().tasks.describe(&task, &agent.address, form);
+    let result = result.ok_or_else(|| fail(Fault::NotFound))?;
+    Ok(axum::Json(json!({"jsonrpc": "2.0", "id": request.id, "result": result})).into_response())
+}
+
+/// Hands a text to the agent, and waits for its answer where the caller does. Returns the task.
+async fn pass_on(
+    shared: &Arc<Shared>,
+    bridge: &Arc<Bridge>,
+    agent: &Exposed,
+    caller: &Caller,
+    send: &Send,
+) -> Result<String, Fault> {
+    let now_ms = shared.clock.now_ms();
+    let (context, thread, is_new) = conversation(shared, agent, caller, send, now_ms).await?;
     let task = uuid::Uuid::new_v4().to_string();
-    let frame = envelope(bridge, &agent, &request, &task, &context, &thread, is_new, now_ms).map_err(fail)?;
+    let frame = envelope(bridge, agent, send, &task, &context, &thread, is_new, now_ms)?;
     let waiter = {
         let mut state = bridge.state();
-        state.tasks.begin(&task, agent.address, &thread, now_ms).map_err(fail)?;
+        state.tasks.begin(&task, agent.address, &thread, &context, now_ms)?;
         let (wake, waiter) = oneshot::channel();
         state.waiters.insert(task.clone(), wake);
         waiter
     };
     if bridge.outgoing.try_send(Question { agent: agent.address, thread, frame }).is_err() {
         bridge.finish(&task, End::Refused, now_ms);
-        return Err(fail(Fault::NotDelivered));
+        return Err(Fault::NotDelivered);
+    }
+    if !send.waits {
+        return Ok(task);
     }
     let patience = Duration::from_millis(u64::try_from(PATIENCE_MS).unwrap_or_default());
     let _ = tokio::time::timeout(patience, waiter).await;
     bridge.finish(&task, End::TimedOut, shared.clock.now_ms());
-    let end = bridge.state().tasks.end_of(&task).cloned().unwrap_or(End::TimedOut);
-    if end == End::Refused {
-        return Err(fail(Fault::NotDelivered));
+    if bridge.state().tasks.end_of(&task) == Some(&End::Refused) {
+        return Err(Fault::NotDelivered);
     }
-    let mut answer = result(&task, &end);
-    answer["contextId"] = context.into();
-    Ok(axum::Json(json!({"jsonrpc": "2.0", "id": request.id, "result": answer})).into_response())
+    Ok(task)
 }
 
 fn too_often(retry_ms: i64) -> Response {
@@ -323,10 +376,10 @@ async fn conversation(
     shared: &Shared,
     agent: &Exposed,
     caller: &Caller,
-    request: &Send,
+    send: &Send,
     now_ms: i64,
 ) -> Result<(String, String, bool), Fault> {
-    let (address, caller, asked) = (agent.address, *caller, request.context.clone());
+    let (address, caller, asked) = (agent.address, *caller, send.context.clone());
     let fresh = (uuid::Uuid::new_v4().to_string(), format!("a2a-{}", uuid::Uuid::new_v4()));
     let stored = shared
         .registry_write(move |c| {
@@ -350,7 +403,7 @@ async fn conversation(
 fn envelope(
     bridge: &Bridge,
     agent: &Exposed,
-    request: &Send,
+    send: &Send,
     task: &str,
     context: &str,
     thread: &str,
@@ -359,8 +412,8 @@ fn envelope(
 ) -> Result<String, Fault> {
     // Existing receivers read only `text`.
     let payload = json!({
-        "text": request.text,
-        "content": request.text,
+        "text": send.text,
+        "content": send.text,
         "type": "a2a-message",
         "metadata": {
             "transport": "a2a-bridge", "a2aTaskId": task, "contextId": context, "isNewThread": is_new,
@@ -385,7 +438,7 @@ async fn task(State(shared): State<Arc<Shared>>, Path((id, task)): Path<(String,
     let address: Option<Fingerprint> = id.parse().ok();
     let found = shared.bridge.as_ref().zip(address).and_then(|(bridge, address)| {
         bridge.requests.fetch_add(1, Ordering::Relaxed);
-        bridge.state().tasks.describe(&task, &address)
+        bridge.state().tasks.describe(&task, &address, Form::Bridge)
     });
     match found {
         Some(body) => axum::Json(body).into_response(),
@@ -398,11 +451,13 @@ async fn cancel(State(shared): State<Arc<Shared>>, Path((id, task)): Path<(Strin
     let Some(task) = task.strip_suffix(":cancel") else { return public::not_allowed("GET, HEAD") };
     let address: Option<Fingerprint> = id.parse().ok();
     let found = shared.bridge.as_ref().zip(address);
-    let Some((bridge, address)) = found.filter(|(b, a)| b.state().tasks.describe(task, a).is_some()) else {
+    let Some((bridge, address)) =
+        found.filter(|(b, a)| b.state().tasks.describe(task, a, Form::Bridge).is_some())
+    else {
         return refuse(&Value::Null, Fault::NotFound);
     };
     bridge.finish(task, End::Canceled, shared.clock.now_ms());
-    let body = bridge.state().tasks.describe(task, &address);
+    let body = bridge.state().tasks.describe(task, &address, Form::Bridge);
     axum::Json(body.unwrap_or(Value::Null)).into_response()
 }
 

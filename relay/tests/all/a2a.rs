@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use threadline::v1::frames::Visibility;
 
 use super::client::{Client, address};
-use super::process::{Relay, command};
+use super::process::{Relay, command, command_at_own_address};
 
 const TOKEN: &str = "a token of sixteen or more";
 
@@ -125,6 +125,41 @@ async fn an_a2a_client_gets_the_answer_of_an_agent_and_a_context_goes_on_after_a
         envelope
     });
     assert_eq!((&again["threadId"], &again["from"]), (&second["threadId"], &second["from"]));
+}
+
+#[tokio::test]
+async fn the_official_client_is_served() {
+    let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers");
+    let installed = succeeded(tokio::process::Command::new(peers.join("install")).output().await);
+    let dir = tempfile::tempdir().expect("dir");
+    let (mut command, at) = command_at_own_address(dir.path());
+    command.args(["--set", &format!("public_url=http://{at}")]);
+    let relay = Relay::spawn(&mut command);
+    let mut agent = exposed(&relay, 1, json!({"a2aTokens": [TOKEN]})).await;
+    let talk = async {
+        for n in 0.. {
+            let (payload, envelope) = heard(&mut agent).await;
+            let text = payload["text"].as_str().expect("text");
+            if text != "say nothing" {
+                let answer = json!({"text": format!("you said: {text}")});
+                reply(&mut agent, &envelope, &format!("r{n}"), answer).await;
+            }
+        }
+    };
+    let mut client = tokio::process::Command::new(Path::new(installed.trim()).join("venv/bin/python"));
+    client.arg(peers.join("a2a.py")).arg(format!("http://{}/a2a/{}", relay.at, address(1))).arg(TOKEN);
+    tokio::select! {
+        output = client.kill_on_drop(true).output() => assert_eq!(succeeded(output).trim(), "served"),
+        () = talk => {}
+        () = tokio::time::sleep(Duration::from_secs(60)) => panic!("the client did not end"),
+    }
+}
+
+/// What a program printed; it ended well.
+fn succeeded(output: std::io::Result<std::process::Output>) -> String {
+    let output = output.expect("started");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[tokio::test]

@@ -41,7 +41,20 @@ pub(crate) fn command(dir: &Path) -> Command {
 }
 
 pub(crate) fn arguments(command: &mut Command, dir: &Path) {
-    command.args(["--host", "127.0.0.1", "--port", "0", "--data-dir"]).arg(dir);
+    arguments_at(command, dir, SocketAddr::from(([127, 0, 0, 1], 0)));
+}
+
+/// A relay that knows its address before it listens: one of the loopback network that is this process's own.
+pub(crate) fn command_at_own_address(dir: &Path) -> (Command, SocketAddr) {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let at = SocketAddr::from(([127, 64 | a & 63, b, c], 8787));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_threadline-relay"));
+    arguments_at(&mut command, dir, at);
+    (command, at)
+}
+
+fn arguments_at(command: &mut Command, dir: &Path, at: SocketAddr) {
+    command.args(["--host", &at.ip().to_string(), "--port", &at.port().to_string(), "--data-dir"]).arg(dir);
     for setting in GENEROUS {
         command.args(["--set", setting]);
     }

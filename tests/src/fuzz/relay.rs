@@ -226,9 +226,12 @@ pub fn relay_search(data: &[u8]) {
 
 /// The body of a call over the A2A bridge: read, or refused with a code of JSON-RPC.
 pub fn relay_a2a(data: &[u8]) {
-    match a2a::read(data) {
-        Ok(send) => assert!(!send.text.trim().is_empty(), "there is something to say"),
-        Err((_, fault)) => assert!(fault.describe().0 < -32000),
+    for form in [a2a::Form::Bridge, a2a::Form::Standard] {
+        match a2a::read(data, form).map(|request| request.method) {
+            Ok(a2a::Method::Send(send)) => assert!(!send.text.trim().is_empty(), "there is something to say"),
+            Ok(_) => assert_eq!(form, a2a::Form::Standard, "tasks have routes of their own"),
+            Err((_, fault)) => assert!(fault.describe().0 < -32000),
+        }
     }
 }
 
