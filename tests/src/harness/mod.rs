@@ -27,6 +27,7 @@ mod raw_peer;
 mod relay;
 mod store;
 mod tmpfs;
+mod udp_path;
 mod wait;
 mod world;
 
@@ -40,5 +41,6 @@ pub use raw_peer::{RawPeer, Received};
 pub use relay::{RAISED_LIMITS, Relay, free_port};
 pub use store::{MessageStore, Stored};
 pub use tmpfs::Tmpfs;
+pub use udp_path::UdpPath;
 pub use wait::eventually;
 pub use world::World;

@@ -57,6 +57,7 @@ pub struct Relay {
     port: u16,
     metrics: u16,
     variables: Vec<(String, String)>,
+    quic: u16,
     process: Option<Child>,
 }
 
@@ -77,8 +78,8 @@ impl Relay {
         let data = world.path().join(name);
         std::fs::create_dir_all(&data)?;
         std::fs::write(data.join("relay.toml"), settings)?;
-        let (port, metrics) = (free_port()?, free_port()?);
-        let mut relay = Self { binary, data, port, metrics, variables: Vec::new(), process: None };
+        let (port, metrics, quic) = (free_port()?, free_port()?, free_port()?);
+        let mut relay = Self { binary, data, port, metrics, quic, variables: Vec::new(), process: None };
         relay.up().await?;
         Ok(relay)
     }
@@ -113,6 +114,7 @@ impl Relay {
             .env("RELAY_DATA_DIR", &self.data)
             .env("RELAY_HOST", "127.0.0.1")
             .env("RELAY_PORT", self.port.to_string())
+            .env("RELAY_QUIC_PORT", self.quic.to_string())
             .env("RELAY_METRICS_LISTEN", format!("127.0.0.1:{}", self.metrics))
             .env("RELAY_ADMIN_PORT", free_port()?.to_string())
             .envs(self.variables.iter().cloned())
@@ -138,11 +140,21 @@ impl Relay {
         Ok(())
     }
 
+    /// The UDP port of QUIC.
+    pub fn quic_port(&self) -> u16 {
+        self.quic
+    }
+
     /// Messages that this process has taken into custody since it started, by its own figures.
     pub async fn accepted(&self) -> anyhow::Result<i64> {
+        self.figure("threadline_messages_accepted_total").await
+    }
+
+    /// One of its own figures, named with its label.
+    pub async fn figure(&self, name: &str) -> anyhow::Result<i64> {
         let url = format!("http://127.0.0.1:{}/metrics", self.metrics);
         let text = reqwest::get(&url).await?.error_for_status()?.text().await?;
-        let figure = text.lines().find_map(|line| line.strip_prefix("threadline_messages_accepted_total "));
+        let figure = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(figure.with_context(|| text.clone())?.trim().parse()?)
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use instar_tests::harness::{Agent, Relay, World, eventually, isolated};
+use instar_tests::harness::{Agent, Relay, UdpPath, World, eventually, isolated};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(45);
@@ -160,6 +160,78 @@ pub(crate) async fn seals(agent: &Agent, other: &str) -> anyhow::Result<()> {
         let agents = answer["agents"].as_array().with_context(|| answer.to_string())?;
         let seals = |known: &&Value| known["name"] == other && known.to_string().contains("tl2");
         if agents.iter().any(|known| seals(&known)) { Ok(Some(())) } else { anyhow::bail!("so far {answer}") }
+    })
+    .await
+}
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn mail_goes_over_quic_and_over_websocket_where_udp_is_cut() {
+    isolated(mail_goes_over_quic_and_over_websocket_where_udp_is_cut, async {
+        let world = World::new()?;
+        let mut relay = Relay::start(&world, "").await?;
+        let path = UdpPath::to(relay.quic_port()).await?;
+        let settings = format!("[quic]\npublic_port = {}\n", path.port());
+        relay.kill().await?;
+        std::fs::write(relay.data().join("relay.toml"), settings)?;
+        relay.up().await?;
+        let mut account = world.account("ann")?;
+        account.configure(json!({"threadline": {
+            "localRelay": "off", "relayEnabled": true, "relays": [entry(&relay).await?], "visibility": "public",
+            "direct": {"enabled": false},
+        }}));
+        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+        alpha.up().await?;
+        beta.up().await?;
+        let both = [&alpha, &beta];
+        carried_by(&relay, &both, "quic").await?;
+        seals(&alpha, "beta").await?;
+        seals(&beta, "alpha").await?;
+        let sent = alpha.send("beta", "one over QUIC", None).await?;
+        ensure!(sent["encryption"] == "e2e", "{sent}");
+        let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
+        arrived(&beta, &thread, 1).await?;
+        let confirmed = async |carrier: &str| {
+            relay.figure(&format!("threadline_carrier_confirmed_total{{carrier=\"{carrier}\"}}")).await
+        };
+        ensure!(confirmed("quic").await? >= 1 && confirmed("ws2").await? == 0);
+
+        path.cut();
+        beta.send("alpha", "two without UDP", Some(&thread)).await?;
+        arrived(&alpha, &thread, 2).await?;
+        carried_by(&relay, &both, "ws2").await?;
+        ensure!(confirmed("ws2").await? >= 1);
+
+        path.mend();
+        relay.kill().await?;
+        relay.up().await?;
+        carried_by(&relay, &both, "quic").await?;
+        alpha.send("beta", "three over QUIC", Some(&thread)).await?;
+        arrived(&beta, &thread, 3).await?;
+        ensure!(relay.figure("threadline_carrier_confirmed_total{carrier=\"quic\"}").await? >= 1);
+
+        // A relay that is back resets what it does not know.
+        relay.kill().await?;
+        relay.up().await?;
+        carried_by(&relay, &both, "quic").await
+    });
+}
+
+/// Waits until each of these agents has its v2 session over that carrier, by their words and by the relay's figures.
+async fn carried_by(relay: &Relay, agents: &[&Agent], carrier: &str) -> anyhow::Result<()> {
+    let word = if carrier == "quic" { "quic" } else { "websocket" };
+    for agent in agents {
+        eventually(LIMIT, &format!("a session of {} over {carrier}", agent.name()), async || {
+            let status = agent.json(&["threadline", "status"]).await?;
+            let sessions = status["v2"]["sessions"].as_array().cloned().unwrap_or_default();
+            let over = |session: &Value| session["state"] == "ready" && session["carrier"] == word;
+            Ok(sessions.iter().any(over).then_some(()))
+        })
+        .await?;
+    }
+    eventually(LIMIT, &format!("the relay counts {} sessions over {carrier}", agents.len()), async || {
+        let sessions = relay.figure(&format!("threadline_sessions{{carrier=\"{carrier}\"}}")).await?;
+        Ok((sessions == agents.len() as i64).then_some(()))
     })
     .await
 }
