@@ -9,7 +9,9 @@ mod echo;
 mod hostile;
 mod load;
 mod logins;
+mod sealed;
 mod subject;
+mod v2_client;
 mod wire;
 
 use std::io::Write as _;
@@ -21,6 +23,7 @@ use anyhow::{Context, Result};
 use crate::report::{self, Samples};
 pub(crate) use echo::{ARGUMENT as ECHO, serve as serve_echo};
 use subject::Subject;
+use v2_client::Carrier;
 
 /// Core of the process under test; the load generator has the other.
 const SUBJECT_CORE: usize = 0;
@@ -66,6 +69,18 @@ pub(crate) fn all(bin_dir: &Path, plan: &Plan) -> Result<()> {
                 load::figures(&relay, &what, size, plan, (durability == "power").then_some(&fsync))?;
             }
         }
+        for carrier in [Carrier::WebSocket, Carrier::Quic] {
+            if plan.has("v2") {
+                let relay = Subject::relay(bin_dir, &["durability", durability])?;
+                sealed::figures(
+                    &relay,
+                    durability,
+                    carrier,
+                    plan,
+                    (durability == "power").then_some(&fsync),
+                )?;
+            }
+        }
         if plan.has("custody") {
             custody::figures(bin_dir, durability)?;
         }
@@ -73,6 +88,11 @@ pub(crate) fn all(bin_dir: &Path, plan: &Plan) -> Result<()> {
     for &count in &plan.connections {
         if plan.has("connections") {
             logins::figures(&Subject::relay(bin_dir, &[])?, count)?;
+        }
+        for carrier in [Carrier::WebSocket, Carrier::Quic] {
+            if plan.has("v2-connections") {
+                sealed::connections(&Subject::relay(bin_dir, &[])?, carrier, count)?;
+            }
         }
     }
     if plan.has("hostile") {

@@ -28,6 +28,14 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
+    /// What 1,000 messages a second may take: in memory of the system, or with the disk's own syncs.
+    pub(crate) fn bound(fsync: Option<&Samples>) -> String {
+        match fsync {
+            None => "p99 < 0.4 ms".to_owned(),
+            Some(fsync) => format!("p99 < {}", show(fsync.at(99.0) * 2 + Duration::from_micros(400))),
+        }
+    }
+
     pub(crate) fn connect(relay: &Subject, size: usize) -> Result<Self> {
         let (sender, recipient) = (Client::new_one(relay.at)?, Client::new_one(relay.at)?);
         let template = Template::new(&sender.address, &recipient.address, size);
@@ -98,10 +106,7 @@ pub(crate) fn figures(
     if !plan.has("latency") {
         return Ok(());
     }
-    let bound = match fsync {
-        None => "p99 < 0.4 ms".to_owned(),
-        Some(fsync) => format!("p99 < {}", show(fsync.at(99.0) * 2 + Duration::from_micros(400))),
-    };
+    let bound = bound(fsync);
     let rates = [
         ("1000/s".to_owned(), FIXED_RATE, bound.as_str()),
         ("25 % of capacity".to_owned(), capacity.rate * 0.25, "-"),

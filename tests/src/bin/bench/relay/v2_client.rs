@@ -1,0 +1,232 @@
+//! A v2 client of the load generator over either carrier: frames in, frames out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::{SinkExt as _, StreamExt as _};
+use threadline::identity::{Identity, Purpose};
+use threadline::v2::frames::{Frame, FramePhase, Hello, Proof, Role};
+use threadline::v2::login::{QuicAddress, SignedWellKnown, WellKnown, WsExchange};
+use threadline::v2::objects::{DeviceCert, DeviceList, Signed};
+use threadline::v2::{Bin, Blob, DeviceId, Key};
+use threadline_net::quic::QuicConnection;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+const HOST: &str = "127.0.0.1";
+const QUEUE: usize = 4_096;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What carries v2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    WebSocket,
+    Quic,
+}
+
+impl Carrier {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "WS/2",
+            Self::Quic => "QUIC",
+        }
+    }
+
+    pub(crate) fn protection(self) -> &'static str {
+        match self {
+            Self::WebSocket => "no TLS",
+            Self::Quic => "TLS 1.3",
+        }
+    }
+
+    pub(crate) fn login_budget(self) -> &'static str {
+        match self {
+            Self::WebSocket => "<= 0.2 CPU ms",
+            Self::Quic => "-",
+        }
+    }
+
+    pub(crate) fn idle_budget(self) -> &'static str {
+        match self {
+            Self::WebSocket => "<= 8 KiB",
+            Self::Quic => "<= 40 KiB",
+        }
+    }
+}
+
+/// Where the relay is, by its own document.
+pub(crate) struct Place {
+    at: SocketAddr,
+    key: Key,
+    quic: Vec<QuicAddress>,
+}
+
+impl Place {
+    pub(crate) async fn find(at: SocketAddr) -> Result<Self> {
+        let url = format!("http://{at}/.well-known/threadline");
+        let signed: SignedWellKnown = reqwest::get(url).await?.error_for_status()?.json().await?;
+        let document = WellKnown::parse(&signed)?;
+        Ok(Self { at, key: document.key().context("a key")?, quic: document.quic })
+    }
+}
+
+/// The one device of an identity.
+pub(crate) fn device(key: &Key) -> DeviceId {
+    let mut device = [0; 16];
+    device.copy_from_slice(&key.0[16..]);
+    Bin(device)
+}
+
+/// A session that is open.
+pub(crate) struct Link {
+    outgoing: mpsc::Sender<Frame>,
+    frames: mpsc::Receiver<Frame>,
+}
+
+impl Link {
+    pub(crate) async fn log_in(place: &Place, carrier: Carrier, identity: &Arc<Identity>) -> Result<Self> {
+        let logging_in = async {
+            let mut link = Self::open(place, carrier, identity).await?;
+            if carrier == Carrier::WebSocket {
+                let Some(Frame::Challenge(challenge)) = link.frames.recv().await else {
+                    bail!("no challenge")
+                };
+                let exchange = WsExchange {
+                    relay: challenge.rk,
+                    nonce: challenge.n,
+                    client_nonce: Bin([1; 32]),
+                    key: identity.public().into(),
+                    host: HOST.into(),
+                };
+                let s = Bin(identity.sign(&Purpose::WsAuth(&exchange)));
+                let (k, cn, host) = (exchange.key, exchange.client_nonce, exchange.host);
+                link.say(Proof { k, cn, host, s })?;
+            }
+            link.say(hello(identity))?;
+            match link.frames.recv().await {
+                Some(Frame::Welcome(_)) => Ok(link),
+                other => bail!("no welcome: {other:?}"),
+            }
+        };
+        tokio::time::timeout(PATIENCE, logging_in).await.context("no answer to the login")?
+    }
+
+    async fn open(place: &Place, carrier: Carrier, identity: &Arc<Identity>) -> Result<Self> {
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let (frames_tx, frames) = mpsc::channel(QUEUE);
+        match carrier {
+            Carrier::Quic => {
+                let connection = QuicConnection::open(identity, &place.key, &place.quic).await?;
+                tokio::spawn(connection.run(queue, frames_tx));
+            }
+            Carrier::WebSocket => {
+                let mut request = format!("ws://{}/v2/connect", place.at).into_client_request()?;
+                let protocol = HeaderValue::from_static("threadline.2.msgpack");
+                request.headers_mut().insert("sec-websocket-protocol", protocol);
+                let config = WebSocketConfig::default().read_buffer_size(16 << 10);
+                let opening = tokio_tungstenite::connect_async_with_config(request, Some(config), true);
+                let (socket, _) = Box::pin(opening).await?;
+                tokio::spawn(carry(socket, queue, frames_tx));
+            }
+        }
+        Ok(Self { outgoing, frames })
+    }
+
+    pub(crate) fn say(&self, frame: impl Into<Frame>) -> Result<()> {
+        let said = self.outgoing.try_send(frame.into());
+        ensure!(said.is_ok(), "the relay does not read, or closed the connection");
+        Ok(())
+    }
+
+    /// What has come, if anything has.
+    pub(crate) fn hear(&mut self) -> Result<Option<Frame>> {
+        match self.frames.try_recv() {
+            Ok(frame) => Ok(Some(frame)),
+            Err(mpsc::error::TryRecvError::Empty) => Ok(None),
+            Err(mpsc::error::TryRecvError::Disconnected) => bail!("the relay closed a connection under load"),
+        }
+    }
+}
+
+async fn carry(
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    mut queue: mpsc::Receiver<Frame>,
+    frames: mpsc::Sender<Frame>,
+) {
+    let (mut sink, mut stream) = socket.split();
+    let writing = async {
+        let mut some = Vec::new();
+        while queue.recv_many(&mut some, 64).await > 0 {
+            for frame in some.drain(..) {
+                sink.feed(Message::Binary(frame.encode().into())).await.ok()?;
+            }
+            sink.flush().await.ok()?;
+        }
+        Some(())
+    };
+    let reading = async {
+        while let Some(Ok(message)) = stream.next().await {
+            if let Message::Binary(bytes) = message {
+                let frame = Frame::decode(&bytes, FramePhase::Open).ok()?;
+                frames.send(frame).await.ok()?;
+            }
+        }
+        Some(())
+    };
+    tokio::select! {
+        _ = writing => {}
+        _ = reading => {}
+    }
+}
+
+fn hello(identity: &Identity) -> Hello {
+    let key: Key = identity.public().into();
+    let dev = device(&key);
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = since.as_millis() as u64;
+    let cert = DeviceCert {
+        version: 1,
+        key,
+        device: dev,
+        curve: Bin([9; 32]),
+        name: "bench".into(),
+        not_before: now - 1_000,
+        not_after: now + 86_400_000,
+        seq: 1,
+        caps: Vec::new(),
+    };
+    let list =
+        DeviceList { version: 1, key, seq: 1, issued_at: now, devices: vec![dev], removed: Vec::new() };
+    let cert = Signed::<DeviceCert>::issue(identity, cert);
+    let list = Signed::<DeviceList>::issue(identity, list);
+    Hello {
+        v: 2,
+        dev,
+        cert: Blob(cert.bytes().to_vec()),
+        cs: *cert.signature(),
+        list: Blob(list.bytes().to_vec()),
+        ls: *list.signature(),
+        name: "bench".into(),
+        fw: None,
+        ver: None,
+        caps: Vec::new(),
+        bio: None,
+        tags: Vec::new(),
+        vis: None,
+        listed: false,
+        role: Role::Active,
+        sib: Vec::new(),
+        vouch: None,
+        win: None,
+        ep: 0,
+        nov1: false,
+        feat: Vec::new(),
+    }
+}
