@@ -28,14 +28,6 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// What 1,000 messages a second may take: in memory of the system, or with the disk's own syncs.
-    pub(crate) fn bound(fsync: Option<&Samples>) -> String {
-        match fsync {
-            None => "p99 < 0.4 ms".to_owned(),
-            Some(fsync) => format!("p99 < {}", show(fsync.at(99.0) * 2 + Duration::from_micros(400))),
-        }
-    }
-
     pub(crate) fn connect(relay: &Subject, size: usize) -> Result<Self> {
         let (sender, recipient) = (Client::new_one(relay.at)?, Client::new_one(relay.at)?);
         let template = Template::new(&sender.address, &recipient.address, size);
@@ -71,6 +63,14 @@ impl Pair {
             "the relay closed a connection under load"
         );
         Ok(())
+    }
+}
+
+/// What 1,000 messages a second may take: in memory of the system, or with the disk's own syncs.
+pub(crate) fn bound(fsync: Option<&Samples>) -> String {
+    match fsync {
+        None => "p99 < 0.4 ms".to_owned(),
+        Some(fsync) => format!("p99 < {}", show(fsync.at(99.0) * 2 + Duration::from_micros(400))),
     }
 }
 
