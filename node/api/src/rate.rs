@@ -30,7 +30,7 @@ pub enum Group {
     Spawn,
     /// Hooks, outside the default.
     Hook,
-    /// The identity challenge, open to everyone: 30 per minute.
+    /// The identity challenge, open to everyone: 30 per minute for callers without a credential.
     Challenge,
     /// Failed authentications: 20 per minute, then refused for a minute.
     AuthFailure,

@@ -147,7 +147,7 @@ async fn the_official_client_is_served() {
         }
     };
     let mut client = tokio::process::Command::new(Path::new(installed.trim()).join("venv/bin/python"));
-    client.arg(peers.join("a2a.py")).arg(format!("http://{}/a2a/{}", relay.at, address(1))).arg(TOKEN);
+    client.arg(peers.join("client.py")).arg(format!("http://{}/a2a/{}", relay.at, address(1))).arg(TOKEN);
     tokio::select! {
         output = client.kill_on_drop(true).output() => assert_eq!(succeeded(output).trim(), "served"),
         () = talk => {}

@@ -1,4 +1,4 @@
-"""Talks to an agent behind the bridge with the official client: a2a.py ADDRESS TOKEN."""
+"""Talks to an agent behind the bridge with the official client: client.py ADDRESS TOKEN."""
 
 import asyncio
 import sys
