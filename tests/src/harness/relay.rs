@@ -56,7 +56,6 @@ pub struct Relay {
     data: PathBuf,
     port: u16,
     metrics: u16,
-    variables: Vec<(String, String)>,
     quic: u16,
     process: Option<Child>,
 }
@@ -79,7 +78,7 @@ impl Relay {
         std::fs::create_dir_all(&data)?;
         std::fs::write(data.join("relay.toml"), settings)?;
         let (port, metrics, quic) = (free_port()?, free_port()?, free_port()?);
-        let mut relay = Self { binary, data, port, metrics, quic, variables: Vec::new(), process: None };
+        let mut relay = Self { binary, data, port, metrics, quic, process: None };
         relay.up().await?;
         Ok(relay)
     }
@@ -92,11 +91,6 @@ impl Relay {
     /// The port of its public listener.
     pub fn port(&self) -> u16 {
         self.port
-    }
-
-    /// Puts these variables into the environment of processes started from now on.
-    pub fn set_variables(&mut self, variables: Vec<(String, String)>) {
-        self.variables = variables;
     }
 
     /// Its data folder.
@@ -117,7 +111,6 @@ impl Relay {
             .env("RELAY_QUIC_PORT", self.quic.to_string())
             .env("RELAY_METRICS_LISTEN", format!("127.0.0.1:{}", self.metrics))
             .env("RELAY_ADMIN_PORT", free_port()?.to_string())
-            .envs(self.variables.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -1,6 +1,7 @@
 //! The way of datagrams to a relay, which can be cut while everything else goes on: a firewall without UDP.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,13 +56,13 @@ async fn carry(front: Arc<UdpSocket>, target: u16, open: Arc<AtomicBool>) {
         if !open.load(Ordering::SeqCst) {
             continue;
         }
-        if !clients.contains_key(&client) {
+        if let Entry::Vacant(entry) = clients.entry(client) {
             let Ok(socket) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await else { continue };
             if socket.connect((Ipv4Addr::LOCALHOST, target)).await.is_err() {
                 continue;
             }
             let socket = Arc::new(socket);
-            clients.insert(client, Arc::clone(&socket));
+            entry.insert(Arc::clone(&socket));
             answers.spawn(carry_back(socket, Arc::clone(&front), client, Arc::clone(&open)));
         }
         if let Some(socket) = clients.get(&client) {

@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
 use super::Plan;
-use super::fleet::{Fleet, RELAYS, SKEWED_RELAY, SMALL_DISK};
+use super::fleet::{Fleet, RELAYS, SMALL_DISK};
 use super::lanes::{Ledger, check, follow, lanes, write};
 use super::v1::Pair;
 
@@ -219,10 +219,6 @@ impl Campaign {
                     fleet.restart_node(node, Duration::ZERO).await?;
                     self.kills += 1;
                 }
-                let seconds = self.random.random_range(-SKEW_S..=SKEW_S);
-                fleet.skew_relay(SKEWED_RELAY, seconds).await;
-                fleet.restart_relay(SKEWED_RELAY, Duration::ZERO).await?;
-                self.kills += 1;
             }
             Fault::WrongClock => {
                 let node = self.random.random_range(0..self.plan.nodes);

@@ -15,8 +15,6 @@ use crate::e2e::sealed::entry;
 pub(super) const RELAYS: usize = 3;
 /// The relay whose disk fills up.
 pub(super) const SMALL_DISK: usize = 2;
-/// The relay whose clock is wrong.
-pub(super) const SKEWED_RELAY: usize = 1;
 /// Longest wait for the whole fleet to stand.
 const START_LIMIT: Duration = Duration::from_mins(1);
 
@@ -142,12 +140,8 @@ impl Fleet {
         self.nodes[number].lock().await.set_variables(self.clock(seconds));
     }
 
-    /// Sets the clock of a relay's next process this many seconds ahead.
-    pub(super) async fn skew_relay(&self, number: usize, seconds: i64) {
-        self.relays[number].lock().await.set_variables(self.clock(seconds));
-    }
-
-    /// Only the wall clock is wrong: timeouts go by the monotonic one.
+    /// Only the wall clock is wrong: timeouts go by the monotonic one. Relays keep theirs: at the start of a process,
+    /// libfaketime and the allocator of theirs wait for each other for ever.
     fn clock(&self, seconds: i64) -> Vec<(String, String)> {
         if seconds == 0 {
             return Vec::new();
