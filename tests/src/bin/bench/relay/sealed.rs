@@ -191,7 +191,9 @@ async fn connect(place: &Place, carrier: Carrier) -> Result<Vec<Pair>> {
 /// Closed loop with a window: messages per second, CPU time of the relay per message in µs, share of its core. The
 /// first tenth is not counted.
 async fn saturate(relay: &Subject, pairs: &mut [Pair]) -> Result<(f64, f64, f64)> {
-    pairs.iter_mut().for_each(|pair| pair.write(EACH));
+    for pair in pairs.iter_mut() {
+        pair.write(EACH);
+    }
     let all = EACH * PAIRS as u64;
     let deadline = Instant::now() + Duration::from_mins(2);
     let mut begun = None;
@@ -228,7 +230,9 @@ async fn saturate(relay: &Subject, pairs: &mut [Pair]) -> Result<(f64, f64, f64)
 async fn paced(pairs: &mut [Pair], rate: f64, length: Duration) -> Result<(Samples, Samples)> {
     let lanes = pairs.len() as u64;
     let count = (rate * length.as_secs_f64()) as u64 / lanes * lanes;
-    pairs.iter_mut().for_each(|pair| pair.write(count / lanes));
+    for pair in pairs.iter_mut() {
+        pair.write(count / lanes);
+    }
     let start = Instant::now() + Duration::from_millis(10);
     // Message k goes to pair k mod lanes, as that pair's message number k / lanes.
     let intended =
