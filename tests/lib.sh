@@ -128,7 +128,7 @@ install_tools() {
   local wanted=" $* "
   command -v cargo >/dev/null || { echo "cargo is missing: install Rust (https://rustup.rs)"; exit 1; }
   cargo fetch --quiet --locked || exit 1
-  if [[ $wanted =~ \ (tests|e2e|simulation|chaos|deploy)\  ]] && ! cargo nextest --version >/dev/null 2>&1; then
+  if [[ $wanted =~ \ (tests|e2e|simulation|chaos|deploy|open)\  ]] && ! cargo nextest --version >/dev/null 2>&1; then
     echo "installing cargo-nextest"
     cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" cargo-nextest@0.9.143
   fi
@@ -152,7 +152,7 @@ install_tools() {
     install_debian ip iproute2
     install_debian unshare util-linux
   fi
-  if [[ $wanted == *" chaos "* ]]; then
+  if [[ $wanted =~ \ (chaos|open)\  ]]; then
     install_debian faketime faketime
   fi
   if [[ $wanted == *" tests "* ]]; then

@@ -113,10 +113,18 @@ pub fn frame(f: &Frame<'_>) -> String {
     out
 }
 
-/// A peer's text between marks, for tool results; the newest message stands in full up to 3.5 KiB.
+/// A peer's text between marks, in full up to 3.5 KiB; the rest is in the history of the thread.
 pub fn enclose(body: &str, nonce: &str) -> String {
-    let body = text::cut(&defuse(body), INLINE_BYTES, MORE);
-    format!("{OPEN} nonce={nonce}>>>\n{body}\n{END} nonce={nonce}>>>")
+    between_marks(&text::cut(&defuse(body), INLINE_BYTES, MORE), nonce)
+}
+
+/// A peer's text between marks, in full: for the history, where a text that was cut elsewhere is read.
+pub fn enclose_whole(body: &str, nonce: &str) -> String {
+    between_marks(&defuse(body), nonce)
+}
+
+fn between_marks(defused: &str, nonce: &str) -> String {
+    format!("{OPEN} nonce={nonce}>>>\n{defused}\n{END} nonce={nonce}>>>")
 }
 
 /// Breaks every occurrence of a mark in the text: no three `<` stay together.
@@ -217,6 +225,7 @@ mod tests {
 
     #[test]
     fn long_bodies_are_cut_and_say_so() {
+        assert!(enclose_whole(&"y".repeat(10_000), "00").contains(&"y".repeat(10_000)));
         let text = enclose(&"y".repeat(10_000), "00");
         assert!(text.len() < INLINE_BYTES + 100 && text.contains("threadline_history"));
     }

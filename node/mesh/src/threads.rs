@@ -121,7 +121,9 @@ impl Core {
     fn message_entry(&self, message: &StoredMessage, peer_name: &str) -> Value {
         let body = message.body.as_deref().unwrap_or_default();
         let (from, body) = match message.direction {
-            Direction::In => (peer_name, framing::enclose(body, &hex::encode(rand::random::<[u8; 8]>()))),
+            Direction::In => {
+                (peer_name, framing::enclose_whole(body, &hex::encode(rand::random::<[u8; 8]>())))
+            }
             Direction::Out => (self.agent_name.as_str(), body.to_owned()),
         };
         json!({
