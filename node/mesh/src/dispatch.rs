@@ -160,7 +160,11 @@ impl Dispatcher {
                 }
                 Some(InputState::Queued) => {
                     self.idle_since.remove(&key);
-                    if live.is_none() && seen.insert(key) {
+                    // The session that had it answered it and died before that was noted.
+                    if live.is_none() && core.store.is_answered(key.peer, message.id.clone()).await? {
+                        core.sessions.replied(&conversation_of(&key), Some(&inbox)).await;
+                        self.done(core, &message, None).await?;
+                    } else if live.is_none() && seen.insert(key) {
                         need.insert(message.row, message);
                     }
                 }

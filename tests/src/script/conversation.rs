@@ -36,7 +36,7 @@ impl Done {
 
     /// Whether the tool failed and the work is not done all the same.
     pub fn retryable(&self) -> bool {
-        self.failed && !self.text.contains("already-answered")
+        self.failed && !self.text.contains(" was answered by ")
     }
 }
 

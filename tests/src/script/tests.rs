@@ -51,7 +51,7 @@ fn answers_every_match_once_and_retries_what_failed() {
         {"type": "tool_use", "id": "b", "name": "send", "input": {"message": "answer 3"}}]}));
     messages.push(json!({"role": "user", "content": [
         {"type": "tool_result", "tool_use_id": "a", "content": "Error: node-unreachable", "is_error": true},
-        {"type": "tool_result", "tool_use_id": "b", "content": "Error: already-answered", "is_error": true},
+        {"type": "tool_result", "tool_use_id": "b", "content": "Error: message m1 was answered by m2", "is_error": true},
         {"type": "text", "text": "meanwhile: ask 8"}]}));
     let reply = script.reply(&conversation(json!(messages))).expect("matches");
     let sent: Vec<_> = reply.calls.iter().map(|call| call.input["message"].clone()).collect();

@@ -104,6 +104,25 @@ async fn a_session_that_died_or_has_nothing_to_say_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_gets_no_other_session_when_the_first_one_dies() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(6);
+    node.trust(&peer, "verified").await;
+    relay.send(&peer.says(node.us(), "t1", "m1", "Which day?")).await;
+    relay.taken("m1").await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    let answer = json!({"agentId": peer.fingerprint(), "message": "Friday.", "threadId": "t1",
+        "inReplyTo": "m1", "waitForReply": false});
+    node.call(Caller::Local, Tool::ThreadlineSend, answer).await.expect("the person answers");
+    assert_eq!(node.sessions.rows()[0].1, InputState::Injected);
+    node.sessions.die();
+    node.until_state("m1", "delivered").await;
+    assert_eq!(node.sessions.rows()[0].1, InputState::Acked);
+    assert_eq!(node.sessions.starts().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_failed_starts_are_reported_and_the_message_waits_on() {
     let node = Node::start().await;
     let mut relay = node.relay().await;

@@ -9,7 +9,8 @@ use crate::ids::{ConversationKey, SessionId};
 
 impl Journal {
     /// Closes rows of a conversation that a session has or is being given: those up to and including `inbox_key`,
-    /// or all. Returns what was closed.
+    /// or all. The row of `inbox_key` is closed even where nobody has it any more: its session may have died while its
+    /// answer was on the way. Returns what was closed.
     pub async fn acknowledge(
         &self,
         conversation: &ConversationKey,
@@ -22,7 +23,8 @@ impl Journal {
                 let mut update = c.prepare_cached(
                     "UPDATE session_inbox SET state = 'acked', acked_at = ?3, ended_at = ?3, error = NULL
                      WHERE conversation = ?1
-                       AND (state = 'injected' OR (state = 'queued' AND session_id IS NOT NULL))
+                       AND (state = 'injected'
+                            OR (state = 'queued' AND (session_id IS NOT NULL OR inbox_key = ?2)))
                        AND (?2 IS NULL OR ulid <= (SELECT ulid FROM session_inbox
                                                    WHERE inbox_key = ?2 AND conversation = ?1))
                      RETURNING ulid",
@@ -219,6 +221,23 @@ mod tests {
         assert_eq!(journal.mark_injected(given, session, 4).await.expect("late"), Some(InputState::Acked));
         let next = journal.next_queued(&conversation, 9).await.expect("next").expect("row");
         assert_eq!(next.ulid, waiting);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_outlives_its_session_closes_the_row() {
+        let dir = tempfile::tempdir().expect("dir");
+        let journal = journal(dir.path());
+        let conversation: ConversationKey = "local:x".parse().expect("key");
+        let session = SessionId::random();
+        let answered = journal.enqueue(input("cli:1", "local:x"), 1).await.expect("row").ulid;
+        let other = journal.enqueue(input("cli:2", "local:x"), 2).await.expect("row").ulid;
+        for ulid in [answered, other] {
+            journal.mark_injected(ulid, session, 3).await.expect("injected");
+        }
+        journal.requeue_session(session, "killed").await.expect("requeue");
+        assert_eq!(journal.acknowledge(&conversation, Some("cli:1"), 4).await.expect("ack"), [answered]);
+        let next = journal.next_queued(&conversation, 9).await.expect("next").expect("row");
+        assert_eq!(next.ulid, other);
     }
 
     #[tokio::test]

@@ -189,6 +189,11 @@ impl Store {
             .await
     }
 
+    /// Whether a message of a peer has an answer of ours that did not fail.
+    pub async fn is_answered(&self, peer: Fingerprint, id: MessageId) -> Result<bool, StoreError> {
+        self.db.read(move |c| Ok::<_, StoreError>(answer_to(c, &peer, id.as_str())?.is_some())).await
+    }
+
     /// The earlier message with this idempotency key.
     pub async fn by_idempotency_key(&self, key: &str) -> Result<Option<StoredMessage>, StoreError> {
         let key = key.to_owned();
@@ -470,17 +475,20 @@ fn append(
 /// One reply per inbound message: a claim that stands refuses the second.
 fn claim(c: &Connection, draft: &OutboundDraft) -> Result<(), StoreError> {
     let Some(answered) = &draft.in_reply_to else { return Ok(()) };
-    let by: Option<String> = c
-        .prepare_cached(
-            "SELECT message_id FROM messages WHERE peer_fp = ?1 AND in_reply_to = ?2 AND direction = 'out'
-             AND state NOT IN ('failed', 'rejected', 'expired')",
-        )?
-        .query_row(params![draft.key.peer.to_string(), answered.as_str()], |r| r.get(0))
-        .optional()?;
-    match by {
+    match answer_to(c, &draft.key.peer, answered.as_str())? {
         Some(by) => Err(StoreError::AlreadyAnswered { in_reply_to: answered.to_string(), by }),
         None => Ok(()),
     }
+}
+
+/// Id of the message that answers this one of a peer, unless it failed.
+fn answer_to(c: &Connection, peer: &Fingerprint, id: &str) -> Result<Option<String>, StoreError> {
+    Ok(c.prepare_cached(
+        "SELECT message_id FROM messages WHERE peer_fp = ?1 AND in_reply_to = ?2 AND direction = 'out'
+         AND state NOT IN ('failed', 'rejected', 'expired')",
+    )?
+    .query_row(params![peer.to_string(), id], |r| r.get(0))
+    .optional()?)
 }
 
 fn find_by_key(c: &Connection, key: &str) -> Result<Option<StoredMessage>, StoreError> {

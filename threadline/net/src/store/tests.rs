@@ -239,7 +239,9 @@ async fn one_reply_per_message_and_one_row_per_idempotency_key() {
     let bench = Bench::new();
     bench.store.accept(inbound(1, "q", "question?"), ApprovalQueueLimits::default(), NOW).await.expect("in");
     let answer = |message: &str| OutboundDraft { in_reply_to: Some(id("q")), ..draft(message) };
+    assert!(!bench.store.is_answered(peer(1), id("q")).await.expect("asked"));
     send(&bench.store, answer("a1"), "first").await.expect("first");
+    assert!(bench.store.is_answered(peer(1), id("q")).await.expect("asked"));
     let second = send(&bench.killed().store, answer("a2"), "second").await;
     assert!(matches!(second, Err(StoreError::AlreadyAnswered { .. })), "{second:?}");
 
