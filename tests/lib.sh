@@ -42,15 +42,27 @@ nextest() {
   cargo nextest run --locked --status-level fail --final-status-level slow --no-fail-fast "$@" 2>&1 | tee "$log"
   local code=${PIPESTATUS[0]}
   summary=$(grep -E '^ *Summary \[' "$log" | tail -1)
+  mapfile -t -O "${#failures[@]}" failures < <(reasons "$log")
   rm -f "$log"
   count=$(number passed "$summary")
   local bad=$(( $(number failed "$summary") + $(number 'timed out' "$summary") + $(number 'exec failed' "$summary") ))
   passed=$((passed + count))
   if [ "$bad" -eq 0 ] && { [ "$code" -ne 0 ] || [ "$count" -eq 0 ]; }; then
     echo "FAILED: the section ended with status $code and $count tests"
+    failures+=("a section ended with status $code and $count tests")
     bad=1
   fi
   failed=$((failed + bad))
+}
+
+# reasons LOG : a line for each failed test of nextest's output, with the first line of its panic.
+reasons() {
+  awk '
+    function tell() { if (name != "") print name (why == "" ? "" : ": " substr(why, 1, 300)); name = why = "" }
+    /^ *Summary \[/ { exit }
+    /^ *(FAIL|TIMEOUT|ABORT|SIG[A-Z]+) \[/ { tell(); name = $NF; next }
+    name != "" && why == "" && /panicked at / { getline; sub(/^ +/, ""); why = $0 }
+    END { tell() }' "$1"
 }
 
 # number WORD SUMMARY : the figure before WORD in nextest's summary line, else 0.
@@ -70,7 +82,15 @@ doc_tests() {
   bad=$(awk '/^test result:/ {sum += $6} END {print sum + 0}' "$log")
   rm -f "$log"
   [ "$code" -eq 0 ] || [ "$bad" -gt 0 ] || bad=1
+  [ "$bad" -eq 0 ] || failures+=("doc tests: $bad")
   passed=$((passed + good)); failed=$((failed + bad))
+}
+
+# totals : what failed, a line each, then the last line; whether nothing failed.
+totals() {
+  [ ${#failures[@]} -eq 0 ] || printf '%s\n' "" failed: "${failures[@]/#/  }"
+  printf '\n%s passed, %s failed\n' "$passed" "$failed"
+  [ "$failed" -eq 0 ]
 }
 
 # fuzz SECONDS [TARGET…] : builds all fuzz targets once, then runs two at a time, one check per target. SECONDS is for
