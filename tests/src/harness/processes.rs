@@ -26,6 +26,13 @@ impl Process {
         text.split('\0').find_map(|pair| Some(pair.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
     }
 
+    /// Process id of its parent.
+    fn parent(&self) -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        // The program's name stands in parentheses and may hold anything; then come its state and its parent.
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    }
+
     /// Sends a signal; gives back whether the process was still there.
     pub fn signal(&self, signal: Signal) -> bool {
         Pid::from_raw(self.pid).is_some_and(|pid| kill_process(pid, signal).is_ok())
@@ -60,10 +67,19 @@ pub fn runtimes() -> Vec<Process> {
         process.command[0].ends_with("claude")
             && process.command.iter().any(|argument| flags.iter().any(|flag| argument.starts_with(flag)))
     };
-    all().into_iter().filter(serves).collect()
+    without_copies(all().into_iter().filter(serves).collect())
 }
 
 /// Supervisors of sessions.
 pub fn session_hosts() -> Vec<Process> {
-    all().into_iter().filter(|process| process.has("session-host") || process.has("session-exec")).collect()
+    let supervises = |process: &Process| process.has("session-host") || process.has("session-exec");
+    without_copies(all().into_iter().filter(supervises).collect())
+}
+
+/// A child that has not yet become its own program still shows the command line of its parent: it is about to be a hook or
+/// a tool server, not another one of these.
+fn without_copies(found: Vec<Process>) -> Vec<Process> {
+    let pids: Vec<i32> = found.iter().map(|process| process.pid).collect();
+    let is_copy = |process: &Process| process.parent().is_some_and(|parent| pids.contains(&parent));
+    found.into_iter().filter(|process| !is_copy(process)).collect()
 }
