@@ -3,6 +3,12 @@
 
 /// The next path starts when the current one gave no answer for this long, ms.
 pub const PATIENCE_MS: u64 = 3_000;
+/// A relay that took a message for a peer that is there has this long until the peer's receipt, ms. Then another relay
+/// gets it too: the peer's session with the first may be dead without either end knowing.
+pub const CUSTODY_PATIENCE_MS: u64 = 8_000;
+/// A path that took something and led nowhere is not the first choice for this long, ms: about as long as a dead session
+/// can stay unnoticed.
+pub const SILENCE_REST_MS: u64 = 60_000;
 /// A path that failed twice within [`FAILURE_WINDOW_MS`] rests for this long, ms.
 pub const REST_MS: u64 = 600_000;
 /// See [`REST_MS`], ms.
@@ -102,10 +108,12 @@ const fn preference(listens: Option<bool>) -> u8 {
 }
 
 /// What happened on a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Failures {
     last: u64,
     rests_until: u64,
+    /// Nothing came of what it took; that it takes more proves nothing.
+    silent_until: u64,
 }
 
 /// Remembers, per peer, the path that works and those that do not.
@@ -158,7 +166,8 @@ impl PathMemory {
         }
         let fresh: Vec<Path> =
             open.iter().copied().filter(|path| !trail.tried.iter().any(|(tried, _)| tried == path)).collect();
-        let rests = |path: &Path| self.failures.get(path).is_some_and(|f| f.rests_until > now_ms);
+        let rests =
+            |path: &Path| self.failures.get(path).is_some_and(|f| f.rests_until.max(f.silent_until) > now_ms);
         let current = self.current.filter(|path| fresh.contains(path) && !rests(path));
         let awake = fresh.iter().copied().find(|path| !rests(path));
         match current.or(awake).or(fresh.first().copied()) {
@@ -170,9 +179,11 @@ impl PathMemory {
         }
     }
 
-    /// The path answered: it is the one in use.
+    /// The path answered, or brought something from the peer: it is the one in use.
     pub fn worked(&mut self, path: Path, now_ms: u64) {
-        self.failures.remove(&path);
+        if let Some(known) = self.failures.get_mut(&path) {
+            *known = Failures { silent_until: known.silent_until, ..Failures::default() };
+        }
         if self.current != Some(path) {
             self.current = Some(path);
             self.switched_at = Some(now_ms);
@@ -181,11 +192,21 @@ impl PathMemory {
 
     /// The path broke or gave no answer.
     pub fn failed(&mut self, path: Path, now_ms: u64) {
-        let known = self.failures.entry(path).or_insert(Failures { last: 0, rests_until: 0 });
+        let known = self.failures.entry(path).or_default();
         if known.last > 0 && known.last.saturating_add(FAILURE_WINDOW_MS) > now_ms {
             known.rests_until = now_ms.saturating_add(REST_MS);
         }
         known.last = now_ms.max(1);
+        self.leave(path);
+    }
+
+    /// The path took something, and nothing was heard of it since: others come first for a while.
+    pub fn silent(&mut self, path: Path, now_ms: u64) {
+        self.failures.entry(path).or_default().silent_until = now_ms.saturating_add(SILENCE_REST_MS);
+        self.leave(path);
+    }
+
+    fn leave(&mut self, path: Path) {
         if self.current == Some(path) {
             self.current = None;
         }
@@ -196,6 +217,16 @@ impl PathTrail {
     /// The message was handed to a path.
     pub fn took(&mut self, path: Path, now_ms: u64) {
         self.tried.push((path, now_ms));
+    }
+
+    /// Whether it went nowhere yet.
+    pub const fn is_empty(&self) -> bool {
+        self.tried.is_empty()
+    }
+
+    /// The path that it was given to last, and since when that owes an answer, Unix ms.
+    pub fn waits_for(&self) -> Option<(Path, u64)> {
+        self.tried.last().copied().filter(|(path, at)| *at > 0 && !self.refused.contains(path))
     }
 
     /// A path refused it for now: nothing is waited for there.
@@ -283,6 +314,21 @@ mod tests {
         memory.failed(open[0], 10_001);
         assert_eq!(memory.step(&open, &trail, 10_001), PathStep::Take(open[1]), "at once");
         assert!(trail.went(open[0]) && !trail.went(open[1]));
+    }
+
+    #[test]
+    fn a_path_that_takes_and_leads_nowhere_is_not_the_first_choice_although_it_takes_more() {
+        let (mut memory, trail) = (PathMemory::default(), PathTrail::default());
+        let open = [Path::RelayV2(0), Path::RelayV2(1), Path::RelayV2(2)];
+        memory.worked(open[0], 5);
+        memory.silent(open[0], 10);
+        assert_eq!(memory.step(&open, &trail, 11), PathStep::Take(open[1]));
+        memory.worked(open[1], 20);
+        memory.failed(open[1], 30);
+        memory.worked(open[0], 40);
+        assert_eq!(memory.step(&[open[0], open[2]], &trail, 41), PathStep::Take(open[2]), "relay 1 died");
+        assert_eq!(memory.step(&open[..1], &trail, 42), PathStep::Take(open[0]), "there is no other");
+        assert_eq!(memory.step(&open, &trail, 10 + SILENCE_REST_MS), PathStep::Take(open[0]));
     }
 
     #[test]

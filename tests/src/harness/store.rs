@@ -41,6 +41,15 @@ impl MessageStore {
         Ok(Self { database: database.with_context(|| path.display().to_string())? })
     }
 
+    /// Ids of messages sent that nobody confirmed yet: what a relay says does not count.
+    pub fn unconfirmed(&self) -> anyhow::Result<Vec<String>> {
+        let mut query = self.database.prepare_cached(
+            "SELECT message_id FROM deliveries WHERE sealed AND acked_at IS NULL ORDER BY created_at",
+        )?;
+        let rows = query.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Messages of the rows after `row`, oldest first.
     pub fn after(&self, row: i64) -> anyhow::Result<Vec<Stored>> {
         let mut query = self.database.prepare_cached(

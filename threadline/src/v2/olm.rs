@@ -171,6 +171,16 @@ pub(crate) fn olm_message(leg: &Leg) -> Option<OlmMessage> {
     OlmMessage::from_parts(usize::from(!leg.starts_session), &leg.olm.0).ok()
 }
 
+/// Names the chain of its ratchet that a leg was sealed in. The peer keeps keys of the newest five alone: what comes after
+/// five later ones can't be opened any more.
+pub(crate) fn chain_of(leg: &Leg) -> Option<Bin<32>> {
+    let key = match olm_message(leg)? {
+        OlmMessage::Normal(message) => message.ratchet_key(),
+        OlmMessage::PreKey(first) => first.message().ratchet_key(),
+    };
+    Some(Bin(key.to_bytes()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use threadline::identity::Identity;
+use threadline::path::PATIENCE_MS;
 use threadline::v2::content::Body;
 use threadline::v2::frames::{Frame, Hello, Role};
 use threadline::v2::mail::{
@@ -285,6 +286,9 @@ impl Node {
                     Received::Take(commit) => {
                         self.commit(commit)?;
                         let live = self.live.as_mut().expect("running");
+                        if let Some((_, from, _)) = claim {
+                            live.courier.heard(relay, from, now);
+                        }
                         let _ = live.sessions[relay].taken(&[deliver.did]);
                     }
                     Received::Refuse(code) => {
@@ -292,8 +296,8 @@ impl Node {
                     }
                 }
             }
-            SessionEffect::Accepted { to, id, .. } => {
-                let answer = live.courier.accepted(relay, to, now);
+            SessionEffect::Accepted { to, id, answer } => {
+                let answer = live.courier.accepted(relay, &live.sessions, (to, id), &answer, now);
                 let (commit, _) = live.mail.answered(&to, &id, answer, now);
                 if self.defect == SealedDefect::AcceptedIsEnough {
                     live.mail.withdraw(&to, &id);
@@ -385,6 +389,8 @@ impl Node {
         let live = self.live.as_mut().expect("running");
         live.courier.expire(now);
         let commit = live.mail.flush_receipts(&|_| true, now).expect("a device");
+        self.commit(commit)?;
+        let commit = self.live.as_mut().expect("running").mail.drop_stale(PATIENCE_MS, now);
         self.commit(commit)?;
         let peers = self.live.as_ref().expect("running").mail.peers_to_seal();
         for peer in peers {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use threadline::identity::Identity;
+use threadline::path::PATIENCE_MS;
 use threadline::v1;
 use threadline::v2::frames::{
     Deliver, FORMAT_V1, Found, Frame, FrameId, Hello, Outcome as Fate, Presence, Role, Target, Visibility,
@@ -507,6 +508,9 @@ impl Driver {
                 let session = match received {
                     Received::Take(commit) => {
                         self.keep(commit).await?;
+                        if let Some((_, from, _)) = claim {
+                            self.courier.heard(relay, from, now);
+                        }
                         self.sessions.get_mut(relay).map(|session| session.taken(&[deliver.did]))
                     }
                     Received::Refuse(code) => {
@@ -517,8 +521,8 @@ impl Driver {
                     tracing::debug!("the session ended before a delivery was confirmed; it comes again");
                 }
             }
-            SessionEffect::Accepted { to, id, .. } => {
-                let answer = self.courier.accepted(relay, to, now);
+            SessionEffect::Accepted { to, id, answer } => {
+                let answer = self.courier.accepted(relay, &self.sessions, (to, id), &answer, now);
                 self.answered(&to, &id, answer, now).await?;
             }
             SessionEffect::Rejected { to, id, code, retry_ms } => {
@@ -719,6 +723,10 @@ impl Driver {
         let standing = Arc::clone(&self.deps.standing);
         let commit = self.mail.flush_receipts(&move |key| standing(key).may_know(), now)?;
         self.keep(commit).await?;
+        if self.sessions.iter().any(ClientSession::is_ready) {
+            let commit = self.mail.drop_stale(PATIENCE_MS, now);
+            self.keep(commit).await?;
+        }
         for peer in self.mail.peers_to_seal() {
             let sealing = self.mail.seal(&peer, now)?;
             self.keep(sealing.commit).await?;

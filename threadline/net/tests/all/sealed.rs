@@ -368,6 +368,22 @@ async fn a_relay_that_withholds_is_gone_around() {
     bob.heard(&numbers(0..2)).await;
 }
 
+#[tokio::test]
+async fn receipts_that_a_relay_swallows_come_another_way() {
+    let (bad, good) = (TestRelay::start(54).await, TestRelay::start(55).await);
+    let bob = Party::with_clock(6, &[&bad, &good], hurried).await;
+    let mut alice = Party::with_clock(5, &[&bad, &good], hurried).await;
+    let id = alice.say(bob.key, "0").await;
+    bob.heard(&numbers(0..1)).await;
+    alice.confirmed(id).await;
+    bad.disk.lock().expect("lock").withholds_from = Some(alice.key);
+    for n in 1..3 {
+        let id = alice.say(bob.key, &n.to_string()).await;
+        bob.heard(&numbers(0..n + 1)).await;
+        alice.confirmed(id).await;
+    }
+}
+
 /// Answers one request with these bytes and returns its address.
 async fn answers(head: &str, body: &str) -> (String, JoinHandle<()>) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

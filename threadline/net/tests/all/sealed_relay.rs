@@ -46,6 +46,8 @@ pub struct Disk {
     next: u64,
     /// Accepts and forgets.
     pub withholds: bool,
+    /// Accepts and forgets what is for this one.
+    pub withholds_from: Option<Key>,
 }
 
 pub struct TestRelay {
@@ -218,7 +220,7 @@ pub fn answer(
         Frame::Send(send) => {
             let header = check_send(&send, &from, now).expect("a good SEND").header;
             let (rid, id) = (send.rid, send.id.clone());
-            if !disk.withholds {
+            if !disk.withholds && disk.withholds_from != Some(header.to) {
                 disk.next += 1;
                 disk.queue.insert(disk.next, (from, header.to, send));
             }

@@ -3,6 +3,7 @@
 use super::{Commit, Mail, MailError, OutRow, Write};
 use crate::ThreadId;
 use crate::delivery::{DeliveryState, retry_delay_ms};
+use crate::path::{CUSTODY_PATIENCE_MS, PATIENCE_MS};
 use crate::v2::content::{Body, CONTROL_THREAD, MAX_RECEIPT_IDS, Receipt, ReceiptStatus};
 use crate::v2::mail::open::Opened;
 use crate::v2::mail::seal::{Draft, SubmitError};
@@ -30,7 +31,12 @@ pub enum Evidence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CarrierAnswer {
     /// It holds the message.
-    Accepted,
+    Accepted {
+        /// Whether it says that the recipient is there.
+        live: bool,
+        /// Whether another carrier is there that had not the message yet.
+        others: bool,
+    },
     /// It does not.
     Rejected {
         /// Why.
@@ -112,10 +118,11 @@ impl Mail {
         self.records.outbox.values().filter(waiting).filter_map(|row| row.next_at).min()
     }
 
-    /// A message was handed to a carrier. Not stored: after a restart everything open goes out again.
-    pub fn handed(&mut self, peer: &Key, id: &Id, now_ms: u64) {
+    /// A message was handed to a carrier, the first of an attempt or one more. Not stored: after a restart everything open
+    /// goes out again.
+    pub fn handed(&mut self, peer: &Key, id: &Id, first: bool, now_ms: u64) {
         if let Some(row) = self.records.outbox.get_mut(&(*peer, *id)) {
-            row.attempts = row.attempts.saturating_add(1);
+            row.attempts = row.attempts.saturating_add(u32::from(first));
             row.next_at = Some(now_ms.saturating_add(retry_delay_ms(row.attempts).unsigned_abs()));
             if row.state == DeliveryState::Pending {
                 row.state = DeliveryState::Sent;
@@ -168,14 +175,18 @@ impl Mail {
         };
         let before = row.state;
         match answer {
-            CarrierAnswer::Accepted if is_control(&row) => {
+            CarrierAnswer::Accepted { .. } if is_control(&row) => {
                 self.put(&mut commit, Write::DropOut(*peer, *id));
                 return (commit, None);
             }
-            CarrierAnswer::Accepted => {
+            CarrierAnswer::Accepted { live, others } => {
                 row.held = true;
                 row.state = DeliveryState::Accepted;
-                let pause = retry_delay_ms(row.attempts).unsigned_abs();
+                let pause = match (others, live) {
+                    (true, true) => CUSTODY_PATIENCE_MS,
+                    (true, false) => PATIENCE_MS,
+                    (false, _) => retry_delay_ms(row.attempts).unsigned_abs(),
+                };
                 row.next_at = Some(now_ms.saturating_add(pause));
             }
             CarrierAnswer::Rejected { code, retry_ms, last_path } => {

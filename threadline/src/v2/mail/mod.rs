@@ -12,6 +12,7 @@ mod records;
 mod repair;
 mod rows;
 mod seal;
+mod stale;
 #[cfg(test)]
 mod tests;
 

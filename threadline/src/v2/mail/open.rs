@@ -368,6 +368,7 @@ impl Mail {
                     preferred_at,
                     sealed: 0,
                     weak: false,
+                    chains: Vec::new(),
                 };
                 self.keep_session(session, commit);
             }

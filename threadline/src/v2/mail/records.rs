@@ -89,6 +89,9 @@ pub struct SessionRow {
     pub sealed: u32,
     /// Begun with a fallback key: weaker secrecy of the first message.
     pub weak: bool,
+    /// The newest chains that we sealed in, oldest first.
+    #[serde(default)]
+    pub chains: Vec<Bin<32>>,
 }
 
 /// Key of a [`SessionRow`].

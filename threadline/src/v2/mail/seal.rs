@@ -290,6 +290,7 @@ impl Mail {
         row.legs.clear();
         for ((_, to, session), (ratchet, session_row)) in ratchets.iter_mut() {
             if let Some(leg) = ratchet.encrypt(*to, &plaintext) {
+                super::stale::note_chain(session_row, &leg);
                 legs.push(leg);
                 row.legs.push((*to, session.clone()));
                 session_row.sealed = session_row.sealed.saturating_add(1);
@@ -416,6 +417,7 @@ impl Mail {
                 preferred_at: self.prefer(peer, &cert.device, now_ms),
                 sealed: 0,
                 weak: kind == FALLBACK,
+                chains: Vec::new(),
             };
             self.keep_session(row, &mut commit);
         }

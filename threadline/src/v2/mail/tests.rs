@@ -6,6 +6,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
 use crate::delivery::DeliveryState;
+use crate::path::{CUSTODY_PATIENCE_MS, PATIENCE_MS};
 use crate::testing::identity;
 use crate::v2::content::{Body, Receipt, ReceiptStatus};
 use crate::v2::envelope::Envelope;
@@ -133,14 +134,15 @@ impl Party {
         }
         let mut out = Vec::new();
         for (peer, id) in self.mail.due(now) {
-            self.mail.handed(&peer, &id, now);
+            self.mail.handed(&peer, &id, true, now);
             out.push((peer, id, self.mail.records().outbox[&(peer, id)].env.clone().expect("sealed")));
         }
         out
     }
 
     fn accepted(&mut self, peer: &Key, id: &Id, now: u64) {
-        let (commit, _) = self.mail.answered(peer, id, CarrierAnswer::Accepted, now);
+        let (commit, _) =
+            self.mail.answered(peer, id, CarrierAnswer::Accepted { live: true, others: false }, now);
         self.keep(commit);
     }
 
@@ -599,7 +601,7 @@ fn a_refusal_ends_a_message_only_on_the_last_path() {
     let (commit, change) = alice.mail.answered(&peer, &id, refuse(Code::UnknownRecipient, false), NOW);
     alice.keep(commit);
     assert_eq!((change, alice.mail.due(NOW)), (None, vec![(peer, id)]));
-    alice.mail.handed(&peer, &id, NOW);
+    alice.mail.handed(&peer, &id, true, NOW);
     let busy = CarrierAnswer::Rejected { code: Code::Busy, retry_ms: Some(9_000), last_path: true };
     let (commit, _) = alice.mail.answered(&peer, &id, busy, NOW);
     alice.keep(commit);
@@ -625,6 +627,60 @@ fn what_a_relay_lost_is_sent_again_and_ends_with_its_life() {
     alice.keep(commit);
     assert_eq!(changes.len(), 1);
     assert!(alice.store.outbox.is_empty());
+}
+
+#[test]
+fn what_goes_out_again_in_a_lively_conversation_is_sealed_again_and_opens() {
+    let (mut alice, mut bob) = pair();
+    let talk = |alice: &mut Party, bob: &mut Party, turns: std::ops::Range<u64>| {
+        for n in turns {
+            alice.say(bob.key(), "t2", &format!("a{n}"), NOW + n);
+            carry(alice, bob, NOW + n);
+            carry(bob, alice, NOW + n);
+        }
+    };
+    talk(&mut alice, &mut bob, 0..2);
+    let id = alice.say(bob.key(), "t", "lost on its way", NOW + 3);
+    let lost = alice.outgoing(&mut bob.shelf, NOW + 3).pop().expect("sealed").2;
+    let commit = alice.mail.drop_stale(3_000, NOW + 3_003);
+    assert!(commit.is_empty(), "the same bytes while the peer has the keys for them");
+    talk(&mut alice, &mut bob, 4..12);
+    let mut behind = Mail::new(bob.identity.clone(), bob.store.clone(), [9; 32]);
+    assert!(matches!(behind.receive(&lost.0, None, NOW + 12), Received::Take(_)));
+    let opened = behind.open_next(&|_| true, NOW + 12).expect("opens").expect("one");
+    assert_eq!(opened.outcome, Outcome::Unopened(Unopened::NoSession), "the keys are gone by now");
+
+    let commit = alice.mail.drop_stale(3_000, NOW + 3_003);
+    alice.keep(commit);
+    let out = alice.outgoing(&mut bob.shelf, NOW + 3_003);
+    assert_eq!(out.iter().map(|(_, id, _)| *id).collect::<Vec<_>>(), [id]);
+    assert_ne!(out[0].2, lost);
+    for env in [&out[0].2, &lost] {
+        bob.arrives(env, NOW + 3_004);
+        bob.open_all(NOW + 3_004);
+    }
+    assert_eq!(bob.texts().iter().filter(|text| *text == "lost on its way").count(), 1);
+    assert!(bob.inbox.iter().all(|d| d.marker == Marker::InOrder && !d.diverged));
+}
+
+#[test]
+fn a_relay_that_takes_and_brings_no_receipt_is_not_waited_for_while_another_one_is_there() {
+    let (mut alice, mut bob) = pair();
+    let id = alice.say(bob.key(), "t", "hello", NOW);
+    alice.outgoing(&mut bob.shelf, NOW);
+    let peer = bob.key();
+    let due_after = |alice: &mut Party, live, others| {
+        let (commit, _) = alice.mail.answered(&peer, &id, CarrierAnswer::Accepted { live, others }, NOW);
+        alice.keep(commit);
+        alice.mail.records().outbox[&(peer, id)].next_at.expect("open") - NOW
+    };
+    assert_eq!(due_after(&mut alice, true, true), CUSTODY_PATIENCE_MS);
+    assert_eq!(due_after(&mut alice, false, true), PATIENCE_MS, "the peer is not there, it says");
+    assert_eq!(due_after(&mut alice, true, false), 30_000, "the schedule begins when every relay had it");
+    alice.mail.handed(&peer, &id, false, NOW);
+    assert_eq!(due_after(&mut alice, true, false), 30_000, "one more relay is no other attempt");
+    alice.mail.handed(&peer, &id, true, NOW);
+    assert_eq!(due_after(&mut alice, true, false), 120_000);
 }
 
 #[test]

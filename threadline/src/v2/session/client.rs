@@ -27,8 +27,10 @@ pub const QUIC_PROBE_MS: u64 = 15 * 60_000;
 pub const ATTEMPT_MS: u64 = 10_000;
 /// Silence after which the relay is asked whether it is there, ms.
 pub const PING_AFTER_MS: u64 = 25_000;
-/// Silence after which it counts as gone, ms.
-pub const DEAD_AFTER_MS: u64 = 60_000;
+/// The same after a message that it was given: a socket that is dead at its other end takes bytes and says nothing, ms.
+pub const SUSPECT_AFTER_MS: u64 = 3_000;
+/// The answer has to come within this time, or the relay counts as gone, ms.
+pub const PONG_MS: u64 = 10_000;
 /// A session of this length makes the next pause short again, ms.
 const STABLE_MS: u64 = 60_000;
 const BAN_MS: u64 = 3_600_000;
@@ -177,9 +179,24 @@ struct Live {
     since: u64,
     role: Role,
     heard_at: u64,
-    pinged: bool,
+    /// When it was given the first message since it was heard, Unix ms.
+    gave_at: Option<u64>,
+    /// When it was asked whether it is there, and did not answer yet, Unix ms.
+    pinged_at: Option<u64>,
     /// The relay's clock at WELCOME, and ours, Unix ms.
     clocks: (u64, u64),
+}
+
+impl Live {
+    /// Until when it may be silent before it is asked, or is given up, Unix ms.
+    fn silence_ends(&self) -> u64 {
+        let idle = self.heard_at.saturating_add(PING_AFTER_MS);
+        let gave = self.gave_at.map(|at| at.saturating_add(SUSPECT_AFTER_MS));
+        match self.pinged_at {
+            Some(at) => at.saturating_add(PONG_MS),
+            None => gave.map_or(idle, |gave| gave.min(idle)),
+        }
+    }
 }
 
 /// The machine.
@@ -300,9 +317,7 @@ impl ClientSession {
     /// When to call [`ClientSession::handle_timeout`], Unix ms.
     pub fn poll_timeout(&self) -> Option<u64> {
         let attempts = self.attempts.values().map(|attempt| attempt.deadline);
-        let silence = self.live.as_ref().map(|live| {
-            live.heard_at.saturating_add(if live.pinged { DEAD_AFTER_MS } else { PING_AFTER_MS })
-        });
+        let silence = self.live.as_ref().map(Live::silence_ends);
         let wait = self.wait.map(|(until, _)| until);
         attempts
             .chain([silence, wait, self.websocket_at, self.move_at, self.probe_at].into_iter().flatten())
@@ -375,12 +390,12 @@ impl ClientSession {
     }
 
     fn check_silence(&mut self, now_ms: u64) {
-        let Some(live) = &mut self.live else { return };
-        if live.heard_at.saturating_add(DEAD_AFTER_MS) <= now_ms {
+        let Some(live) = self.live.as_mut().filter(|live| live.silence_ends() <= now_ms) else { return };
+        if live.pinged_at.is_some() {
             self.end_live(close::NORMAL, now_ms);
             self.back_off(0, None, now_ms);
-        } else if !live.pinged && live.heard_at.saturating_add(PING_AFTER_MS) <= now_ms {
-            live.pinged = true;
+        } else {
+            live.pinged_at = Some(now_ms);
             let connection = live.connection;
             let t = self.rng.next_u64();
             self.write(connection, Ping { t, tok: false }.into());
@@ -388,6 +403,7 @@ impl ClientSession {
     }
 
     /// Hands a sealed message to the relay.
+    #[allow(clippy::too_many_arguments, reason = "the members of one frame, and the time")]
     pub fn send(
         &mut self,
         to: Key,
@@ -396,6 +412,7 @@ impl ClientSession {
         env: Blob,
         ttl_s: u64,
         priority: u8,
+        now_ms: u64,
     ) -> Result<(), NotReady> {
         let rid = self.request_number();
         let frame = Send {
@@ -410,6 +427,9 @@ impl ClientSession {
         };
         self.say(frame.into())?;
         self.sends.insert(rid, (to, id));
+        if let Some(live) = &mut self.live {
+            live.gave_at.get_or_insert(now_ms);
+        }
         Ok(())
     }
 
@@ -635,8 +655,16 @@ impl ClientSession {
         self.probe_at = probes.then(|| now_ms.saturating_add(QUIC_PROBE_MS));
         let role = welcome.role;
         let clocks = (welcome.now, now_ms);
-        self.live =
-            Some(Live { connection, carrier, since: now_ms, role, heard_at: now_ms, pinged: false, clocks });
+        self.live = Some(Live {
+            connection,
+            carrier,
+            since: now_ms,
+            role,
+            heard_at: now_ms,
+            gave_at: None,
+            pinged_at: None,
+            clocks,
+        });
         self.tell();
         self.effects.push_back(SessionEffect::Welcome(Box::new(welcome)));
     }
@@ -657,7 +685,7 @@ impl ClientSession {
     fn handle_open(&mut self, frame: Frame, now_ms: u64) {
         if let Some(live) = &mut self.live {
             live.heard_at = now_ms;
-            live.pinged = false;
+            (live.gave_at, live.pinged_at) = (None, None);
         }
         match frame {
             Frame::Deliver(deliver) => self.effects.push_back(SessionEffect::Deliver(Box::new(deliver))),

@@ -4,14 +4,19 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::ClientSession;
-use crate::path::{PATIENCE_MS, Path, PathMemory, PathStep, PathTrail, PeerFacts, RelayFacts, candidates};
+use crate::path::{
+    CUSTODY_PATIENCE_MS, PATIENCE_MS, Path, PathMemory, PathStep, PathTrail, PeerFacts, RelayFacts,
+    candidates,
+};
 use crate::v2::envelope::Envelope;
-use crate::v2::frames::{Frame, Looked, Target};
+use crate::v2::frames::{Accepted, Frame, Looked, Standing, Target};
 use crate::v2::mail::{CarrierAnswer, Commit, LearnError, Mail, OutRow};
 use crate::v2::{Blob, Code, Id, Key};
 
 /// A relay that did not answer a question for this long is not asked first the next time, ms.
 const ANSWER_MS: u64 = 10_000;
+/// A relay that had a message under several sealings takes another one hardly before this, ms.
+const DUPLICATE_PAUSE_MS: u64 = 300_000;
 /// Life of a bare envelope at a relay, s.
 const BARE_LIFE_S: u64 = 3_600;
 
@@ -125,10 +130,24 @@ impl Courier {
         mail.custody_lost(with_it, now_ms);
     }
 
+    /// A relay brought something that a peer wrote: what is written to that peer, receipts above all, goes back the same
+    /// way. Another relay may swallow it, or hold it for a session that is dead.
+    pub fn heard(&mut self, relay: usize, from: Key, now_ms: u64) {
+        self.paths.entry(from).or_default().worked(Path::RelayV2(relay), now_ms);
+    }
+
     /// A relay took an envelope.
-    pub fn accepted(&mut self, relay: usize, to: Key, now_ms: u64) -> CarrierAnswer {
+    pub fn accepted(
+        &mut self,
+        relay: usize,
+        sessions: &[ClientSession],
+        (to, id): (Key, Id),
+        answer: &Accepted,
+        now_ms: u64,
+    ) -> CarrierAnswer {
         self.paths.entry(to).or_default().worked(Path::RelayV2(relay), now_ms);
-        CarrierAnswer::Accepted
+        let trail = self.trails.entry((to, id)).or_default();
+        CarrierAnswer::Accepted { live: answer.st == Standing::Live, others: is_next(sessions, trail) }
     }
 
     /// A relay refused an envelope: for good, and the others are asked before the message counts as failed, or for now,
@@ -145,12 +164,16 @@ impl Courier {
         let path = Path::RelayV2(relay);
         let memory = self.paths.entry(to).or_default();
         let trail = self.trails.entry((to, id)).or_default();
-        if code.is_retryable() {
-            memory.failed(path, now_ms);
+        if code.is_retryable() || code == Code::Duplicate {
+            if code == Code::Duplicate {
+                // It had as many sealings of this message as it takes: it does not refuse the message.
+                memory.silent(path, now_ms);
+            } else {
+                memory.failed(path, now_ms);
+            }
             trail.declined(path);
-            let mut others = sessions.iter().enumerate().filter(|(_, session)| session.is_ready());
-            let is_next = others.any(|(number, _)| !trail.went(Path::RelayV2(number)));
-            let retry_ms = if is_next { Some(0) } else { retry_ms };
+            let later = if code == Code::Duplicate { Some(DUPLICATE_PAUSE_MS) } else { retry_ms };
+            let retry_ms = if is_next(sessions, trail) { Some(0) } else { later };
             return CarrierAnswer::Rejected { code, retry_ms, last_path: false };
         }
         trail.refused(path);
@@ -176,7 +199,7 @@ impl Courier {
         for (to, id, env) in std::mem::take(&mut self.bare) {
             let Ok(tag) = Envelope::parse(&env.0).map(|envelope| envelope.header.tag) else { continue };
             for session in &mut *sessions {
-                let _ = session.send(to, id, tag, env.clone(), BARE_LIFE_S, 3);
+                let _ = session.send(to, id, tag, env.clone(), BARE_LIFE_S, 3, now_ms);
             }
         }
         let mut handed = 0;
@@ -224,7 +247,15 @@ impl Courier {
         };
         let Ok(open) = candidates(&peer, relays) else { return false };
         let trail = self.trails.entry((to, id)).or_default();
-        let path = match self.paths.entry(to).or_default().step(&open, trail, now_ms) {
+        let memory = self.paths.entry(to).or_default();
+        if let Some((last, since)) = trail.waits_for() {
+            let patience = if row.held { CUSTODY_PATIENCE_MS } else { PATIENCE_MS };
+            if since.saturating_add(patience) <= now_ms {
+                memory.silent(last, now_ms);
+            }
+        }
+        let first = trail.is_empty();
+        let path = match memory.step(&open, trail, now_ms) {
             PathStep::Take(path) => path,
             PathStep::Wait(_) => return false,
             PathStep::Exhausted | PathStep::Refused => {
@@ -239,11 +270,17 @@ impl Courier {
         let Some(session) = sessions.get_mut(relay) else { return false };
         // By the relay's clock, which decides whether a message outlives itself.
         let life_s = (header.expires.saturating_sub(session.relay_time(now_ms)) / 1_000).saturating_sub(2);
-        let taken = session.send(to, id, header.tag, env, life_s, priority).is_ok();
+        let taken = session.send(to, id, header.tag, env, life_s, priority, now_ms).is_ok();
         if taken {
             trail.took(path, now_ms);
-            mail.handed(&to, &id, now_ms);
+            mail.handed(&to, &id, first, now_ms);
         }
         taken
     }
+}
+
+/// Whether a relay is there that had not the message of this trail.
+fn is_next(sessions: &[ClientSession], trail: &PathTrail) -> bool {
+    let mut ready = sessions.iter().enumerate().filter(|(_, session)| session.is_ready());
+    ready.any(|(number, _)| !trail.went(Path::RelayV2(number)))
 }

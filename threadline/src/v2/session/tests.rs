@@ -148,7 +148,7 @@ fn a_slow_clock_knows_what_the_clock_of_the_relay_shows() {
 #[test]
 fn both_ends_prove_their_keys_over_websocket() {
     let (mut client, mut relay, _) = logged_in();
-    client.send(Bin([1; 32]), Bin([2; 16]), Bin([3; 8]), Blob(vec![1]), 60, 1).expect("ready");
+    client.send(Bin([1; 32]), Bin([2; 16]), Bin([3; 8]), Blob(vec![1]), 60, 1, NOW).expect("ready");
     let frames = written(&effects(&mut client));
     assert!(matches!(relay.handle_frame(frames[0].clone(), NOW)[0], RelayStep::Frame(_)));
 }
@@ -367,14 +367,38 @@ fn deliveries_keep_to_the_credit_of_the_node() {
 #[test]
 fn silence_is_asked_about_and_then_ends_the_session() {
     let (mut client, _, _) = logged_in();
-    client.send(Bin([1; 32]), Bin([2; 16]), Bin([3; 8]), Blob(vec![1]), 60, 1).expect("ready");
-    effects(&mut client);
+    client.handle_timeout(NOW + PING_AFTER_MS - 1);
+    assert!(effects(&mut client).is_empty());
     client.handle_timeout(NOW + PING_AFTER_MS);
     assert!(matches!(written(&effects(&mut client))[0], Frame::Ping(_)));
-    client.handle_timeout(NOW + DEAD_AFTER_MS);
+    client.send(Bin([1; 32]), Bin([2; 16]), Bin([3; 8]), Blob(vec![1]), 60, 1, NOW + 26_000).expect("ready");
+    client.handle_timeout(NOW + PING_AFTER_MS + PONG_MS - 1);
+    assert!(client.is_ready());
+    client.handle_timeout(NOW + PING_AFTER_MS + PONG_MS);
     assert!(effects(&mut client).contains(&SessionEffect::Lost), "what was sent will not be answered");
     assert!(matches!(client.state(), SessionState::Waiting { .. }));
     assert!(client.taken(&[1]).is_err());
+}
+
+#[test]
+fn a_relay_that_is_given_a_message_and_says_nothing_is_asked_soon() {
+    let (mut client, _, connection) = logged_in();
+    let give = |client: &mut ClientSession, at| {
+        client.send(Bin([1; 32]), Bin([2; 16]), Bin([3; 8]), Blob(vec![1]), 60, 1, at).expect("ready");
+        effects(client);
+    };
+    give(&mut client, NOW);
+    give(&mut client, NOW + 2_000);
+    assert_eq!(client.poll_timeout(), Some(NOW + SUSPECT_AFTER_MS));
+    client.handle_timeout(NOW + SUSPECT_AFTER_MS);
+    let Some(Frame::Ping(ping)) = written(&effects(&mut client)).pop() else { panic!("is asked") };
+    let pong = Pong { t: ping.t, now: NOW, ep: 0, role: None, tok: None, tok_x: None };
+    client.handle_frame(connection, pong.into(), NOW + 4_000);
+    assert_eq!(client.poll_timeout(), Some(NOW + 4_000 + PING_AFTER_MS), "it is there, only slow");
+    give(&mut client, NOW + 5_000);
+    client.handle_timeout(NOW + 5_000 + SUSPECT_AFTER_MS);
+    client.handle_timeout(NOW + 5_000 + SUSPECT_AFTER_MS + PONG_MS);
+    assert!(effects(&mut client).contains(&SessionEffect::Lost));
 }
 
 #[test]

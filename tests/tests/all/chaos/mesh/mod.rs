@@ -28,16 +28,11 @@ struct Plan {
     slow_faults: bool,
 }
 
-/// Fails now and then, see "Open" in the README of this crate: `tests/run open`.
-mod open {
-    use super::{Plan, isolated, run};
-
-    #[test]
-    #[ignore = "kills real processes: tests/run open"]
-    fn two_thousand_messages() {
-        let plan = Plan { seed: 1, nodes: 20, per_lane: 25, rounds: 1, kills: 20, slow_faults: false };
-        isolated(two_thousand_messages, run(plan));
-    }
+#[test]
+#[ignore = "kills real processes: tests/run chaos"]
+fn two_thousand_messages() {
+    let plan = Plan { seed: 1, nodes: 20, per_lane: 25, rounds: 1, kills: 20, slow_faults: false };
+    isolated(two_thousand_messages, run(plan));
 }
 
 /// Twenty thousand messages by command: `tests/chaos mesh SEED`.
