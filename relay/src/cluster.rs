@@ -2,6 +2,7 @@
 //! decides by what it reads there.
 
 mod attendance;
+mod devices;
 mod engine;
 mod lanes;
 mod layout;

@@ -66,6 +66,8 @@ pub struct Start {
     pub signer: SigningKey,
     /// Names that this relay answers for.
     pub hosts: Vec<String>,
+    /// Whether what is accepted is on the disks of a majority of an engine.
+    pub replicated: bool,
     /// Seed of everything random: nonces, session ids, jitter.
     pub seed: [u8; 32],
 }
@@ -76,6 +78,8 @@ enum Pending {
         conn: ConnId,
         key: [u8; 32],
     },
+    /// What an identity that logs in by v1 said to other relays.
+    LookedUp(ConnId),
     Accept(Box<Submitted>),
     Standing(Box<Submitted>),
     Backlog(ConnId),
@@ -110,6 +114,7 @@ pub struct Core {
     relay_id: String,
     signer: SigningKey,
     hosts: Vec<String>,
+    replicated: bool,
     /// Signs where pages of the directory go on.
     cursor_secret: [u8; 32],
     rng: StdRng,
@@ -120,8 +125,8 @@ pub struct Core {
     devices: AddressMap<Fingerprint, Vec<ConnId>>,
     price: Price,
     leaving: HashMap<Fingerprint, Leaving>,
-    /// Agents whose session is on another relay of the cluster.
-    remote: AddressMap<Fingerprint, OnlineAgent>,
+    /// Sessions of agents on other relays of the cluster.
+    remote: AddressMap<Fingerprint, Vec<OnlineAgent>>,
     presences: Presences,
     windows: CoreWindows,
     abuse: Abuse,
@@ -157,6 +162,7 @@ impl Core {
             relay_id: start.relay_id,
             signer: start.signer,
             hosts: start.hosts,
+            replicated: start.replicated,
             cursor_secret: cursor_secret(&start.seed),
             rng: StdRng::from_seed(start.seed),
             conns: NumberMap::default(),
@@ -223,7 +229,7 @@ impl Core {
 
     /// Whether the agent has a live session, or had one less than three seconds ago.
     pub fn is_online(&self, address: &Fingerprint) -> bool {
-        self.is_live(address) || self.leaving.contains_key(address) || self.remote.contains_key(address)
+        self.is_live(address) || self.leaving.contains_key(address) || self.is_elsewhere(address)
     }
 
     fn received(&mut self, id: ConnId, inbound: Inbound, now_ms: i64) {
@@ -318,6 +324,8 @@ impl Core {
                 self.logged_in(conn, &key, outcome, now_ms);
             }
             (Pending::Login { conn, .. }, _) => self.login_failed(conn, now_ms),
+            // Where the engine is silent, what this relay knows counts.
+            (Pending::LookedUp(conn), _) => self.ask_in(conn, now_ms),
             (Pending::Accept(sub), Ok(StoreAnswer::Queue(QueueAnswer::Accepted(outcome)))) => {
                 self.accepted(*sub, outcome, now_ms);
             }
@@ -470,7 +478,10 @@ impl Core {
             if listed {
                 let device = session.device.as_ref().map(|device| device.id);
                 if self.is_live(&address) {
+                    self.give_up_claim(address, session.slot());
                     self.left_beside_others(&address, device, session.key, now_ms);
+                } else if self.is_elsewhere(&address) {
+                    self.give_up_claim(address, session.slot());
                 } else {
                     self.start_leaving(*session, now_ms);
                 }

@@ -213,18 +213,17 @@ pub async fn serve(
         }
         Some(Keeper::Cluster(peers, cipher)) => {
             let (told, answers) = QueueHandle::channel();
-            let engine = engine::join(&config, *peers, cipher, told).await?;
+            let engine = engine::join(&config, (*peers, prepared.registry.clone()), cipher, told).await?;
             measured = Arc::new(health::Measured::new(engine.publishing()));
             weak = engine.is_weak();
+            prepared.replicated = !weak;
             if let Ok((totals, _)) = engine.totals().await {
                 prepared.totals = totals;
             }
             engine.start(&helpers, &stop_helpers);
-            let (registry, stop) = (prepared.registry.clone(), stop_helpers.clone());
-            let kept = futures::future::join(
-                Arc::clone(&engine).replicate(registry.clone()),
-                Arc::clone(&engine).attend(registry),
-            );
+            let stop = stop_helpers.clone();
+            let kept =
+                futures::future::join(Arc::clone(&engine).replicate(), Arc::clone(&engine).attend());
             helpers.spawn(async move {
                 let _ = stop.run_until_cancelled(kept).await;
             });
@@ -450,6 +449,8 @@ struct Prepared {
     cursor_secret: [u8; 32],
     last_seq: u64,
     totals: QueueTotals,
+    /// Whether acceptance means more than the disk of this machine.
+    replicated: bool,
 }
 
 impl Prepared {
@@ -495,7 +496,18 @@ impl Prepared {
         let queue = Some(queue);
         // Cursors live for minutes; a restart may end them.
         let cursor_secret = *fresh();
-        Ok(Self { queue, registry, signer, bridge, relay_id, source_key, cursor_secret, last_seq, totals })
+        Ok(Self {
+            queue,
+            registry,
+            signer,
+            bridge,
+            relay_id,
+            source_key,
+            cursor_secret,
+            last_seq,
+            totals,
+            replicated: false,
+        })
     }
 
     fn core(&self, config: Arc<RelayConfig>, hosts: Vec<String>, clock: &Clock) -> Core {
@@ -505,6 +517,7 @@ impl Prepared {
             relay_id: self.relay_id.clone(),
             signer: self.signer.clone(),
             hosts,
+            replicated: self.replicated,
             seed: *fresh(),
         };
         Core::new(config, start, clock.now_ms())

@@ -20,8 +20,8 @@ pub use journal::{JournalError, JournalRules};
 pub use medium::{Directory, Medium, Memory};
 pub use peers::Peers;
 pub use queue::{
-    Accept, Accepted, Departed, Depth, OnlineAgent, QueueAnswer, QueueFull, QueueLook, QueueOp, QueueRules,
-    QueueTotals, Row, Standing,
+    Accept, Accepted, Departed, Depth, Lead, OnlineAgent, QueueAnswer, QueueFull, QueueLook, QueueOp,
+    QueueRules, QueueTotals, Row, Slot, Standing,
 };
 pub use registry::{
     Listing, Login, LoginOutcome, LoginRules, Profile, RegistryAnswer, RegistryOp, TierCounts, Visibility,

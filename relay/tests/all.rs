@@ -6,6 +6,8 @@ mod a2a;
 mod client;
 #[path = "all/cluster.rs"]
 mod cluster;
+#[path = "all/cluster_v2.rs"]
+mod cluster_v2;
 #[path = "all/crash.rs"]
 mod crash;
 #[path = "all/delivery.rs"]
@@ -32,5 +34,7 @@ mod quic;
 mod service;
 #[path = "all/storage.rs"]
 mod storage;
+#[path = "all/stores.rs"]
+mod stores;
 #[path = "all/v2.rs"]
 mod v2;

@@ -16,7 +16,7 @@ const EVERY: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Sees to it that the directory shows as online who has a session, and nobody else.
-    pub async fn attend(self: Arc<Self>, registry: Database) {
+    pub async fn attend(self: Arc<Self>) {
         let mut absent = HashSet::new();
         loop {
             tokio::time::sleep(EVERY).await;
@@ -25,7 +25,7 @@ impl Engine {
                 absent.clear();
                 continue;
             }
-            if let Err(error) = self.compare_attendance(&registry, &mut absent).await {
+            if let Err(error) = self.compare_attendance(&self.registry, &mut absent).await {
                 note(&error);
             }
         }

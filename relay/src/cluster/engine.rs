@@ -12,6 +12,7 @@ use async_nats::jetstream::stream::{Config, DirectGetErrorKind, LastRawMessageEr
 use async_nats::jetstream::{Context, kv};
 use async_nats::{Client, ConnectOptions};
 use futures::StreamExt as _;
+use instar_durable::{Database, DatabaseError};
 use threadline::Fingerprint;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
@@ -24,8 +25,8 @@ use super::presence::Sessions;
 use crate::config;
 use crate::metrics::Publishing;
 use crate::store::{
-    Accept, Accepted, BodyCipher, Departed, Peers, QueueAnswer, QueueFull, QueueOp, QueueTotals, Row,
-    Standing, StoreFailed,
+    Accept, Accepted, BodyCipher, Departed, Depth, Peers, QueueAnswer, QueueFull, QueueLook, QueueOp,
+    QueueTotals, Row, Standing, StoreFailed,
 };
 
 /// How long one request may take.
@@ -93,6 +94,9 @@ pub enum EngineError {
         /// Copies that are configured or that a stream has.
         copies: usize,
     },
+    /// Changes of the directory cannot be noted.
+    #[error(transparent)]
+    Registry(#[from] DatabaseError),
     /// A stream cannot be made or read.
     #[error("stream {stream} of NATS cannot be used: {detail}")]
     Stream {
@@ -119,6 +123,8 @@ pub struct Engine {
     pub(super) rules: config::Queue,
     cipher: BodyCipher,
     pub(super) peers: Mutex<Peers>,
+    /// What this relay knows of everybody, and what changes in it.
+    pub(super) registry: Database,
     pub(super) sessions: Sessions,
     buckets: HashMap<&'static str, kv::Store>,
     /// Name of this process among the relays; another one after each start.
@@ -137,9 +143,10 @@ impl Engine {
         layout: Rules,
         rules: config::Queue,
         cipher: BodyCipher,
-        peers: Peers,
+        (peers, registry): (Peers, Database),
         told: mpsc::Sender<FromEngine>,
     ) -> Result<Arc<Self>, EngineError> {
+        registry.write(super::replica::prepare).await?;
         let client = connect(options).await?;
         let info = client.server_info();
         let weak = !is_strong(&info.version) || layout.replicas < STRONG_COPIES;
@@ -177,6 +184,7 @@ impl Engine {
             rules,
             cipher,
             peers,
+            registry,
             sessions,
             buckets,
             node,
@@ -257,8 +265,8 @@ impl Engine {
                 Ok(QueueAnswer::Done)
             }
             QueueOp::Online(session) => self.came(session).await.map(|()| QueueAnswer::Done),
-            QueueOp::Offline { address } => {
-                self.left(address).await;
+            QueueOp::Offline { address, slot } => {
+                self.left(address, *slot).await;
                 Ok(QueueAnswer::Done)
             }
             QueueOp::Backlog { recipient, after, now_ms, limit, bytes } => {
@@ -277,8 +285,14 @@ impl Engine {
                 let gone = self.settle(mailbox, recipient, &oldest, *now_ms, false).await?;
                 Ok(QueueAnswer::Dropped(gone))
             }
-            // Over all mailboxes, and not in one of them.
-            QueueOp::Expire { .. } | QueueOp::Look { .. } => Err(StoreFailed),
+            QueueOp::Look { of: Some(recipient), .. } => {
+                self.compare(mailbox, recipient).await?;
+                let (_, messages, bytes) = mailbox.depth();
+                let of = Some(Depth { recipient: *recipient, messages, bytes });
+                Ok(QueueAnswer::Look(QueueLook { of, ..QueueLook::default() }))
+            }
+            // Over all mailboxes or none, and not in one of them.
+            QueueOp::Expire { .. } | QueueOp::Look { .. } | QueueOp::Devices(_) => Err(StoreFailed),
         }
     }
 
@@ -317,7 +331,7 @@ impl Engine {
             self.publish_wrote(sender, recipient, *now_ms).await;
         }
         let seq = layout::number(at, layout::shard(recipient));
-        if !self.sessions.has(recipient) {
+        if !self.sessions.reads(recipient) {
             // Who does not hear it looks again within five seconds.
             let _ = self.client.publish(layout::wake_subject(recipient), seq.to_string().into()).await;
         }
@@ -388,7 +402,7 @@ impl Engine {
         now_ms: i64,
     ) -> Result<Standing, StoreFailed> {
         let (standing, at) = mailbox.standing(sender, id, content);
-        let Some(at) = at.filter(|_| !self.sessions.has(recipient)) else { return Ok(standing) };
+        let Some(at) = at.filter(|_| !self.sessions.reads(recipient)) else { return Ok(standing) };
         // Another relay may have delivered it.
         if self.at(recipient, at).await?.is_none() {
             mailbox.remove(at, now_ms, true);
@@ -410,7 +424,7 @@ impl Engine {
     async fn compare(&self, mailbox: &mut Mailbox, recipient: &Fingerprint) -> Result<(), StoreFailed> {
         // Where the session is, the index follows what is read.
         let fresh =
-            mailbox.compared.is_some_and(|at| at.elapsed() < BELIEVED || self.sessions.has(recipient));
+            mailbox.compared.is_some_and(|at| at.elapsed() < BELIEVED || self.sessions.reads(recipient));
         if fresh {
             return Ok(());
         }
@@ -568,7 +582,7 @@ impl Engine {
         for at in removed {
             let seq = layout::number(at, layout::shard(recipient));
             if let Some(gone) = mailbox.remove(at, now_ms, confirmed) {
-                if !self.sessions.has(&gone.sender) {
+                if !self.sessions.reads(&gone.sender) {
                     self.publish_gone(seq, &gone, confirmed).await;
                 }
                 mailbox.unreported.push(gone);

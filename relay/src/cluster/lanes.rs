@@ -33,7 +33,8 @@ struct Lane {
 
 enum Done {
     Lane(Fingerprint, Mailbox),
-    Look,
+    /// Not on the mail of anybody.
+    Beside,
     Sweep(u64, Vec<(Fingerprint, Mailbox)>, Vec<Departed>),
 }
 
@@ -55,7 +56,7 @@ pub async fn run(engine: Arc<Engine>, mut groups: mpsc::Receiver<Vec<(u64, Queue
             },
             Some(done) = lanes.running.join_next(), if !lanes.running.is_empty() => match done {
                 Ok(Done::Lane(recipient, mailbox)) => lanes.give_back(recipient, mailbox),
-                Ok(Done::Look) => {}
+                Ok(Done::Beside) => {}
                 Ok(Done::Sweep(ticket, mailboxes, gone)) => {
                     for (recipient, mailbox) in mailboxes {
                         lanes.give_back(recipient, mailbox);
@@ -75,16 +76,29 @@ impl Lanes {
         if let QueueOp::Expire { now_ms, limit } = op {
             return self.sweep(ticket, now_ms, limit as usize);
         }
-        if let QueueOp::Look { most, of } = op {
-            let answer = Ok(QueueAnswer::Look(self.look(most as usize, of)));
-            let engine = Arc::clone(&self.engine);
-            self.running.spawn(async move {
-                engine.answer(ticket, answer).await;
-                Done::Look
-            });
-            return;
-        }
-        let Some(recipient) = op.mailbox() else { return };
+        let recipient = match op {
+            QueueOp::Look { most: 0, of: Some(recipient) } => Some(recipient),
+            QueueOp::Look { most, of } => {
+                let answer = Ok(QueueAnswer::Look(self.look(most as usize, of)));
+                let engine = Arc::clone(&self.engine);
+                self.running.spawn(async move {
+                    engine.answer(ticket, answer).await;
+                    Done::Beside
+                });
+                return;
+            }
+            QueueOp::Devices(op) => {
+                let engine = Arc::clone(&self.engine);
+                self.running.spawn(async move {
+                    let answer = engine.devices(&op).await.map(QueueAnswer::Devices);
+                    engine.answer(ticket, answer).await;
+                    Done::Beside
+                });
+                return;
+            }
+            ref op => op.mailbox(),
+        };
+        let Some(recipient) = recipient else { return };
         let lane = self
             .by_recipient
             .entry(recipient)

@@ -5,6 +5,8 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use threadline::Fingerprint;
 
+use crate::store::Slot;
+
 /// Mail lies in this many streams.
 pub(super) const SHARDS: u8 = 16;
 /// Longest life of anything in a mail stream; what a message says of itself ends it earlier.
@@ -77,6 +79,26 @@ pub(super) fn first_after(after: u64, shard: u8) -> u64 {
     (after + u64::from(SHARDS) - u64::from(shard)) / u64::from(SHARDS)
 }
 
+/// Where the claim of a session lies in its bucket.
+pub(super) fn claim_key(address: &Fingerprint, slot: Slot) -> String {
+    match slot {
+        None => format!("{address}.v1"),
+        Some(device) => format!("{address}.{}", hex::encode(device)),
+    }
+}
+
+/// Whose claim lies under a key.
+pub(super) fn claimant(key: &str) -> Option<(Fingerprint, Slot)> {
+    let (address, slot) = key.split_once('.')?;
+    let address = address.parse().ok()?;
+    if slot == "v1" {
+        return Some((address, None));
+    }
+    let mut device = [0; 16];
+    hex::decode_to_slice(slot, &mut device).ok()?;
+    Some((address, Some(device)))
+}
+
 /// Settings of a mail stream.
 pub(super) fn mail_config(shard: u8, rules: &Rules) -> Config {
     Config {
@@ -121,8 +143,10 @@ pub(super) const BANS: Bucket = Bucket { name: "TL_BAN", on_disk: true, life: Du
 pub(super) const DIRECTORY: Bucket = Bucket { name: "TL_REG", on_disk: true, life: Duration::ZERO };
 /// Who wrote to whom in the last 30 days.
 pub(super) const CORRESPONDENTS: Bucket = Bucket { name: "TL_CORR", on_disk: true, life: LONGEST };
+/// Devices, keys and leases of an identity.
+pub(super) const DEVICES: Bucket = Bucket { name: "TL_DEV", on_disk: true, life: Duration::ZERO };
 /// Every bucket.
-pub(super) const BUCKETS: [Bucket; 6] = [PRESENCE, NODES, SEEN, BANS, DIRECTORY, CORRESPONDENTS];
+pub(super) const BUCKETS: [Bucket; 7] = [PRESENCE, NODES, SEEN, BANS, DIRECTORY, CORRESPONDENTS, DEVICES];
 
 /// Settings of the stream under a bucket; the client's own call for it fails against old servers.
 pub(super) fn bucket_config(bucket: &Bucket, replicas: usize) -> Config {
@@ -164,6 +188,13 @@ mod tests {
         fn subjects_read_back(to in any::<[u8; 16]>(), from in any::<[u8; 16]>()) {
             let (to, from) = (Fingerprint::from_bytes(to), Fingerprint::from_bytes(from));
             prop_assert_eq!(parties(&mail_subject(&to, &from)), Some((to, from)));
+        }
+
+        #[test]
+        fn keys_of_claims_read_back(who in any::<[u8; 16]>(), slot in any::<Option<[u8; 16]>>(), junk in ".{0,80}") {
+            let who = Fingerprint::from_bytes(who);
+            prop_assert_eq!(claimant(&claim_key(&who, slot)), Some((who, slot)));
+            prop_assert_eq!(claimant(&junk), None);
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::engine::{Engine, bytes, failed, note};
 use super::layout::{self, PRESENCE};
 use crate::core::{ClusterEvent, Gone};
-use crate::store::{Departed, OnlineAgent, StoreFailed};
+use crate::store::{Departed, OnlineAgent, Slot, StoreFailed};
 
 /// A claim is rewritten after this time, spread by a sixth.
 const RENEW: Duration = Duration::from_secs(25);
@@ -25,32 +25,42 @@ const RENEWALS_AT_ONCE: usize = 32;
 /// The sessions of this relay, and what is known of the others'.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    held: Mutex<HashMap<Fingerprint, Held>>,
-    others: Mutex<HashMap<Fingerprint, Elsewhere>>,
+    held: Mutex<HashMap<Fingerprint, Home>>,
+    others: Mutex<HashMap<Fingerprint, HashMap<Slot, Elsewhere>>>,
     /// Whether changes of claims are heard of.
     following: AtomicBool,
 }
 
 /// A session on another relay.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Elsewhere {
-    node: String,
-    since_ms: i64,
+    /// Hash of the claim.
+    claim: u64,
+    /// Whether it is a device that takes the mail.
+    leads: bool,
     renewed: Instant,
+}
+
+/// An agent with sessions here.
+#[derive(Debug)]
+struct Home {
+    slots: HashMap<Slot, Held>,
+    /// Highest number of a message that we heard of.
+    hint: u64,
+    /// Ends the subscriptions.
+    _listening: DropGuard,
 }
 
 #[derive(Debug)]
 struct Held {
     /// Key of the agent, if it is in the directory.
     listed: Option<[u8; 32]>,
+    /// Whether it is a device that takes the mail.
+    leads: bool,
     value: Vec<u8>,
     /// Of our last write; 0 before the first.
     revision: u64,
     renewed: Option<Instant>,
-    /// Highest number of a message that we heard of.
-    hint: u64,
-    /// Ends the subscriptions.
-    _listening: DropGuard,
 }
 
 /// The value of a claim.
@@ -71,18 +81,24 @@ struct Notice {
 }
 
 impl Sessions {
-    fn held(&self) -> MutexGuard<'_, HashMap<Fingerprint, Held>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<Fingerprint, Home>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an agent has its session here.
-    pub(super) fn has(&self, address: &Fingerprint) -> bool {
-        self.held().contains_key(address)
+    /// Whether the session that takes an agent's mail is here.
+    pub(super) fn reads(&self, address: &Fingerprint) -> bool {
+        let (leads, v1) = match self.held().get(address) {
+            None => return false,
+            Some(home) => (home.slots.values().any(|held| held.leads), home.slots.contains_key(&None)),
+        };
+        let led_elsewhere =
+            || self.others().get(address).is_some_and(|slots| slots.values().any(|other| other.leads));
+        leads || v1 && !led_elsewhere()
     }
 
     /// Position of the newest message that we heard of.
     pub(super) fn hint(&self, address: &Fingerprint) -> u64 {
-        self.held().get(address).map_or(0, |held| layout::position(held.hint))
+        self.held().get(address).map_or(0, |home| layout::position(home.hint))
     }
 
     /// Everybody who has a session here.
@@ -90,47 +106,88 @@ impl Sessions {
         self.held().keys().copied().collect()
     }
 
-    fn others(&self) -> MutexGuard<'_, HashMap<Fingerprint, Elsewhere>> {
+    fn others(&self) -> MutexGuard<'_, HashMap<Fingerprint, HashMap<Slot, Elsewhere>>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keys of agents in the directory that have a session here.
     pub(super) fn listed(&self) -> Vec<[u8; 32]> {
-        self.held().values().filter_map(|held| held.listed).collect()
+        self.held().values().filter_map(|home| home.slots.values().find_map(|held| held.listed)).collect()
     }
 
     /// Whether an agent has a session anywhere; `None` if this relay cannot know.
     pub(super) fn anywhere(&self, address: &Fingerprint) -> Option<bool> {
         let following = self.following.load(Ordering::Relaxed);
-        following.then(|| self.has(address) || self.others().contains_key(address))
+        following.then(|| self.held().contains_key(address) || self.others().contains_key(address))
+    }
+
+    /// Forgets a session of another relay. Whether it was known.
+    fn forget_other(&self, address: &Fingerprint, slot: Slot) -> bool {
+        let mut others = self.others();
+        let Some(slots) = others.get_mut(address) else { return false };
+        let known = slots.remove(&slot).is_some();
+        if slots.is_empty() {
+            others.remove(address);
+        }
+        known
+    }
+
+    /// Removes a session of this relay.
+    fn give_up(&self, address: &Fingerprint, slot: Slot) -> Option<Held> {
+        let mut held = self.held();
+        let home = held.get_mut(address)?;
+        let gone = home.slots.remove(&slot);
+        if home.slots.is_empty() {
+            held.remove(address);
+        }
+        gone
+    }
+
+    fn claims(&self) -> Vec<(Fingerprint, Slot)> {
+        let held = self.held();
+        held.iter().flat_map(|(address, home)| home.slots.keys().map(|slot| (*address, *slot))).collect()
     }
 }
 
 impl Engine {
-    /// A session began here: others give theirs up.
+    /// A session began here or changed: one of the same device or protocol elsewhere gives itself up.
     pub(super) async fn came(self: &Arc<Self>, agent: &OnlineAgent) -> Result<(), StoreFailed> {
+        let (address, slot) = (agent.address, agent.slot);
         let claim = Claim { node: self.node.clone(), agent: agent.clone() };
         let value = serde_json::to_vec(&claim).map_err(|e| failed(&e))?;
-        let stop = CancellationToken::new();
-        let listening = self.listen(agent.address, stop.clone()).await;
-        let listed = agent.listed.then_some(agent.key);
-        let held = Held { listed, value, revision: 0, renewed: None, hint: 0, _listening: stop.drop_guard() };
-        self.sessions.held().insert(agent.address, held);
-        listening?;
-        self.claim(&agent.address).await
+        let mut listened = Ok(());
+        if !self.sessions.held().contains_key(&address) {
+            let stop = CancellationToken::new();
+            listened = self.listen(address, stop.clone()).await;
+            let home = Home { slots: HashMap::new(), hint: 0, _listening: stop.drop_guard() };
+            self.sessions.held().insert(address, home);
+        }
+        if let Some(home) = self.sessions.held().get_mut(&address) {
+            let listed = agent.listed.then_some(agent.key);
+            let leads = agent.lead.is_some();
+            home.slots.insert(slot, Held { listed, leads, value, revision: 0, renewed: None });
+        }
+        listened?;
+        self.claim(&address, slot).await
     }
 
-    async fn claim(&self, address: &Fingerprint) -> Result<(), StoreFailed> {
-        let Some(value) = self.sessions.held().get(address).map(|held| held.value.clone()) else {
-            return Ok(());
-        };
-        let revision = self.bucket(&PRESENCE).put(address.to_string(), bytes(value)).await;
-        self.renewed(address, revision.map_err(|e| failed(&e))?);
+    async fn claim(&self, address: &Fingerprint, slot: Slot) -> Result<(), StoreFailed> {
+        let value = self
+            .sessions
+            .held()
+            .get(address)
+            .and_then(|home| home.slots.get(&slot))
+            .map(|held| held.value.clone());
+        let Some(value) = value else { return Ok(()) };
+        let revision = self.bucket(&PRESENCE).put(layout::claim_key(address, slot), bytes(value)).await;
+        self.renewed(address, slot, revision.map_err(|e| failed(&e))?);
         Ok(())
     }
 
-    fn renewed(&self, address: &Fingerprint, revision: u64) {
-        if let Some(held) = self.sessions.held().get_mut(address) {
+    fn renewed(&self, address: &Fingerprint, slot: Slot, revision: u64) {
+        if let Some(held) =
+            self.sessions.held().get_mut(address).and_then(|home| home.slots.get_mut(&slot))
+        {
             held.revision = held.revision.max(revision);
             held.renewed = Some(Instant::now());
         }
@@ -138,22 +195,24 @@ impl Engine {
 
     /// Whether this relay may still deliver to an agent and confirm for it.
     pub(super) async fn hold(&self, address: &Fingerprint) -> Result<(), StoreFailed> {
-        let renewed = match self.sessions.held().get(address) {
+        let renewed: Vec<(Slot, Option<Instant>)> = match self.sessions.held().get(address) {
             None => return Ok(()),
-            Some(held) => held.renewed,
+            Some(home) => home.slots.iter().map(|(slot, held)| (*slot, held.renewed)).collect(),
         };
-        match renewed {
-            Some(at) if at.elapsed() < FENCE => Ok(()),
-            Some(_) => Err(StoreFailed),
-            None => self.claim(address).await,
+        if renewed.iter().any(|(_, at)| at.is_some_and(|at| at.elapsed() < FENCE)) {
+            return Ok(());
+        }
+        match renewed.iter().find(|(_, at)| at.is_none()) {
+            Some((slot, _)) => self.claim(address, *slot).await,
+            None => Err(StoreFailed),
         }
     }
 
     /// A session ended here.
-    pub(super) async fn left(&self, address: &Fingerprint) {
-        let Some(held) = self.sessions.held().remove(address) else { return };
-        let deleted =
-            self.bucket(&PRESENCE).delete_expect_revision(address.to_string(), Some(held.revision)).await;
+    pub(super) async fn left(&self, address: &Fingerprint, slot: Slot) {
+        let Some(held) = self.sessions.give_up(address, slot) else { return };
+        let key = layout::claim_key(address, slot);
+        let deleted = self.bucket(&PRESENCE).delete_expect_revision(key, Some(held.revision)).await;
         if let Err(error) = deleted {
             // Another relay has it by now, or it expires.
             tracing::debug!(%error, "a claim was not given back");
@@ -162,9 +221,11 @@ impl Engine {
 
     /// Gives up everything before the process ends.
     pub(super) async fn leave(self: &Arc<Self>) {
-        let all = self.sessions.all();
+        let all = self.sessions.claims();
         futures::stream::iter(all)
-            .for_each_concurrent(RENEWALS_AT_ONCE, |address| async move { self.left(&address).await })
+            .for_each_concurrent(RENEWALS_AT_ONCE, |(address, slot)| async move {
+                self.left(&address, slot).await;
+            })
             .await;
         let _ = self.bucket(&layout::NODES).delete(&self.node).await;
         self.tidy_peers(super::engine::now_ms()).await;
@@ -173,31 +234,32 @@ impl Engine {
 
     /// Rewrites the claims that are due.
     pub(super) async fn renew(&self) {
-        let due: Vec<(Fingerprint, Vec<u8>, u64)> = self
+        let due: Vec<(Fingerprint, Slot, Vec<u8>, u64)> = self
             .sessions
             .held()
             .iter()
-            .filter(|(address, held)| {
+            .flat_map(|(address, home)| home.slots.iter().map(|(slot, held)| (*address, *slot, held)))
+            .filter(|(address, _, held)| {
                 let spread = RENEW + Duration::from_millis(u64::from(address.as_bytes()[15]) * 39);
                 held.renewed.is_none_or(|at| at.elapsed() > spread)
             })
-            .map(|(address, held)| (*address, held.value.clone(), held.revision))
+            .map(|(address, slot, held)| (address, slot, held.value.clone(), held.revision))
             .collect();
         futures::stream::iter(due)
-            .for_each_concurrent(RENEWALS_AT_ONCE, |(address, value, revision)| async move {
+            .for_each_concurrent(RENEWALS_AT_ONCE, |(address, slot, value, revision)| async move {
                 if revision == 0 {
-                    let _ = self.claim(&address).await;
+                    let _ = self.claim(&address, slot).await;
                 } else {
-                    self.renew_one(&address, value, revision).await;
+                    self.renew_one(&address, slot, value, revision).await;
                 }
             })
             .await;
     }
 
-    async fn renew_one(&self, address: &Fingerprint, value: Vec<u8>, revision: u64) {
-        let (bucket, key) = (self.bucket(&PRESENCE), address.to_string());
+    async fn renew_one(&self, address: &Fingerprint, slot: Slot, value: Vec<u8>, revision: u64) {
+        let (bucket, key) = (self.bucket(&PRESENCE), layout::claim_key(address, slot));
         match bucket.update(&key, bytes(value.clone()), revision).await {
-            Ok(revision) => return self.renewed(address, revision),
+            Ok(revision) => return self.renewed(address, slot, revision),
             Err(error) if matches!(error.kind(), UpdateErrorKind::WrongLastRevision) => {}
             Err(error) => return note(&error),
         }
@@ -207,15 +269,15 @@ impl Engine {
                     serde_json::from_slice::<Claim>(&entry.value).is_ok_and(|claim| claim.node == self.node);
                 if ours {
                     // Our own write, whose acknowledgement was lost.
-                    return self.renewed(address, entry.revision);
+                    return self.renewed(address, slot, entry.revision);
                 }
-                self.lost(address).await;
+                self.lost(address, slot).await;
             }
             // It expired, and nobody else took it.
             Ok(_) => match bucket.create(&key, bytes(value)).await {
-                Ok(revision) => self.renewed(address, revision),
+                Ok(revision) => self.renewed(address, slot, revision),
                 Err(error) if matches!(error.kind(), CreateErrorKind::AlreadyExists) => {
-                    self.lost(address).await;
+                    self.lost(address, slot).await;
                 }
                 Err(error) => note(&error),
             },
@@ -223,9 +285,9 @@ impl Engine {
         }
     }
 
-    async fn lost(&self, address: &Fingerprint) {
-        if self.sessions.held().remove(address).is_some() {
-            self.tell(ClusterEvent::Displaced { address: *address }).await;
+    async fn lost(&self, address: &Fingerprint, slot: Slot) {
+        if self.sessions.give_up(address, slot).is_some() {
+            self.tell(ClusterEvent::Displaced { address: *address, slot }).await;
         }
     }
 
@@ -264,8 +326,8 @@ impl Engine {
     }
 
     fn heard_of(&self, address: &Fingerprint, seq: u64) {
-        if let Some(held) = self.sessions.held().get_mut(address) {
-            held.hint = held.hint.max(seq);
+        if let Some(home) = self.sessions.held().get_mut(address) {
+            home.hint = home.hint.max(seq);
         }
     }
 
@@ -299,39 +361,56 @@ impl Engine {
     }
 
     async fn moved(&self, entry: &Entry) {
-        let Ok(address) = entry.key.parse::<Fingerprint>() else { return };
-        if entry.operation != Operation::Put {
-            let known = self.sessions.others().remove(&address);
-            if known.is_some() {
-                self.tell(ClusterEvent::Left { address }).await;
+        let Some((address, slot)) = layout::claimant(&entry.key) else { return };
+        let claim = match entry.operation {
+            Operation::Put => match serde_json::from_slice::<Claim>(&entry.value) {
+                Ok(claim) => Some(claim),
+                Err(_) => return,
+            },
+            Operation::Delete | Operation::Purge => None,
+        };
+        let theirs = claim.filter(|Claim { node, agent }| {
+            *node != self.node && agent.address == address && agent.slot == slot
+        });
+        let Some(Claim { agent, .. }) = theirs else {
+            if self.sessions.forget_other(&address, slot) {
+                self.tell(ClusterEvent::Left { address, slot }).await;
             }
             return;
-        }
-        let Ok(Claim { node, agent }) = serde_json::from_slice(&entry.value) else { return };
-        if node == self.node || agent.address != address {
-            self.sessions.others().remove(&address);
-            return;
-        }
-        let now = Elsewhere { node, since_ms: agent.since_ms, renewed: Instant::now() };
-        let known = self.sessions.others().insert(address, now.clone());
-        if known.is_none_or(|before| before.node != now.node || before.since_ms != now.since_ms) {
+        };
+        let now = Elsewhere {
+            claim: hash_of(&entry.value),
+            leads: agent.lead.is_some(),
+            renewed: Instant::now(),
+        };
+        let news = now.claim;
+        let known = self.sessions.others().entry(address).or_default().insert(slot, now);
+        if known.is_none_or(|before| before.claim != news) {
             self.tell(ClusterEvent::Came(Box::new(agent))).await;
         }
-        let ours = self.sessions.held().get(&address).map(|held| held.revision);
+        let ours = self.sessions.held().get(&address).and_then(|home| Some(home.slots.get(&slot)?.revision));
         if ours.is_some_and(|ours| ours != 0 && ours < entry.revision) {
-            self.lost(&address).await;
+            self.lost(&address, slot).await;
         }
     }
 
     /// The expiry of a claim is silent.
     async fn forget_silent(&self) {
-        let silent: Vec<Fingerprint> = {
-            let mut others = self.sessions.others();
-            let silent = others.extract_if(|_, session| session.renewed.elapsed() > PRESENCE.life);
-            silent.map(|(address, _)| address).collect()
-        };
-        for address in silent {
-            self.tell(ClusterEvent::Left { address }).await;
+        let mut silent = Vec::new();
+        self.sessions.others().retain(|address, slots| {
+            let gone = slots.extract_if(|_, session| session.renewed.elapsed() > PRESENCE.life);
+            silent.extend(gone.map(|(slot, _)| (*address, slot)));
+            !slots.is_empty()
+        });
+        for (address, slot) in silent {
+            self.tell(ClusterEvent::Left { address, slot }).await;
         }
     }
+}
+
+fn hash_of(value: &[u8]) -> u64 {
+    use std::hash::{DefaultHasher, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    hasher.write(value);
+    hasher.finish()
 }

@@ -16,7 +16,7 @@ use threadline::Fingerprint;
 
 use super::engine::{Engine, bytes, note, now_ms};
 use super::lanes::FromEngine;
-use super::layout::{self, BANS, DIRECTORY, SEEN};
+use super::layout::{self, BANS, DEVICES, DIRECTORY, SEEN};
 use crate::core::Event;
 
 /// How often changed rows are looked for; others see them within a second.
@@ -32,6 +32,9 @@ struct Table {
     smallest: &'static [&'static str],
 }
 
+/// Devices of an identity are one value, which [`super::devices`] writes; it goes when the identity is erased.
+static ERASED: Table = Table { name: "device_lists", bucket: DEVICES, local: &[], smallest: &[] };
+
 static TABLES: [Table; 3] = [
     Table { name: "agents", bucket: DIRECTORY, local: &["id"], smallest: &[] },
     Table { name: "bans", bucket: BANS, local: &[], smallest: &[] },
@@ -40,11 +43,8 @@ static TABLES: [Table; 3] = [
 
 impl Engine {
     /// Keeps the tables of `registry` like those of the other relays.
-    pub async fn replicate(self: Arc<Self>, registry: Database) {
-        if let Err(error) = registry.write(prepare).await {
-            tracing::error!(%error, "the directory is not shared with the other relays");
-            return;
-        }
+    pub async fn replicate(self: Arc<Self>) {
+        let registry = self.registry.clone();
         // The first relay brings its entries along. Later, what a relay kept while it was away is older than what others
         // sent meanwhile.
         for table in &TABLES {
@@ -67,7 +67,7 @@ impl Engine {
             });
             let mut unsent = Vec::new();
             for Change { table, key, row } in &changed {
-                let (bucket, name) = (self.bucket(&table.bucket), row_key(key));
+                let (bucket, name) = (self.bucket(&table.bucket), table.key(key));
                 let sent = match row {
                     Some(row) => {
                         bucket.put(&name, bytes(row.to_string())).await.map(drop).map_err(|e| e.to_string())
@@ -130,6 +130,13 @@ impl Engine {
 
 const BAN_TABLE: &str = "bans";
 
+impl Table {
+    /// Where the row of an identity lies in the bucket.
+    fn key(&self, key: &[u8]) -> String {
+        if self.name == ERASED.name { hex::encode(key.get(..16).unwrap_or(key)) } else { row_key(key) }
+    }
+}
+
 struct Change {
     table: &'static Table,
     key: Vec<u8>,
@@ -149,7 +156,7 @@ fn read_row_key(text: &str) -> Option<[u8; 32]> {
 }
 
 /// Begins to note changes.
-fn prepare(c: &Connection) -> Result<(), DatabaseError> {
+pub(super) fn prepare(c: &Connection) -> Result<(), DatabaseError> {
     c.execute_batch(
         "CREATE TEMP TABLE IF NOT EXISTS changed(name TEXT NOT NULL, key BLOB NOT NULL, PRIMARY KEY(name, key));
          CREATE TEMP TABLE IF NOT EXISTS taking(yes INTEGER);",
@@ -163,6 +170,12 @@ fn prepare(c: &Connection) -> Result<(), DatabaseError> {
             ))?;
         }
     }
+    c.execute_batch(&format!(
+        "CREATE TEMP TRIGGER IF NOT EXISTS note_erased AFTER DELETE ON main.{name}
+         WHEN NOT EXISTS (SELECT 1 FROM taking)
+         BEGIN INSERT OR IGNORE INTO changed VALUES ('{name}', old.public_key); END;",
+        name = ERASED.name
+    ))?;
     Ok(())
 }
 
@@ -187,6 +200,8 @@ fn changes(c: &Connection) -> Result<Vec<Change>, DatabaseError> {
         if let Some(table) = TABLES.iter().find(|table| table.name == name) {
             let row = read(c, table, &key)?;
             changes.push(Change { table, key, row });
+        } else if name == ERASED.name {
+            changes.push(Change { table: &ERASED, key, row: None });
         }
     }
     Ok(changes)
@@ -261,7 +276,8 @@ fn apply(c: &Connection, table: &Table, key: [u8; 32], row: Option<&Value>) -> r
     quietly(c, |c| c.prepare_cached(&text)?.execute(params_from_iter(values)).map(drop))
 }
 
-fn quietly(c: &Connection, change: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+/// Makes changes that are not noted.
+pub(super) fn quietly(c: &Connection, change: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
     c.execute("INSERT INTO temp.taking VALUES (1)", [])?;
     let changed = change(c);
     c.execute("DELETE FROM temp.taking", [])?;

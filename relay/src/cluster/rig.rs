@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use instar_durable::{Database, Durability, OpenOptions};
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -15,7 +16,7 @@ use super::lanes::{self, FromEngine};
 use super::layout::{self, Rules};
 use crate::store::peers::MIGRATIONS;
 use crate::store::{
-    BodyCipher, Peers, QueueAnswer, QueueOp, QueueRules, QueueTotals, StoreAnswer, StoreFailed,
+    BodyCipher, Peers, QueueAnswer, QueueOp, QueueRules, QueueTotals, StoreAnswer, StoreFailed, registry,
 };
 
 /// One `nats-server` with JetStream; it ends with the value.
@@ -93,8 +94,11 @@ pub(crate) async fn connect(
     let connection = Connection::open(dir.join("peers.db")).expect("database");
     let _ = connection.execute_batch(MIGRATIONS[0].sql);
     let peers = Peers::load(connection).expect("tables");
+    let path = dir.join("registry.db");
+    let registry = Database::open(OpenOptions::new(path, registry::MIGRATIONS, Durability::Normal));
+    let tables = (peers, registry.expect("registry"));
     let layout = Rules { replicas: 1, per_pair: i64::from(rules.queue.per_pair), stream_bytes: 8 << 20 };
-    Engine::connect(options, layout, rules.queue.clone(), BodyCipher::new(&[3; 32]), peers, told).await
+    Engine::connect(options, layout, rules.queue.clone(), BodyCipher::new(&[3; 32]), tables, told).await
 }
 
 impl Keeper {

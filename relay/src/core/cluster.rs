@@ -7,12 +7,13 @@ use threadline::v1::close;
 use threadline::v1::frames::{
     DeliveryExpired, DiscoverFilter, DiscoveredAgent, Presence, ServerFrame, Visibility,
 };
+use threadline::v2::frames::Outcome;
 use threadline::{Fingerprint, MessageId};
 
 use super::presence::{encode, matches};
 use super::{ConnId, Core, Pending, Timer};
 use crate::config::EngineKind;
-use crate::store::{OnlineAgent, QueueOp, QueueTotals, RegistryOp};
+use crate::store::{Departed, OnlineAgent, QueueOp, QueueTotals, RegistryOp, Slot};
 
 /// News from another relay, or from the engine that they share.
 #[derive(Debug)]
@@ -22,17 +23,21 @@ pub enum ClusterEvent {
         /// Whose.
         recipient: Fingerprint,
     },
-    /// An agent has its session on another relay.
+    /// An agent has a session on another relay, or it changed.
     Came(Box<OnlineAgent>),
     /// It is there no more.
     Left {
-        /// Which.
+        /// Whose.
         address: Fingerprint,
+        /// Which of its sessions.
+        slot: Slot,
     },
-    /// Another relay took the session of an agent over.
+    /// Another relay took a session of an agent over.
     Displaced {
         /// Whose.
         address: Fingerprint,
+        /// Which of its sessions.
+        slot: Slot,
     },
     /// A message of a sender here left custody elsewhere.
     Gone(Gone),
@@ -70,7 +75,7 @@ impl Core {
         if self.is_clustered() { u64::MAX } else { self.last_seq }
     }
 
-    /// The session on a connection becomes the one of its agent in the cluster.
+    /// Tells the other relays of a session, or what it is now.
     pub(super) fn claim_in_cluster(&mut self, id: ConnId) {
         let Some(session) = self.session(id).filter(|_| self.is_clustered()) else { return };
         let agent = OnlineAgent {
@@ -81,28 +86,74 @@ impl Core {
             first_seen_ms: session.first_seen_ms,
             since_ms: session.since_ms,
             metadata: (*session.metadata).clone(),
+            slot: session.slot(),
+            lead: session.device.as_ref().and_then(|device| device.lead()),
+            siblings: session.siblings.to_vec(),
         };
         self.store_queue(Pending::Quiet, QueueOp::Online(Box::new(agent)));
+    }
+
+    /// A session is over for the other relays, too.
+    pub(super) fn give_up_claim(&mut self, address: Fingerprint, slot: Slot) {
+        if self.is_clustered() {
+            self.store_queue(Pending::Quiet, QueueOp::Offline { address, slot });
+        }
+    }
+
+    /// Whether an agent has a session on another relay.
+    pub(super) fn is_elsewhere(&self, address: &Fingerprint) -> bool {
+        self.remote.contains_key(address)
+    }
+
+    /// Sessions of an agent on other relays.
+    pub(super) fn elsewhere(&self, address: &Fingerprint) -> &[OnlineAgent] {
+        self.remote.get(address).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether mail for an agent goes to a session on another relay.
+    pub(super) fn reads_elsewhere(&self, address: &Fingerprint, sealed: bool) -> bool {
+        self.elsewhere(address).iter().any(|agent| agent.lead.is_some() || agent.slot.is_none() && !sealed)
+    }
+
+    /// A session begins here that may have been on another relay. Returns whether its agent was on one.
+    pub(super) fn moved_here(&mut self, address: &Fingerprint, slot: Slot) -> bool {
+        let was_elsewhere = self.is_elsewhere(address);
+        self.forget_elsewhere(address, slot);
+        was_elsewhere
+    }
+
+    fn forget_elsewhere(&mut self, address: &Fingerprint, slot: Slot) -> Option<OnlineAgent> {
+        let agents = self.remote.get_mut(address)?;
+        let at = agents.iter().position(|agent| agent.slot == slot)?;
+        let agent = agents.swap_remove(at);
+        if agents.is_empty() {
+            self.remote.remove(address);
+        }
+        Some(agent)
     }
 
     pub(super) fn cluster(&mut self, event: ClusterEvent, now_ms: i64) {
         match event {
             ClusterEvent::Mail { recipient } => {
-                if let Some(conn) = self.sessions.get(&recipient).copied() {
+                if let Some(conn) = self.reader(&recipient, false) {
                     self.mail_waits(conn, now_ms);
                 }
             }
             ClusterEvent::Came(agent) => self.came_elsewhere(*agent, now_ms),
-            ClusterEvent::Left { address } => self.left_elsewhere(&address, now_ms),
-            ClusterEvent::Displaced { address } => {
+            ClusterEvent::Left { address, slot } => self.left_elsewhere(&address, slot, now_ms),
+            ClusterEvent::Displaced { address, slot: None } => {
                 if let Some(conn) = self.sessions.get(&address).copied() {
                     self.displace(conn, now_ms);
                 }
             }
-            ClusterEvent::Gone(gone) => self.gone_elsewhere(gone),
+            ClusterEvent::Displaced { address, slot: Some(device) } => {
+                self.replaced_elsewhere(&address, device, now_ms);
+            }
+            ClusterEvent::Gone(gone) => self.gone_elsewhere(gone, now_ms),
             ClusterEvent::Totals(totals) => self.totals = totals,
             ClusterEvent::CutOff => {
-                let live: Vec<ConnId> = self.sessions.values().copied().collect();
+                let live: Vec<ConnId> =
+                    self.sessions.values().chain(self.devices.values().flatten()).copied().collect();
                 for conn in live {
                     self.drop_conn(conn, close::GOING_AWAY, "Storage cannot be reached from here", now_ms);
                 }
@@ -111,23 +162,28 @@ impl Core {
     }
 
     fn came_elsewhere(&mut self, agent: OnlineAgent, now_ms: i64) {
-        let address = agent.address;
-        let here = self.sessions.contains_key(&address);
-        let leaving = self.leaving.remove(&address);
-        if let Some(leaving) = &leaving {
-            self.timers.remove(&(leaving.at_ms, Timer::Offline(address)));
-        }
+        let (address, slot) = (agent.address, agent.slot);
+        let here = self.is_live(&address);
+        let left_a_moment_ago = self.stop_leaving(&address, slot);
         let audience = self.audience_of_agent(&agent, now_ms);
         let (key, metadata) = (agent.key, agent.metadata.clone());
-        let known = self.remote.insert(address, agent).is_some();
-        if !here && !known && leaving.is_none() {
+        let there = self.is_elsewhere(&address);
+        let before = self.forget_elsewhere(&address, slot);
+        self.remote.entry(address).or_default().push(agent.clone());
+        if !here && !there && !left_a_moment_ago {
             self.announce(&audience, key, Presence::Online, Some(metadata), now_ms);
         }
+        self.device_elsewhere(&agent, before.as_ref(), now_ms);
     }
 
-    fn left_elsewhere(&mut self, address: &Fingerprint, now_ms: i64) {
-        let Some(agent) = self.remote.remove(address) else { return };
-        if self.sessions.contains_key(address) || self.leaving.contains_key(address) {
+    fn left_elsewhere(&mut self, address: &Fingerprint, slot: Slot, now_ms: i64) {
+        let Some(agent) = self.forget_elsewhere(address, slot) else { return };
+        // It moved to this relay.
+        if self.conns_of(address).iter().any(|conn| self.session(*conn).is_some_and(|s| s.slot() == slot)) {
+            return;
+        }
+        self.device_gone_elsewhere(&agent, now_ms);
+        if self.is_online(address) {
             return;
         }
         let audience = self.audience_of_agent(&agent, now_ms);
@@ -135,22 +191,40 @@ impl Core {
         self.store_registry(Pending::Quiet, RegistryOp::Left { key: agent.key, at_ms: now_ms });
     }
 
-    fn gone_elsewhere(&mut self, gone: Gone) {
+    /// An agent whose last session here ended has one again. Returns whether that was so a moment ago.
+    pub(super) fn stop_leaving(&mut self, address: &Fingerprint, slot: Slot) -> bool {
+        let Some(leaving) = self.leaving.remove(address) else { return false };
+        self.timers.remove(&(leaving.at_ms, Timer::Offline(*address)));
+        let left = leaving.session.slot();
+        if left != slot {
+            self.give_up_claim(*address, left);
+        }
+        true
+    }
+
+    fn gone_elsewhere(&mut self, gone: Gone, now_ms: i64) {
         self.awaiting.remove(&gone.seq);
-        if gone.delivered {
-            return self.send_fate(gone.sender, gone.id, None);
+        let Gone { sender, id, recipient, stored_ms, delivered, .. } = gone;
+        let message = Departed { sender, recipient, id, stored_ms, size: 0, last: false };
+        let outcome = if delivered { Outcome::Taken } else { Outcome::Expired };
+        if self.tell_sender(&message, outcome, now_ms) {
+            return;
+        }
+        let Departed { id, .. } = message;
+        if delivered {
+            return self.send_fate(sender, id, None);
         }
         let notice = DeliveryExpired {
-            message_id: gone.id.as_str().to_owned(),
-            recipient_id: gone.recipient.to_string(),
-            queued_at: iso_ms(gone.stored_ms),
+            message_id: id.as_str().to_owned(),
+            recipient_id: recipient.to_string(),
+            queued_at: iso_ms(stored_ms),
         };
-        self.send_to(gone.sender, ServerFrame::DeliveryExpired(notice));
+        self.send_to(sender, ServerFrame::DeliveryExpired(notice));
     }
 
     fn audience_of_agent(&self, agent: &OnlineAgent, now_ms: i64) -> Vec<ConnId> {
         if agent.visibility == Visibility::Private {
-            return Vec::new();
+            return self.siblings_of(&agent.address, &agent.siblings);
         }
         self.audience_of(&agent.address, self.is_open(agent, now_ms))
     }
@@ -164,8 +238,8 @@ impl Core {
 
     /// Since when an agent that may be seen is on another relay.
     pub(super) fn remote_since(&self, address: &Fingerprint) -> Option<i64> {
-        let agent = self.remote.get(address)?;
-        (agent.visibility != Visibility::Private).then_some(agent.since_ms)
+        let seen = self.elsewhere(address).iter().filter(|agent| agent.visibility != Visibility::Private);
+        seen.map(|agent| agent.since_ms).min()
     }
 
     /// Adds public agents of other relays to a discovery.
@@ -177,7 +251,8 @@ impl Core {
         most: usize,
         now_ms: i64,
     ) {
-        let open = self.remote.values().filter(|agent| self.is_open(agent, now_ms));
+        let takes_mail = |agent: &&OnlineAgent| agent.slot.is_none() || agent.lead.is_some();
+        let open = self.remote.values().flatten().filter(takes_mail).filter(|a| self.is_open(a, now_ms));
         let found = open.filter(|agent| !listed.contains(&agent.address) && matches(&agent.metadata, filter));
         let entries = found.map(|agent| DiscoveredAgent {
             agent_id: agent.address,

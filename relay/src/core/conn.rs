@@ -8,7 +8,7 @@ use threadline::v1::frames::{Auth, Metadata, Visibility};
 
 use super::Source;
 use super::v2::{Device, Greeting};
-use crate::store::{Row, TierCounts};
+use crate::store::{Row, Slot, TierCounts};
 
 pub(super) struct Conn {
     pub(super) source: Source,
@@ -87,6 +87,11 @@ impl Session {
     /// What carries it: a place in [`crate::metrics::CARRIERS`].
     pub(super) fn carrier(&self) -> usize {
         self.device.as_ref().map_or(0, |device| device.carrier())
+    }
+
+    /// Which of its agent's sessions it is.
+    pub(super) fn slot(&self) -> Slot {
+        self.device.as_ref().map(|device| device.id.0)
     }
 
     /// Whether everybody may see that the agent is there.

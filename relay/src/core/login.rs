@@ -10,6 +10,7 @@ use super::conn::{Conn, Delivery, LoggingIn, Phase, Session, Subscription};
 use super::{ConnId, Core, Pending, Source};
 use crate::config::Mode;
 use crate::registry::clean;
+use crate::store::registry::devices::DeviceOp;
 use crate::store::{Listing, Login, LoginOutcome, LoginRules, QueueOp, RegistryOp, TierCounts};
 use crate::token;
 
@@ -108,19 +109,31 @@ impl Core {
         if !self.may_enter(id, key.as_bytes(), token_only, now_ms) {
             return;
         }
-        let wish = Wish {
-            metadata: &auth.metadata,
-            registry: auth.registry.as_ref(),
-            visibility: auth.visibility.unwrap_or_default(),
-            token_only,
-            v2: false,
-        };
-        let login = self.login(key.as_bytes(), &source, &wish, now_ms);
         let logging_in = LoggingIn { key: *key.as_bytes(), address: key.fingerprint(), auth };
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.phase = Phase::LoggingIn(Box::new(logging_in));
         }
-        let key = *key.as_bytes();
+        if self.is_clustered() {
+            // What the identity said of logins by v1 it may have said to another relay.
+            let op = DeviceOp::Find { to: key.as_bytes().to_vec(), now_ms };
+            return self.store_queue(Pending::LookedUp(id), QueueOp::Devices(Box::new(op)));
+        }
+        self.ask_in(id, now_ms);
+    }
+
+    /// Asks storage whether an identity may log in by v1.
+    pub(super) fn ask_in(&mut self, id: ConnId, now_ms: i64) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let Phase::LoggingIn(logging_in) = &conn.phase else { return };
+        let LoggingIn { key, auth, .. } = &**logging_in;
+        let wish = Wish {
+            metadata: &auth.metadata,
+            registry: auth.registry.as_ref(),
+            visibility: auth.visibility.unwrap_or_default(),
+            token_only: auth.agent_id.is_none(),
+            v2: false,
+        };
+        let (key, login) = (*key, self.login(key, &conn.source, &wish, now_ms));
         self.store_registry(Pending::Login { conn: id, key }, RegistryOp::Login(Box::new(login)));
     }
 
@@ -256,8 +269,9 @@ impl Core {
         self.sessions.insert(address, id);
         self.send(id, ServerFrame::AuthOk(ok));
         self.wake(id, heartbeat_ms);
+        let elsewhere = self.moved_here(&address, None);
         if !there {
-            self.came(id, now_ms);
+            self.came(id, elsewhere, now_ms);
         }
         self.claim_in_cluster(id);
         self.store_queue(Pending::Quiet, QueueOp::Arrived { recipient: address });

@@ -302,8 +302,9 @@ impl Core {
         self.keep_counts(&message, reply);
         self.contacted(&message.sender, &message.recipient, reply, now_ms);
         let Submitted { conn: from, sender, recipient, id, origin, body, at_ms, expires_ms, .. } = message;
-        let reader = self.reader(&recipient, is_sealed(&body));
-        let there = reader.is_some() || self.remote.contains_key(&recipient);
+        let sealed = is_sealed(&body);
+        let reader = self.reader(&recipient, sealed);
+        let there = reader.is_some() || self.reads_elsewhere(&recipient, sealed);
         self.counters.queued += u64::from(!there);
         match &origin {
             Origin::V2(send) => {
@@ -446,7 +447,8 @@ impl Core {
             AcceptedAs::Known(st) => (true, st),
         };
         let (rid, id, exp) = (send.rid, send.id.clone(), unsigned(expires_ms));
-        self.answer_v2(conn, frames::Accepted { rid, id, cu: Custody::Durable, st, exp, dup }, send.stream);
+        let cu = if self.replicated { Custody::Replicated } else { Custody::Durable };
+        self.answer_v2(conn, frames::Accepted { rid, id, cu, st, exp, dup }, send.stream);
     }
 }
 

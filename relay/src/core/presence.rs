@@ -14,7 +14,7 @@ use super::v2::unsigned;
 use super::{ConnId, Core, Pending, Timer};
 use crate::registry::clean;
 use crate::store::registry::Found;
-use crate::store::{QueueOp, RegistryOp};
+use crate::store::RegistryOp;
 
 /// Milliseconds without a new session before an agent counts as gone.
 const GRACE_MS: i64 = 3_000;
@@ -49,7 +49,7 @@ impl Presences {
 /// An agent whose session ended less than three seconds ago.
 pub(super) struct Leaving {
     pub(super) at_ms: i64,
-    session: Session,
+    pub(super) session: Session,
 }
 
 impl Core {
@@ -76,14 +76,12 @@ impl Core {
         session.subscription = Subscription::Named(addresses.into());
     }
 
-    /// A session is live: said to others unless the agent was there a moment ago.
-    pub(super) fn came(&mut self, id: ConnId, now_ms: i64) {
-        let Some(address) = self.address(id) else { return };
-        if let Some(leaving) = self.leaving.remove(&address) {
-            self.timers.remove(&(leaving.at_ms, Timer::Offline(address)));
+    /// A session is live: said to others unless the agent was there a moment ago, or is on another relay.
+    pub(super) fn came(&mut self, id: ConnId, elsewhere: bool, now_ms: i64) {
+        let Some((address, slot)) = self.session(id).map(|session| (session.address, session.slot())) else {
             return;
-        }
-        if self.remote.remove(&address).is_some() {
+        };
+        if self.stop_leaving(&address, slot) || elsewhere {
             return;
         }
         let Some(session) = self.session(id) else { return };
@@ -101,9 +99,7 @@ impl Core {
 
     pub(super) fn offline_due(&mut self, address: &Fingerprint, now_ms: i64) {
         let Some(Leaving { session, .. }) = self.leaving.remove(address) else { return };
-        if self.is_clustered() {
-            self.store_queue(Pending::Quiet, QueueOp::Offline { address: *address });
-        }
+        self.give_up_claim(*address, session.slot());
         let audience = self.audience(&session, now_ms);
         self.announce(&audience, session.key, Presence::Offline, None, now_ms);
         self.store_registry(Pending::Quiet, RegistryOp::Left { key: session.key, at_ms: now_ms });
@@ -118,11 +114,16 @@ impl Core {
         audience
     }
 
+    /// Who hears of an agent that is private.
+    pub(super) fn siblings_of(&self, address: &Fingerprint, siblings: &[Fingerprint]) -> Vec<ConnId> {
+        let mut audience = self.audience_of(address, false);
+        audience.retain(|conn| self.address(*conn).is_some_and(|who| siblings.contains(&who)));
+        audience
+    }
+
     fn audience(&self, session: &Session, now_ms: i64) -> Vec<ConnId> {
         if session.visibility == Visibility::Private {
-            let mut siblings = self.audience_of(&session.address, false);
-            siblings.retain(|conn| self.address(*conn).is_some_and(|who| session.siblings.contains(&who)));
-            return siblings;
+            return self.siblings_of(&session.address, &session.siblings);
         }
         self.audience_of(&session.address, session.is_open(self.config.aging_ms(), now_ms))
     }

@@ -1,5 +1,6 @@
 //! Sessions of v2: login, roles and leases. What is said in them: [`frames`]; what their bytes mean: [`inbound`].
 
+mod elsewhere;
 mod frames;
 mod inbound;
 
@@ -69,6 +70,8 @@ pub(super) struct Device {
     lease: u64,
     /// The highest epoch of its key.
     fence: u64,
+    /// Since when it is the active one, in Unix milliseconds.
+    active_ms: i64,
     /// When it last got a registry token.
     token_ms: i64,
     /// Streams on which a message was refused for now: what follows there is refused in the same way.
@@ -88,6 +91,7 @@ pub(super) enum Pending {
     Claim { rid: u32 },
     Lookup { rid: u32 },
     Search { rid: u32, query: String },
+    Quiet,
 }
 
 /// A time of ours as v2 writes it.
@@ -207,7 +211,8 @@ impl Core {
 
     /// The session that mail for an agent goes to; one of v1 cannot read what is sealed by v2.
     pub(super) fn reader(&self, address: &Fingerprint, sealed: bool) -> Option<ConnId> {
-        let v1 = || self.sessions.get(address).copied().filter(|_| !sealed);
+        let led_elsewhere = || self.elsewhere(address).iter().any(|agent| agent.lead.is_some());
+        let v1 = || self.sessions.get(address).copied().filter(|_| !sealed && !led_elsewhere());
         self.active_device(address).or_else(v1)
     }
 
@@ -409,7 +414,7 @@ impl Core {
     fn ask_storage(&mut self, id: ConnId, now_ms: i64) {
         let Some(source) = self.conns.get(&id).map(|conn| conn.source) else { return };
         let Some(request) = self.greeting(id).and_then(|greeting| greeting.request.clone()) else { return };
-        let LoginRequest { key, device, hello } = *request;
+        let LoginRequest { key, hello, .. } = *request;
         let metadata = inbound::metadata_of(&hello);
         let registry = registry_of(&hello);
         let wish = Wish {
@@ -424,15 +429,26 @@ impl Core {
             super::Pending::Login { conn: id, key: key.0 },
             RegistryOp::Login(Box::new(login)),
         );
-        if hello.role != Role::Token {
-            let op = DeviceOp::Greet {
-                facts: Box::new(inbound::facts_of(&device)),
-                lease: (hello.role == Role::Active).then_some(hello.ep),
-                no_v1: hello.nov1,
-                private: hello.vis == Some(Visibility::Private),
-            };
-            self.store_registry(super::Pending::V2(id, Pending::Greet), RegistryOp::Devices(op));
+        // What relays share is asked for behind the login, which nothing else orders.
+        if hello.role != Role::Token && !self.is_clustered() {
+            self.greet(id);
         }
+    }
+
+    /// Tells storage of the device that logs in.
+    fn greet(&mut self, id: ConnId) {
+        let Some(LoginRequest { device, hello, .. }) =
+            self.greeting(id).and_then(|greeting| greeting.request.as_deref())
+        else {
+            return;
+        };
+        let op = DeviceOp::Greet {
+            facts: Box::new(inbound::facts_of(device)),
+            lease: (hello.role == Role::Active).then_some(hello.ep),
+            no_v1: hello.nov1,
+            private: hello.vis == Some(Visibility::Private),
+        };
+        self.ask(id, Pending::Greet, op);
     }
 
     /// Storage lets the identity in.
@@ -441,6 +457,8 @@ impl Core {
         greeting.admitted = Some(admitted);
         if greeting.request.as_ref().is_some_and(|request| request.hello.role == Role::Token) {
             self.open_session(id, QueueSize { n: 0, bytes: 0 }, now_ms);
+        } else if self.is_clustered() {
+            self.greet(id);
         }
     }
 
@@ -473,8 +491,11 @@ impl Core {
         };
         self.windows.logged_in(&source);
         let fence = greeted.map_or(0, |greeted| greeted.lease);
+        let active_ms = self.lead_from(&address, now_ms);
+        let mut elsewhere = false;
         if role != Role::Token {
             self.make_room(&address, &device, role, fence, now_ms);
+            elsewhere = self.moved_here(&address, Some(device.0));
         }
         let metadata = inbound::metadata_of(&hello);
         let registry = registry_of(&hello);
@@ -507,11 +528,12 @@ impl Core {
                 carrier,
                 lease: hello.ep,
                 fence,
+                active_ms,
                 token_ms: now_ms,
                 refused: BTreeMap::new(),
                 tries: HashMap::new(),
             })),
-            delivery: Delivery { old_to: self.last_seq, ..Delivery::default() },
+            delivery: Delivery { old_to: self.old_to(), ..Delivery::default() },
         };
         let sid = Bin(self.random());
         let limits = &self.config.limits;
@@ -555,11 +577,13 @@ impl Core {
         if young && newly_worked {
             self.store_registry(super::Pending::Quiet, RegistryOp::Count { key: key.0, counts });
         }
-        if there {
+        if there || elsewhere {
             self.tell_devices(&address, id, now_ms);
-        } else {
-            self.came(id, now_ms);
         }
+        if !there {
+            self.came(id, elsewhere, now_ms);
+        }
+        self.claim_in_cluster(id);
         self.store_queue(super::Pending::Quiet, QueueOp::Arrived { recipient: address });
         if role == Role::Active {
             self.read_backlog(id, now_ms);
@@ -593,6 +617,7 @@ impl Core {
         let address = session.address;
         self.counters.redelivered += again;
         self.tell_devices(&address, id, now_ms);
+        self.claim_in_cluster(id);
     }
 
     /// Tells all devices of an agent what one of them is now.
@@ -635,10 +660,7 @@ impl Core {
                 self.send_v2(conn, news.clone());
             }
         }
-        if let Some(reader) = self.reader(address, false) {
-            self.read_again_from(reader, 0);
-            self.read_backlog(reader, now_ms);
-        }
+        self.read_anew(address, now_ms);
     }
 
     /// A device is to be the active one.
@@ -655,11 +677,14 @@ impl Core {
                 self.demote(conn, now_ms);
             }
         }
+        let active_ms = self.lead_from(&address, now_ms);
         if let Some(device) = self.device_mut(id) {
             device.lease = lease;
+            device.active_ms = active_ms;
             device.machine.set_role(Role::Active);
         }
         self.tell_devices(&address, id, now_ms);
+        self.claim_in_cluster(id);
         self.read_again_from(id, 0);
         self.read_backlog(id, now_ms);
     }
@@ -672,7 +697,10 @@ impl Core {
         now_ms: i64,
     ) {
         let answer = match answer {
-            Ok(StoreAnswer::Registry(RegistryAnswer::Devices(answer))) => Some(answer),
+            Ok(
+                StoreAnswer::Registry(RegistryAnswer::Devices(answer))
+                | StoreAnswer::Queue(QueueAnswer::Devices(answer)),
+            ) => Some(answer),
             Ok(StoreAnswer::Queue(QueueAnswer::Look(look))) => {
                 let n = look.of.map_or(0, |depth| depth.messages);
                 let bytes = look.of.map_or(0, |depth| depth.bytes);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use instar_durable::Database;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
@@ -31,7 +32,7 @@ fn derived(secret: &Zeroizing<[u8; 32]>, purpose: &[u8]) -> Zeroizing<[u8; 32]> 
 
 pub(super) async fn join(
     config: &RelayConfig,
-    peers: Peers,
+    tables: (Peers, Database),
     cipher: BodyCipher,
     told: mpsc::Sender<FromEngine>,
 ) -> Result<Arc<Engine>, EngineError> {
@@ -56,7 +57,7 @@ pub(super) async fn join(
         per_pair: i64::from(config.queue.per_pair),
         stream_bytes: i64::try_from(cluster.stream_bytes).unwrap_or(i64::MAX),
     };
-    let engine = Engine::connect(&options, layout, config.queue.clone(), cipher, peers, told).await?;
+    let engine = Engine::connect(&options, layout, config.queue.clone(), cipher, tables, told).await?;
     if engine.is_weak() {
         tracing::warn!("cluster.allow_weak: acceptance means stored in the engine, not on disk");
     }

@@ -22,7 +22,6 @@ use tower::Service as _;
 use super::connection::NotWebSocket;
 use super::tls::Acceptor;
 use super::{Shared, a2a, connection, health, page, rest, well_known};
-use crate::config::EngineKind;
 use crate::core::Source;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -106,12 +105,10 @@ where
 /// The routes of the public listener.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     let only_get = |route: axum::routing::MethodRouter<Arc<Shared>>| route.fallback(not_allowed_get);
-    let v2 = Router::new()
+    Router::new()
         .route("/v2/connect", only_get(get(connect_v2)))
-        .route("/.well-known/threadline", only_get(get(well_known::document)));
-    // Devices, keys and leases are not shared between relays: a cluster speaks v1 only.
-    let v2 = if shared.config.engine == EngineKind::Nats { Router::new() } else { v2 };
-    v2.route("/v1/connect", only_get(get(connect)))
+        .route("/.well-known/threadline", only_get(get(well_known::document)))
+        .route("/v1/connect", only_get(get(connect)))
         .route("/health", only_get(get(health::health)))
         .route("/ready", only_get(get(health::ready)))
         .nest("/v1/registry", rest::routes())

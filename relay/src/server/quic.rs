@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use super::outbox::Outbox;
 use super::{RelayError, Shared};
-use crate::config::{EngineKind, RelayConfig};
+use crate::config::RelayConfig;
 use crate::core::{Event, Source, V2Carrier};
 pub(crate) use gate::Handshakes;
 use gate::{Entered, Gate, Verdict};
@@ -73,8 +73,7 @@ impl Door {
         config: &RelayConfig,
         key: &ed25519_dalek::SigningKey,
     ) -> Result<Option<Self>, RelayError> {
-        // Devices, keys and leases are not shared between relays: a cluster speaks v1 only.
-        if !config.quic.enabled || config.engine == EngineKind::Nats {
+        if !config.quic.enabled {
             return Ok(None);
         }
         let failed = |error: &dyn std::fmt::Display| RelayError::Internal(format!("QUIC: {error}"));

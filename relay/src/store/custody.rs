@@ -223,6 +223,8 @@ impl<M: Medium> Custody<M> {
             QueueOp::Look { .. } | QueueOp::Backlog { .. } | QueueOp::Online(_) | QueueOp::Offline { .. } => {
                 Ok(QueueAnswer::Done)
             }
+            // Of one relay they are in its registry.
+            QueueOp::Devices(_) => Err(StoreFailed),
         }
     }
 

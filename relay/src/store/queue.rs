@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use threadline::v1::frames::{Metadata, Visibility};
 use threadline::{Fingerprint, MessageId};
 
+use super::registry::devices::{DeviceAnswer, DeviceOp};
+
 /// Limits of custody (`relay.md` §7.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueRules {
@@ -115,7 +117,19 @@ pub struct Departed {
     pub last: bool,
 }
 
-/// An agent with a session, as other relays of a cluster hear of it.
+/// Which of an agent's sessions: that of a device, or `None` for the one that speaks v1.
+pub type Slot = Option<[u8; 16]>;
+
+/// Since when a device takes the mail. Of two the greater does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Lead {
+    /// Its lease epoch.
+    pub lease: u64,
+    /// Since when, in Unix milliseconds.
+    pub since_ms: i64,
+}
+
+/// A session of an agent, as other relays of a cluster hear of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnlineAgent {
     /// Its key.
@@ -132,6 +146,15 @@ pub struct OnlineAgent {
     pub since_ms: i64,
     /// What it tells about itself.
     pub metadata: Metadata,
+    /// Which of its sessions this is.
+    #[serde(default)]
+    pub slot: Slot,
+    /// Of the device that takes the mail.
+    #[serde(default)]
+    pub lead: Option<Lead>,
+    /// Who may know that it is there even when it is private.
+    #[serde(default)]
+    pub siblings: Vec<Fingerprint>,
 }
 
 /// Operations on the queue.
@@ -157,13 +180,17 @@ pub enum QueueOp {
         /// Its address.
         recipient: Fingerprint,
     },
-    /// A session began. Only of interest to an engine that several relays share.
+    /// A session began or changed. Only of interest to an engine that several relays share.
     Online(Box<OnlineAgent>),
     /// A session ended and nobody followed. Only of interest to an engine that several relays share.
     Offline {
         /// Whose.
         address: Fingerprint,
+        /// Which.
+        slot: Slot,
     },
+    /// Devices, keys and leases where several relays share them. What one relay has for itself is in its registry.
+    Devices(Box<DeviceOp>),
     /// Reads waiting messages in order of acceptance.
     Backlog {
         /// Whose.
@@ -222,13 +249,14 @@ impl QueueOp {
         match self {
             Self::Accept(message) => Some(message.recipient),
             Self::Online(agent) => Some(agent.address),
-            Self::Offline { address } => Some(*address),
+            Self::Offline { address, .. } => Some(*address),
             Self::Standing { recipient, .. }
             | Self::Arrived { recipient }
             | Self::Backlog { recipient, .. }
             | Self::Confirm { recipient, .. }
             | Self::Drop { recipient, .. } => Some(*recipient),
-            Self::Expire { .. } | Self::Look { .. } => None,
+            // Whoever changes one of them says what it was before.
+            Self::Expire { .. } | Self::Look { .. } | Self::Devices(_) => None,
         }
     }
 
@@ -267,6 +295,8 @@ pub enum QueueAnswer {
     Look(QueueLook),
     /// To [`QueueOp::Expire`].
     Expired(Vec<Departed>),
+    /// To [`QueueOp::Devices`].
+    Devices(DeviceAnswer),
 }
 
 /// What waits for one recipient.

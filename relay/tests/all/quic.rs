@@ -23,6 +23,7 @@ use threadline::v2::{Bin, Code};
 use super::client::PATIENCE;
 use super::operator::Admin;
 use super::process::Relay;
+use super::stores::{House, On, on_every_store};
 use super::v2::{Machine, Session, key, send};
 
 const PKCS8_HEAD: [u8; 16] =
@@ -74,15 +75,15 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-struct Client {
-    connection: Connection,
+pub(crate) struct Client {
+    pub(crate) connection: Connection,
     _endpoint: Endpoint,
     control: (SendStream, Frames),
     welcome: Welcome,
 }
 
 /// The frames of one stream.
-struct Frames(RecvStream, FrameBuffer);
+pub(crate) struct Frames(RecvStream, FrameBuffer);
 
 impl Frames {
     async fn next(&mut self) -> Option<Frame> {
@@ -96,7 +97,7 @@ impl Frames {
         }
     }
 
-    async fn expect<T>(&mut self, wanted: impl Fn(Frame) -> Option<T>) -> T {
+    pub(crate) async fn expect<T>(&mut self, wanted: impl Fn(Frame) -> Option<T>) -> T {
         loop {
             if let Some(found) = wanted(self.next().await.expect("a frame")) {
                 return found;
@@ -105,7 +106,7 @@ impl Frames {
     }
 }
 
-async fn document(relay: &Relay) -> WellKnown {
+pub(crate) async fn document(relay: &Relay) -> WellKnown {
     let url = format!("http://{}/.well-known/threadline", relay.at);
     let bytes = reqwest::get(&url).await.expect("answers").bytes().await.expect("bytes");
     let signed: SignedWellKnown = serde_json::from_slice(&bytes).expect("JSON");
@@ -155,14 +156,14 @@ async fn connect(document: &WellKnown, guise: Guise) -> Result<(Connection, Endp
 }
 
 /// The code with which the relay ends a connection.
-async fn end(connection: &Connection) -> u64 {
+pub(crate) async fn end(connection: &Connection) -> u64 {
     let closed = tokio::time::timeout(PATIENCE, connection.closed()).await.expect("in time");
     let ConnectionError::ApplicationClosed(close) = closed else { panic!("{closed}") };
     close.error_code.into_inner()
 }
 
 impl Client {
-    async fn log_in(document: &WellKnown, n: u8) -> Self {
+    pub(crate) async fn log_in(document: &WellKnown, n: u8) -> Self {
         let (connection, endpoint) = connect(document, Guise::honest(n)).await.expect("connects");
         let (mut sending, receiving) = connection.open_bi().await.expect("a stream");
         sending.write_all(&Frame::from(Machine::of(n).hello()).encode()).await.expect("writes");
@@ -171,7 +172,7 @@ impl Client {
         Self { connection, _endpoint: endpoint, control: (sending, frames), welcome }
     }
 
-    async fn say(&mut self, frame: impl Into<Frame>) {
+    pub(crate) async fn say(&mut self, frame: impl Into<Frame>) {
         self.control.0.write_all(&frame.into().encode()).await.expect("writes");
     }
 
@@ -183,20 +184,19 @@ impl Client {
         (sending, Frames(receiving, FrameBuffer::default()))
     }
 
-    async fn deliveries(&self) -> Frames {
+    pub(crate) async fn deliveries(&self) -> Frames {
         let stream = tokio::time::timeout(PATIENCE, self.connection.accept_uni()).await.expect("in time");
         Frames(stream.expect("a stream of deliveries"), FrameBuffer::default())
     }
 }
 
-fn deliver(frame: Frame) -> Option<Deliver> {
+pub(crate) fn deliver(frame: Frame) -> Option<Deliver> {
     if let Frame::Deliver(deliver) = frame { Some(deliver) } else { None }
 }
 
-#[tokio::test]
-async fn threads_have_streams_of_their_own_and_what_is_accepted_survives_the_relay() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn threads_have_streams_of_their_own_and_what_is_accepted_survives_the_relay(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let before = document(&relay).await;
     let mut alice = Client::log_in(&before, 1).await;
     assert_eq!((alice.welcome.role, alice.welcome.rs), (Role::Active, None), "TLS proved the relay");
@@ -214,7 +214,7 @@ async fn threads_have_streams_of_their_own_and_what_is_accepted_survives_the_rel
     assert_eq!(pong.t, 5);
     relay.kill();
 
-    let mut relay = Relay::start(dir.path());
+    let mut relay = house.relay();
     let document = document(&relay).await;
     assert_eq!(document.key(), before.key());
     let mut alice = Client::log_in(&document, 1).await;
@@ -228,7 +228,7 @@ async fn threads_have_streams_of_their_own_and_what_is_accepted_survives_the_rel
             alice.control.1.expect(|f| if let Frame::Status(status) = f { Some(status) } else { None });
         assert_eq!(status.await.st, Outcome::Taken);
     }
-    let text = Admin::of(&mut relay, dir.path()).text("/admin/metrics").await;
+    let text = Admin::of(&mut relay, house.path()).text("/admin/metrics").await;
     for line in [
         "threadline_sessions{carrier=\"quic\"} 2",
         "threadline_sessions{carrier=\"ws2\"} 0",
@@ -239,10 +239,9 @@ async fn threads_have_streams_of_their_own_and_what_is_accepted_survives_the_rel
     }
 }
 
-#[tokio::test]
-async fn a_device_that_changes_its_carrier_replaces_itself_and_misses_nothing() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn a_device_that_changes_its_carrier_replaces_itself_and_misses_nothing(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let document = document(&relay).await;
     let mut alice = Session::log_in(relay.at, 1).await;
     let mut old = Session::log_in(relay.at, 2).await;
@@ -259,10 +258,9 @@ async fn a_device_that_changes_its_carrier_replaces_itself_and_misses_nothing() 
     drop(back);
 }
 
-#[tokio::test]
-async fn what_follows_a_refused_message_on_its_stream_is_refused_with_it() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start_with(dir.path(), &["queue.per_pair=1"]);
+async fn what_follows_a_refused_message_on_its_stream_is_refused_with_it(on: On) {
+    let house = House::on(on);
+    let relay = house.relay_with(&["queue.per_pair=1"]);
     let document = document(&relay).await;
     let alice = Client::log_in(&document, 1).await;
     let (mut sending, mut answers) = alice.stream().await;
@@ -282,10 +280,9 @@ async fn what_follows_a_refused_message_on_its_stream_is_refused_with_it() {
     assert!(matches!(answers.next().await, Some(Frame::Accepted(_))), "a new stream begins anew");
 }
 
-#[tokio::test]
-async fn who_shows_no_key_or_a_key_of_another_or_speaks_another_protocol_does_not_get_in() {
-    let dir = tempfile::tempdir().expect("dir");
-    let mut relay = Relay::start(dir.path());
+async fn who_shows_no_key_or_a_key_of_another_or_speaks_another_protocol_does_not_get_in(on: On) {
+    let house = House::on(on);
+    let mut relay = house.relay();
     let document = document(&relay).await;
     let guises = [
         Guise { alpn: vec![b"h3".to_vec()], ..Guise::honest(3) },
@@ -301,7 +298,7 @@ async fn who_shows_no_key_or_a_key_of_another_or_speaks_another_protocol_does_no
             assert!(matches!(closed, ConnectionError::ConnectionClosed(_)), "{at}: {closed:?}");
         }
     }
-    let text = Admin::of(&mut relay, dir.path()).text("/admin/metrics").await;
+    let text = Admin::of(&mut relay, house.path()).text("/admin/metrics").await;
     for line in [
         "threadline_sessions{carrier=\"quic\"} 0",
         "threadline_carrier_logins_total{carrier=\"quic\"} 0",
@@ -312,10 +309,9 @@ async fn who_shows_no_key_or_a_key_of_another_or_speaks_another_protocol_does_no
     Client::log_in(&document, 3).await;
 }
 
-#[tokio::test]
-async fn who_breaks_the_rules_is_cut_off() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn who_breaks_the_rules_is_cut_off(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let document = document(&relay).await;
     let raw = async || connect(&document, Guise::honest(1)).await.expect("connects");
 
@@ -362,10 +358,9 @@ async fn who_breaks_the_rules_is_cut_off() {
     assert_eq!(end(&silent).await, 1, "silence is no HELLO");
 }
 
-#[tokio::test]
-async fn a_stop_says_good_bye() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn a_stop_says_good_bye(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let document = document(&relay).await;
     let mut client = Client::log_in(&document, 1).await;
     relay.signal(rustix::process::Signal::TERM);
@@ -391,3 +386,12 @@ async fn a_document_names_quic_only_where_it_is_spoken() {
         "{text}"
     );
 }
+
+on_every_store!(
+    threads_have_streams_of_their_own_and_what_is_accepted_survives_the_relay,
+    a_device_that_changes_its_carrier_replaces_itself_and_misses_nothing,
+    what_follows_a_refused_message_on_its_stream_is_refused_with_it,
+    who_shows_no_key_or_a_key_of_another_or_speaks_another_protocol_does_not_get_in,
+    who_breaks_the_rules_is_cut_off,
+    a_stop_says_good_bye,
+);

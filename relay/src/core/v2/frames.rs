@@ -16,7 +16,7 @@ use crate::core::{ConnId, Core};
 use crate::registry::cursor::Cursor;
 use crate::registry::{clean, search};
 use crate::store::registry::devices::{DeviceAnswer, DeviceOp, Known, Lease};
-use crate::store::{QueueOp, RegistryOp};
+use crate::store::QueueOp;
 
 /// A fresh registry token at most this often.
 const TOKEN_EVERY_MS: i64 = 300_000;
@@ -73,16 +73,11 @@ impl Core {
                 if self.session(id).is_none_or(|session| session.key != key.0) {
                     return self.fault(id, None, Code::BadSignature);
                 }
-                let op = RegistryOp::Devices(DeviceOp::Address { key: key.0, record, expires_ms });
-                self.store_registry(crate::core::Pending::Quiet, op);
+                self.ask(id, Pending::Quiet, DeviceOp::Address { key: key.0, record, expires_ms });
             }
             (Frame::ChainsGet(get), _) => self.fault(id, Some(get.rid), Code::UnsupportedVersion),
             _ => self.fault(id, None, Code::UnsupportedVersion),
         }
-    }
-
-    fn ask(&mut self, id: ConnId, pending: Pending, op: DeviceOp) {
-        self.store_registry(crate::core::Pending::V2(id, pending), RegistryOp::Devices(op));
     }
 
     fn fault(&mut self, id: ConnId, rid: Option<u32>, code: Code) {
@@ -207,6 +202,7 @@ impl Core {
         let (key, address) = (session.key, session.address);
         if set.vis.is_some() {
             session.visibility = visibility_of(set.vis);
+            self.claim_in_cluster(id);
         }
         match set.role {
             Some(Role::Active) => {
@@ -215,10 +211,7 @@ impl Core {
             Some(Role::Standby) if self.device(id).is_some_and(super::Device::is_active) => {
                 self.demote(id, now_ms);
                 // Mail goes to a session of v1 again, if there is one.
-                if let Some(reader) = self.reader(&address, false) {
-                    self.read_again_from(reader, 0);
-                    self.read_backlog(reader, now_ms);
-                }
+                self.read_anew(&address, now_ms);
             }
             Some(Role::Standby | Role::Token) | None => {}
         }
@@ -242,10 +235,13 @@ impl Core {
     fn seen_by(&self, asker: ConnId, address: &Fingerprint) -> Option<[u8; 32]> {
         let who = self.address(asker)?;
         let there = self.conns_of(address).into_iter().filter_map(|conn| self.session(conn));
-        let mut may = there.filter(|session| {
-            session.visibility != V1Visibility::Private || session.siblings.contains(&who) || who == *address
+        let there = there.map(|session| (session.visibility, &*session.siblings, session.key));
+        let elsewhere = self.elsewhere(address).iter();
+        let elsewhere = elsewhere.map(|agent| (agent.visibility, &*agent.siblings, agent.key));
+        let mut may = there.chain(elsewhere).filter(|(visibility, siblings, _)| {
+            *visibility != V1Visibility::Private || siblings.contains(&who) || who == *address
         });
-        may.next().map(|session| session.key)
+        may.next().map(|(_, _, key)| key)
     }
 
     fn look_up(&mut self, id: ConnId, rid: u32, to: Target, now_ms: i64) {
@@ -377,13 +373,16 @@ impl Core {
         let Some(address) = address_of(&known.key) else { return };
         let seen = self.seen_by(id, &address).is_some();
         let own = self.address(id) == Some(address);
-        let hidden = self.is_live(&address) || known.private;
+        let hidden = self.is_live(&address) || self.is_elsewhere(&address) || known.private;
         if hidden && !seen && !own {
             return self.unknown(id, rid, now_ms);
         }
-        let name = self.conns_of(&address).into_iter().find_map(|conn| self.session(conn));
-        let name = name.map_or(known.name, |session| session.metadata.name.clone());
-        let v1 = known.list.is_none() || self.sessions.contains_key(&address);
+        let here = self.conns_of(&address).into_iter().find_map(|conn| self.session(conn));
+        let here = here.map(|session| &session.metadata.name);
+        let name = here.or_else(|| self.elsewhere(&address).first().map(|agent| &agent.metadata.name));
+        let name = name.cloned().unwrap_or(known.name);
+        let v1_elsewhere = self.elsewhere(&address).iter().any(|agent| agent.slot.is_none());
+        let v1 = known.list.is_none() || self.sessions.contains_key(&address) || v1_elsewhere;
         let proto = [(v1, 1), (known.list.is_some(), 2)];
         let record = known.address.as_ref().and_then(|(bytes, signature)| {
             threadline::v2::objects::Signed::<threadline::v2::objects::AddressRecord>::parse(

@@ -2,6 +2,7 @@
 //! here was verified before (`threadline-wire.md` §4.2); nothing is given out that is not in the tables.
 
 use rusqlite::{Connection, OptionalExtension as _, params};
+use threadline::Fingerprint;
 use threadline::v2::frames::{DeviceKeys, SignedBytes};
 use threadline::v2::objects::{DeviceList, Signed};
 use threadline::v2::{Bin, Blob, DeviceId};
@@ -14,6 +15,9 @@ const KEPT: usize = 100;
 const FOR_CORRESPONDENTS: u32 = 25;
 /// A lease epoch rises by no more than this at a time.
 const LEASE_STEP: u64 = 1_000;
+
+/// Tables in which rows of an identity are, by its key.
+pub const TABLES: [&str; 4] = ["device_lists", "devices", "one_time_keys", "address_records"];
 
 /// A certificate or list as it was signed, with its number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +120,19 @@ pub enum DeviceOp {
     },
     /// Searches the directory.
     Search(Box<search::Search>, i64),
+}
+
+impl DeviceOp {
+    /// Whose devices it is about; `None` for what concerns no devices.
+    pub fn identity(&self) -> Option<Fingerprint> {
+        let bytes: &[u8] = match self {
+            Self::Greet { facts, .. } | Self::PutKeys { facts, .. } => &facts.key,
+            Self::Lease { key, .. } | Self::Address { key, .. } => key,
+            Self::ClaimKeys { to, .. } | Self::Find { to, .. } => to,
+            Self::Age { .. } | Self::Search(..) => return None,
+        };
+        bytes.first_chunk().map(|address| Fingerprint::from_bytes(*address))
+    }
 }
 
 /// Whether a lease epoch holds.
@@ -227,7 +244,7 @@ pub fn refuses_v1(c: &Connection, key: &[u8; 32]) -> rusqlite::Result<bool> {
 
 /// Removes everything that was stored of an identity.
 pub fn erase(c: &Connection, key: &[u8; 32]) -> rusqlite::Result<()> {
-    for table in ["device_lists", "devices", "one_time_keys", "address_records"] {
+    for table in TABLES {
         c.execute(&format!("DELETE FROM {table} WHERE public_key=?1"), [key])?;
     }
     Ok(())
