@@ -217,7 +217,7 @@ pub async fn serve(
             measured = Arc::new(health::Measured::new(engine.publishing()));
             weak = engine.is_weak();
             prepared.replicated = !weak;
-            if let Ok((totals, _)) = engine.totals().await {
+            if let Ok(totals) = engine.totals().await {
                 prepared.totals = totals;
             }
             engine.start(&helpers, &stop_helpers);

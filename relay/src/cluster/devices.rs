@@ -219,3 +219,146 @@ fn sql(cell: &Cell) -> Sql {
         Cell::Bytes(bytes) => Sql::Blob(bytes.0.clone()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use threadline::v2::DeviceId;
+
+    use super::*;
+    use crate::store::registry::MIGRATIONS;
+    use crate::store::registry::devices::{DeviceFacts, Greeted, Lease, Numbered, StoredKey};
+
+    const NOW: i64 = 1_768_478_400_000;
+    const KEY: [u8; 32] = [7; 32];
+    const DEVICE: DeviceId = Bin([1; 16]);
+
+    /// The tables of a relay that knows the identity.
+    fn relay() -> Connection {
+        let c = Connection::open_in_memory().expect("memory");
+        for migration in MIGRATIONS {
+            c.execute_batch(migration.sql).expect("schema");
+        }
+        super::super::replica::prepare(&c).expect("prepares");
+        let insert = "INSERT INTO first_seen(public_key, address, at, source) VALUES (?1,?2,?3,?2)";
+        c.execute(insert, rusqlite::params![KEY, &KEY[..16], NOW]).expect("known");
+        c
+    }
+
+    /// The engine, and what relays do with it one after the other.
+    struct World(Known);
+
+    impl World {
+        fn on(&mut self, relay: &Connection, op: &DeviceOp) -> DeviceAnswer {
+            let address = op.identity().expect("of an identity");
+            let (answer, changed) = run(relay, &address, Some(&self.0), op).expect("runs");
+            if let Some(dossier) = changed {
+                let value = rmp_serde::to_vec(&dossier).expect("encodes");
+                let read = read_dossier(&value, &address).expect("reads back");
+                assert_eq!(read, dossier);
+                self.0 = Known::Rows(read);
+            }
+            answer
+        }
+
+        fn greet(&mut self, relay: &Connection, lease: u64) -> Greeted {
+            let op = DeviceOp::Greet {
+                facts: Box::new(facts()),
+                lease: Some(lease),
+                no_v1: false,
+                private: false,
+            };
+            let DeviceAnswer::Greeted(greeted) = self.on(relay, &op) else { panic!("greeted") };
+            greeted
+        }
+
+        fn claim(&mut self, relay: &Connection) -> Option<Vec<u8>> {
+            let op =
+                DeviceOp::ClaimKeys { to: KEY[..16].to_vec(), correspondent: true, one_time: true, now_ms: NOW };
+            let DeviceAnswer::Bundle(bundle) = self.on(relay, &op) else { panic!("a bundle") };
+            bundle.and_then(|(mut devices, _)| devices.pop()).map(|(_, _, prekey, ..)| prekey.0)
+        }
+    }
+
+    fn facts() -> DeviceFacts {
+        let numbered = |byte| Numbered { signed: (Blob(vec![byte; 4]), Bin([byte; 64])), seq: 1 };
+        DeviceFacts { key: KEY, device: DEVICE, cert: numbered(1), list: numbered(2), listed: vec![DEVICE] }
+    }
+
+    fn keys(ids: std::ops::Range<u64>) -> DeviceOp {
+        let key = |key_id: u64| StoredKey {
+            key_id,
+            signed: (Blob(key_id.to_be_bytes().into()), Bin([3; 64])),
+            not_after: NOW as u64 + 1_000,
+        };
+        let one_time = ids.map(key).collect();
+        DeviceOp::PutKeys { facts: Box::new(facts()), one_time, fallback: None, now_ms: NOW }
+    }
+
+    #[test]
+    fn relays_give_each_key_out_once_and_hold_one_lease() {
+        let (here, there) = (relay(), relay());
+        let mut world = World(Known::Never);
+        assert_eq!(world.greet(&here, 5).granted, Lease::Holds);
+        let kept = world.on(&here, &keys(1..4));
+        assert!(matches!(kept, DeviceAnswer::Kept { have: 3, mark: 3 }), "{kept:?}");
+        for (n, relay) in [&there, &here, &there].into_iter().enumerate() {
+            assert_eq!(world.claim(relay), Some((n as u64 + 1).to_be_bytes().into()));
+        }
+        assert_eq!(world.claim(&here), None, "all are given out");
+        let stale = world.greet(&there, 4);
+        assert_eq!((stale.granted, stale.lease, stale.mark), (Lease::Stale, 5, (1, 3)));
+        let lookup = DeviceOp::Find { to: KEY.to_vec(), now_ms: NOW };
+        let DeviceAnswer::Found(Some(known)) = world.on(&there, &lookup) else { panic!("known") };
+        assert_eq!(known.certs.len(), 1);
+    }
+
+    #[test]
+    fn what_was_erased_does_not_come_back_and_old_keys_do_not_come_along() {
+        let (here, there) = (relay(), relay());
+        let mut world = World(Known::Never);
+        world.greet(&here, 5);
+        world.on(&here, &keys(1..4));
+        world.greet(&there, 5);
+        world.0 = Known::Erased;
+        assert_eq!(world.claim(&there), None);
+        // An engine that lost everything hears of the lease from a relay, and of no key.
+        world.0 = Known::Never;
+        assert_eq!(world.claim(&here), None);
+        assert_eq!(world.greet(&there, 4).granted, Lease::Stale);
+    }
+
+    #[test]
+    fn a_race_for_the_last_revision_is_run_again_on_what_the_winner_left() {
+        let (here, there) = (relay(), relay());
+        let mut world = World(Known::Never);
+        world.greet(&here, 5);
+        world.on(&here, &keys(1..3));
+        let Known::Rows(before) = &world.0 else { panic!("rows") };
+        let mut late = World(Known::Rows(before.clone()));
+        assert_eq!(world.claim(&here), Some(1_u64.to_be_bytes().into()));
+        assert_eq!(late.claim(&there), Some(1_u64.to_be_bytes().into()), "its write will be refused");
+        assert_eq!(world.claim(&there), Some(2_u64.to_be_bytes().into()));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_no_dossier_is_none(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(read_dossier(&bytes, &Fingerprint::from_bytes([7; 16])), None);
+        }
+
+        #[test]
+        fn rows_of_others_are_not_taken(key in any::<[u8; 32]>(), table in ".{0,20}", number in any::<i64>()) {
+            let c = relay();
+            let row = vec![Cell::Bytes(Blob(key.to_vec())), Cell::Number(number), Cell::Null];
+            let columns = vec!["public_key".to_owned(), "seq".to_owned(), table.clone()];
+            let mut sheets = vec![Sheet { table, columns: columns.clone(), rows: vec![row.clone()] }];
+            sheets.extend(TABLES.map(|name| {
+                Sheet { table: name.to_owned(), columns: columns.clone(), rows: vec![row.clone()] }
+            }));
+            let _ = take(&c, &Dossier { key: Bin(KEY), sheets });
+            let count: u32 = c.query_row("SELECT count(*) FROM device_lists", [], |row| row.get(0)).expect("rows");
+            prop_assert_eq!(count, 0);
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{Config, DirectGetErrorKind, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{Config, DirectGetErrorKind, LastRawMessageErrorKind, State, Stream};
 use async_nats::jetstream::{Context, kv};
 use async_nats::{Client, ConnectOptions};
 use futures::StreamExt as _;
@@ -230,17 +230,14 @@ impl Engine {
     }
 
     /// Totals over all mail; recipients are counted once per sender that wrote to them.
-    pub async fn totals(&self) -> Result<(QueueTotals, Vec<u64>), StoreFailed> {
-        let mut totals = QueueTotals::default();
-        let mut last = Vec::with_capacity(self.streams.len());
-        for stream in &self.streams {
-            let state = stream.get_info().await.map_err(|_| StoreFailed)?.state;
-            totals.recipients += state.subjects_count;
-            totals.messages += state.messages;
-            totals.bytes += state.bytes;
-            last.push(state.last_sequence);
-        }
-        Ok((totals, last))
+    pub async fn totals(&self) -> Result<QueueTotals, StoreFailed> {
+        sum(&self.states().await).ok_or(StoreFailed)
+    }
+
+    /// What lies in each mail stream; `None` where nobody leads it. One that is silent holds up no other.
+    pub(super) async fn states(&self) -> Vec<Option<State>> {
+        let states = self.streams.iter().map(|stream| async { Some(stream.get_info().await.ok()?.state) });
+        futures::future::join_all(states).await
     }
 
     /// Runs one operation on the mail of one recipient.
@@ -500,7 +497,13 @@ impl Engine {
             let stored = match self.next(recipient, from).await? {
                 Some(stored) => Some(stored),
                 // The copy that answered may not have the newest yet.
-                None if known >= from => self.next_of_leader(recipient, from).await?,
+                None if known >= from || !self.sessions.saw_end(recipient) => {
+                    let newest = self.next_of_leader(recipient, from).await?;
+                    if newest.is_none() {
+                        self.sessions.at_end(recipient);
+                    }
+                    newest
+                }
                 None => None,
             };
             let Some(stored) = stored else {
@@ -614,6 +617,18 @@ impl Engine {
     pub(super) fn peers(&self) -> std::sync::MutexGuard<'_, Peers> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Totals over all streams, if all are known.
+pub(super) fn sum(states: &[Option<State>]) -> Option<QueueTotals> {
+    states.iter().try_fold(QueueTotals::default(), |totals, state| {
+        let state = state.as_ref()?;
+        Some(QueueTotals {
+            recipients: totals.recipients + state.subjects_count,
+            messages: totals.messages + state.messages,
+            bytes: totals.bytes + state.bytes,
+        })
+    })
 }
 
 pub(super) enum Published {

@@ -47,6 +47,8 @@ struct Home {
     slots: HashMap<Slot, Held>,
     /// Highest number of a message that we heard of.
     hint: u64,
+    /// Whether the leader of its stream said once that nothing more is waiting.
+    saw_end: bool,
     /// Ends the subscriptions.
     _listening: DropGuard,
 }
@@ -57,7 +59,11 @@ struct Held {
     listed: Option<[u8; 32]>,
     /// Whether it is a device that takes the mail.
     leads: bool,
+    /// When the session began, in Unix milliseconds.
+    since_ms: i64,
     value: Vec<u8>,
+    /// Whether the value is not written yet.
+    changed: bool,
     /// Of our last write; 0 before the first.
     revision: u64,
     renewed: Option<Instant>,
@@ -99,6 +105,18 @@ impl Sessions {
     /// Position of the newest message that we heard of.
     pub(super) fn hint(&self, address: &Fingerprint) -> u64 {
         self.held().get(address).map_or(0, |home| layout::position(home.hint))
+    }
+
+    /// Whether what was read for an agent since its session began was everything at some time; a copy of the stream that
+    /// lags behind would not say so if it was not.
+    pub(super) fn saw_end(&self, address: &Fingerprint) -> bool {
+        self.held().get(address).is_none_or(|home| home.saw_end)
+    }
+
+    pub(super) fn at_end(&self, address: &Fingerprint) {
+        if let Some(home) = self.held().get_mut(address) {
+            home.saw_end = true;
+        }
     }
 
     /// Everybody who has a session here.
@@ -159,16 +177,34 @@ impl Engine {
         if !self.sessions.held().contains_key(&address) {
             let stop = CancellationToken::new();
             listened = self.listen(address, stop.clone()).await;
-            let home = Home { slots: HashMap::new(), hint: 0, _listening: stop.drop_guard() };
+            let home = Home { slots: HashMap::new(), hint: 0, saw_end: false, _listening: stop.drop_guard() };
             self.sessions.held().insert(address, home);
         }
+        let mut claimed = 0;
         if let Some(home) = self.sessions.held().get_mut(&address) {
-            let listed = agent.listed.then_some(agent.key);
-            let leads = agent.lead.is_some();
-            home.slots.insert(slot, Held { listed, leads, value, revision: 0, renewed: None });
+            home.saw_end = false;
+            let mut held = Held {
+                listed: agent.listed.then_some(agent.key),
+                leads: agent.lead.is_some(),
+                since_ms: agent.since_ms,
+                value: value.clone(),
+                changed: true,
+                revision: 0,
+                renewed: None,
+            };
+            // A session that changed may have been taken over by now; a new one takes over.
+            if let Some(before) = home.slots.get(&slot).filter(|before| before.since_ms == agent.since_ms) {
+                (held.revision, held.renewed) = (before.revision, before.renewed);
+                claimed = before.revision;
+            }
+            home.slots.insert(slot, held);
         }
         listened?;
-        self.claim(&address, slot).await
+        if claimed == 0 {
+            return self.claim(&address, slot).await;
+        }
+        self.renew_one(&address, slot, value, claimed).await;
+        Ok(())
     }
 
     async fn claim(&self, address: &Fingerprint, slot: Slot) -> Result<(), StoreFailed> {
@@ -179,17 +215,19 @@ impl Engine {
             .and_then(|home| home.slots.get(&slot))
             .map(|held| held.value.clone());
         let Some(value) = value else { return Ok(()) };
-        let revision = self.bucket(&PRESENCE).put(layout::claim_key(address, slot), bytes(value)).await;
-        self.renewed(address, slot, revision.map_err(|e| failed(&e))?);
+        let key = layout::claim_key(address, slot);
+        let revision = self.bucket(&PRESENCE).put(key, bytes(value.clone())).await;
+        self.renewed(address, slot, revision.map_err(|e| failed(&e))?, &value);
         Ok(())
     }
 
-    fn renewed(&self, address: &Fingerprint, slot: Slot, revision: u64) {
+    fn renewed(&self, address: &Fingerprint, slot: Slot, revision: u64, value: &[u8]) {
         if let Some(held) =
             self.sessions.held().get_mut(address).and_then(|home| home.slots.get_mut(&slot))
         {
             held.revision = held.revision.max(revision);
             held.renewed = Some(Instant::now());
+            held.changed &= held.value != value;
         }
     }
 
@@ -241,7 +279,7 @@ impl Engine {
             .flat_map(|(address, home)| home.slots.iter().map(|(slot, held)| (*address, *slot, held)))
             .filter(|(address, _, held)| {
                 let spread = RENEW + Duration::from_millis(u64::from(address.as_bytes()[15]) * 39);
-                held.renewed.is_none_or(|at| at.elapsed() > spread)
+                held.changed || held.renewed.is_none_or(|at| at.elapsed() > spread)
             })
             .map(|(address, slot, held)| (address, slot, held.value.clone(), held.revision))
             .collect();
@@ -259,23 +297,25 @@ impl Engine {
     async fn renew_one(&self, address: &Fingerprint, slot: Slot, value: Vec<u8>, revision: u64) {
         let (bucket, key) = (self.bucket(&PRESENCE), layout::claim_key(address, slot));
         match bucket.update(&key, bytes(value.clone()), revision).await {
-            Ok(revision) => return self.renewed(address, slot, revision),
+            Ok(revision) => return self.renewed(address, slot, revision, &value),
             Err(error) if matches!(error.kind(), UpdateErrorKind::WrongLastRevision) => {}
             Err(error) => return note(&error),
         }
         match bucket.entry(&key).await {
+            // The copy that answered lags behind.
+            Ok(Some(entry)) if entry.revision < revision => {}
             Ok(Some(entry)) if entry.operation == Operation::Put => {
                 let ours =
                     serde_json::from_slice::<Claim>(&entry.value).is_ok_and(|claim| claim.node == self.node);
                 if ours {
                     // Our own write, whose acknowledgement was lost.
-                    return self.renewed(address, slot, entry.revision);
+                    return self.renewed(address, slot, entry.revision, &entry.value);
                 }
                 self.lost(address, slot).await;
             }
             // It expired, and nobody else took it.
-            Ok(_) => match bucket.create(&key, bytes(value)).await {
-                Ok(revision) => self.renewed(address, slot, revision),
+            Ok(_) => match bucket.create(&key, bytes(value.clone())).await {
+                Ok(revision) => self.renewed(address, slot, revision, &value),
                 Err(error) if matches!(error.kind(), CreateErrorKind::AlreadyExists) => {
                     self.lost(address, slot).await;
                 }

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use threadline::Fingerprint;
 use tokio_util::sync::CancellationToken;
 
-use super::engine::{Engine, bytes, note, now_ms};
+use super::engine::{Engine, bytes, note, now_ms, sum};
 use super::lanes::FromEngine;
 use super::layout::{self, CORRESPONDENTS, NODES, SEEN};
 use crate::core::{ClusterEvent, Event};
@@ -70,15 +70,22 @@ impl Engine {
     }
 
     async fn poll(self: Arc<Self>) {
-        let mut before = vec![0; usize::from(layout::SHARDS)];
+        let mut before = vec![(0, false); usize::from(layout::SHARDS)];
         loop {
             tokio::time::sleep(POLL).await;
-            let Ok((totals, last)) = self.totals().await else { continue };
-            self.tell(ClusterEvent::Totals(totals)).await;
-            let moved: Vec<bool> = before.iter().zip(&last).map(|(before, last)| before != last).collect();
-            before = last;
+            let states = self.states().await;
+            if let Some(totals) = sum(&states) {
+                self.tell(ClusterEvent::Totals(totals)).await;
+            }
+            // What moved is looked at twice: the copy that answers the first time may lag behind.
+            let mut look = Vec::with_capacity(before.len());
+            for ((last, moved), state) in before.iter_mut().zip(&states) {
+                let now = state.as_ref().map_or(*last, |state| state.last_sequence);
+                look.push(now != *last || *moved);
+                (*last, *moved) = (now, now != *last);
+            }
             for recipient in self.sessions.all() {
-                if moved.get(usize::from(layout::shard(&recipient))).is_some_and(|moved| *moved) {
+                if look.get(usize::from(layout::shard(&recipient))).is_some_and(|look| *look) {
                     self.tell(ClusterEvent::Mail { recipient }).await;
                 }
             }

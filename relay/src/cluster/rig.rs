@@ -155,7 +155,7 @@ impl Keeper {
 
     pub(crate) fn totals(&self) -> QueueTotals {
         let running = self.running.as_ref().expect("running");
-        self.runtime.block_on(running.engine.totals()).expect("answers").0
+        self.runtime.block_on(running.engine.totals()).expect("answers")
     }
 
     /// Everything is gone, the server stays.

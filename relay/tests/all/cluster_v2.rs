@@ -62,8 +62,8 @@ async fn two_clients_at_different_relays_talk_sealed() {
     }
     for id in 6..=25 {
         alice.send(2, id, 1).await;
-        bob.send(1, id, 1).await;
         assert_eq!(alice.answer(id).await.expect("accepted").st, Standing::Live);
+        bob.send(1, id, 1).await;
         for (from, session) in [(2, &mut alice), (1, &mut bob)] {
             let deliver = session.delivered().await;
             assert_eq!((deliver.id, deliver.from), (FrameId::Bin(Bin([id; 16])), Target::Key(key(from))));

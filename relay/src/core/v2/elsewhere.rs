@@ -48,8 +48,10 @@ impl Core {
                     device.fence = device.fence.max(lead.lease);
                 }
             }
+            // The same device has moved and is not a standby of itself.
             let ours = self.active_device(&address).filter(|conn| {
-                self.device(*conn).is_some_and(|own| (own.lead(), own.id.0) < (Some(lead), dev))
+                let own = self.device(*conn);
+                own.is_some_and(|own| own.id.0 != dev && (own.lead(), own.id.0) < (Some(lead), dev))
             });
             if let Some(conn) = ours {
                 self.demote(conn, now_ms);
