@@ -66,8 +66,6 @@ pub struct Start {
     pub signer: SigningKey,
     /// Names that this relay answers for.
     pub hosts: Vec<String>,
-    /// Whether what is accepted is on the disks of a majority of an engine.
-    pub replicated: bool,
     /// Seed of everything random: nonces, session ids, jitter.
     pub seed: [u8; 32],
 }
@@ -114,6 +112,7 @@ pub struct Core {
     relay_id: String,
     signer: SigningKey,
     hosts: Vec<String>,
+    /// Whether what is accepted is on the disks of a majority of an engine.
     replicated: bool,
     /// Signs where pages of the directory go on.
     cursor_secret: [u8; 32],
@@ -162,7 +161,7 @@ impl Core {
             relay_id: start.relay_id,
             signer: start.signer,
             hosts: start.hosts,
-            replicated: start.replicated,
+            replicated: false,
             cursor_secret: cursor_secret(&start.seed),
             rng: StdRng::from_seed(start.seed),
             conns: NumberMap::default(),
@@ -190,6 +189,11 @@ impl Core {
             figures: Figures::default(),
             bridge: None,
         }
+    }
+
+    /// What is accepted from now on is on the disks of a majority of an engine.
+    pub fn set_replicated(&mut self) {
+        self.replicated = true;
     }
 
     /// Takes one event; after it, or after several at the same time, [`Core::poll_effect`] until it is empty.

@@ -204,7 +204,7 @@ pub async fn serve(
 
     let (helpers, stop_helpers) = (TaskTracker::new(), CancellationToken::new());
     let queue_bytes = Arc::new(AtomicU64::new(0));
-    let mut weak = false;
+    let (mut weak, mut replicated) = (false, false);
     let mut measured = Arc::new(health::Measured::new(Arc::default()));
     let queue = match prepared.queue.take() {
         Some(Keeper::Log(custody)) => {
@@ -216,14 +216,13 @@ pub async fn serve(
             let engine = engine::join(&config, (*peers, prepared.registry.clone()), cipher, told).await?;
             measured = Arc::new(health::Measured::new(engine.publishing()));
             weak = engine.is_weak();
-            prepared.replicated = !weak;
+            replicated = !weak;
             if let Ok(totals) = engine.totals().await {
                 prepared.totals = totals;
             }
             engine.start(&helpers, &stop_helpers);
             let stop = stop_helpers.clone();
-            let kept =
-                futures::future::join(Arc::clone(&engine).replicate(), Arc::clone(&engine).attend());
+            let kept = futures::future::join(Arc::clone(&engine).replicate(), Arc::clone(&engine).attend());
             helpers.spawn(async move {
                 let _ = stop.run_until_cancelled(kept).await;
             });
@@ -240,6 +239,9 @@ pub async fn serve(
         .map(|key| Arc::new(a2a::Bridge::new(Identity::from_seed(&key.to_bytes()), &config.a2a)));
     if let Some(bridge) = &bridge {
         core.set_bridge(bridge.address());
+    }
+    if replicated {
+        core.set_replicated();
     }
     let registry_db = prepared.registry.clone();
     let grown = Arc::new(tokio::sync::Notify::new());
@@ -449,8 +451,6 @@ struct Prepared {
     cursor_secret: [u8; 32],
     last_seq: u64,
     totals: QueueTotals,
-    /// Whether acceptance means more than the disk of this machine.
-    replicated: bool,
 }
 
 impl Prepared {
@@ -496,18 +496,7 @@ impl Prepared {
         let queue = Some(queue);
         // Cursors live for minutes; a restart may end them.
         let cursor_secret = *fresh();
-        Ok(Self {
-            queue,
-            registry,
-            signer,
-            bridge,
-            relay_id,
-            source_key,
-            cursor_secret,
-            last_seq,
-            totals,
-            replicated: false,
-        })
+        Ok(Self { queue, registry, signer, bridge, relay_id, source_key, cursor_secret, last_seq, totals })
     }
 
     fn core(&self, config: Arc<RelayConfig>, hosts: Vec<String>, clock: &Clock) -> Core {
@@ -517,7 +506,6 @@ impl Prepared {
             relay_id: self.relay_id.clone(),
             signer: self.signer.clone(),
             hosts,
-            replicated: self.replicated,
             seed: *fresh(),
         };
         Core::new(config, start, clock.now_ms())

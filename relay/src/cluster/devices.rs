@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use async_nats::jetstream::kv::UpdateErrorKind;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use instar_durable::DatabaseError;
 use rusqlite::types::{Value as Sql, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
@@ -76,9 +75,9 @@ impl Engine {
                 Err(StoreFailed) => return Err(StoreFailed),
             };
             let asked = op.clone();
-            let done = self.registry.write(move |c| {
-                run(c, &address, known.as_ref(), &asked).map_err(DatabaseError::from)
-            });
+            let done = self
+                .registry
+                .write(move |c| run(c, &address, known.as_ref(), &asked).map_err(DatabaseError::from));
             let (answer, changed) = done.await.map_err(|e| failed(&e))?;
             let Some(dossier) = changed.filter(|_| !reads) else { return Ok(answer) };
             let value = rmp_serde::to_vec(&dossier).map_err(|e| failed(&e))?;
@@ -96,22 +95,16 @@ impl Engine {
 
     /// What the leader of the bucket has, and under which revision.
     async fn look_up(&self, address: &Fingerprint) -> Result<(Known, u64), StoreFailed> {
-        let subject = format!("$KV.{}.{address}", DEVICES.name);
-        let stored = match self.bucket(&DEVICES).stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(stored) => stored,
-            Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => {
-                return Ok((Known::Never, 0));
-            }
-            Err(error) => return Err(failed(&error)),
-        };
-        if stored.headers.get("KV-Operation").is_some_and(|operation| operation.as_str() != "PUT") {
-            return Ok((Known::Erased, stored.sequence));
+        let last = self.last_of(&DEVICES, &address.to_string()).await?;
+        if last.stored.is_none() {
+            return Ok((Known::Never, 0));
         }
-        let dossier = read_dossier(&stored.payload, address).ok_or_else(|| {
+        let Some(value) = last.value() else { return Ok((Known::Erased, last.revision)) };
+        let dossier = read_dossier(value, address).ok_or_else(|| {
             tracing::error!(%address, "devices of an identity in the engine cannot be read");
             StoreFailed
         })?;
-        Ok((Known::Rows(dossier), stored.sequence))
+        Ok((Known::Rows(dossier), last.revision))
     }
 }
 
@@ -273,8 +266,12 @@ mod tests {
         }
 
         fn claim(&mut self, relay: &Connection) -> Option<Vec<u8>> {
-            let op =
-                DeviceOp::ClaimKeys { to: KEY[..16].to_vec(), correspondent: true, one_time: true, now_ms: NOW };
+            let op = DeviceOp::ClaimKeys {
+                to: KEY[..16].to_vec(),
+                correspondent: true,
+                one_time: true,
+                now_ms: NOW,
+            };
             let DeviceAnswer::Bundle(bundle) = self.on(relay, &op) else { panic!("a bundle") };
             bundle.and_then(|(mut devices, _)| devices.pop()).map(|(_, _, prekey, ..)| prekey.0)
         }

@@ -44,7 +44,7 @@ const AT_ONCE: usize = 8;
 const STRONG: (u64, u64) = (2, 10);
 const STRONG_COPIES: usize = 3;
 /// Difference of clocks that is refused at the start, in milliseconds.
-const SKEW_MS: i64 = 2_000;
+pub(super) const SKEW_MS: i64 = 2_000;
 
 /// How to reach the engine.
 #[derive(Debug, Clone, Default)]
@@ -210,6 +210,18 @@ impl Engine {
     /// A bucket of keys and values.
     pub(super) fn bucket(&self, bucket: &layout::Bucket) -> &kv::Store {
         &self.buckets[bucket.name]
+    }
+
+    /// The last value under a key, from the leader of the bucket.
+    pub(super) async fn last_of(&self, bucket: &layout::Bucket, key: &str) -> Result<Last, StoreFailed> {
+        let subject = format!("$KV.{}.{key}", bucket.name);
+        match self.bucket(bucket).stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(stored) => Ok(Last { revision: stored.sequence, stored: Some(stored) }),
+            Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => {
+                Ok(Last { revision: 0, stored: None })
+            }
+            Err(error) => Err(failed(&error)),
+        }
     }
 
     pub(super) fn stream(&self, recipient: &Fingerprint) -> &Stream {
@@ -616,6 +628,22 @@ impl Engine {
     /// Who was seen here and who writes to whom.
     pub(super) fn peers(&self) -> std::sync::MutexGuard<'_, Peers> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a bucket has under a key.
+pub(super) struct Last {
+    /// 0 if there never was anything.
+    pub(super) revision: u64,
+    pub(super) stored: Option<StreamMessage>,
+}
+
+impl Last {
+    /// The value, unless there is none or it was removed.
+    pub(super) fn value(&self) -> Option<&[u8]> {
+        let stored = self.stored.as_ref()?;
+        let removed = stored.headers.get("KV-Operation").is_some_and(|word| word.as_str() != "PUT");
+        (!removed).then_some(&*stored.payload)
     }
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use threadline::{Fingerprint, MessageId};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::engine::{Engine, bytes, failed, note};
+use super::engine::{Engine, SKEW_MS, bytes, failed, note};
 use super::layout::{self, PRESENCE};
 use crate::core::{ClusterEvent, Gone};
 use crate::store::{Departed, OnlineAgent, Slot, StoreFailed};
@@ -20,6 +20,8 @@ use crate::store::{Departed, OnlineAgent, Slot, StoreFailed};
 const RENEW: Duration = Duration::from_secs(25);
 /// Without a rewrite for this long nothing is delivered or confirmed, before others can take over.
 const FENCE: Duration = Duration::from_mins(1);
+/// Relays that want the same session at the same time try this often.
+const CLAIMS: u32 = 4;
 const RENEWALS_AT_ONCE: usize = 32;
 
 /// The sessions of this relay, and what is known of the others'.
@@ -207,24 +209,39 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes a session over, unless a newer one has it: what is written late must not end what began meanwhile.
     async fn claim(&self, address: &Fingerprint, slot: Slot) -> Result<(), StoreFailed> {
-        let value = self
-            .sessions
-            .held()
-            .get(address)
-            .and_then(|home| home.slots.get(&slot))
-            .map(|held| held.value.clone());
-        let Some(value) = value else { return Ok(()) };
         let key = layout::claim_key(address, slot);
-        let revision = self.bucket(&PRESENCE).put(key, bytes(value.clone())).await;
-        self.renewed(address, slot, revision.map_err(|e| failed(&e))?, &value);
-        Ok(())
+        for _ in 0..CLAIMS {
+            let ours = self
+                .sessions
+                .held()
+                .get(address)
+                .and_then(|home| home.slots.get(&slot).map(|held| (held.value.clone(), held.since_ms)));
+            let Some((value, since_ms)) = ours else { return Ok(()) };
+            let last = self.last_of(&PRESENCE, &key).await?;
+            let claim = last.value().and_then(|value| serde_json::from_slice::<Claim>(value).ok());
+            let newer = claim.is_some_and(|Claim { node, agent }| {
+                node != self.node && agent.since_ms > since_ms.saturating_add(SKEW_MS)
+            });
+            if newer {
+                self.lost(address, slot).await;
+                return Ok(());
+            }
+            match self.bucket(&PRESENCE).update(&key, bytes(value.clone()), last.revision).await {
+                Ok(revision) => {
+                    self.renewed(address, slot, revision, &value);
+                    return Ok(());
+                }
+                Err(error) if matches!(error.kind(), UpdateErrorKind::WrongLastRevision) => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        Err(failed(&"a session is claimed by too many relays at once"))
     }
 
     fn renewed(&self, address: &Fingerprint, slot: Slot, revision: u64, value: &[u8]) {
-        if let Some(held) =
-            self.sessions.held().get_mut(address).and_then(|home| home.slots.get_mut(&slot))
-        {
+        if let Some(held) = self.sessions.held().get_mut(address).and_then(|home| home.slots.get_mut(&slot)) {
             held.revision = held.revision.max(revision);
             held.renewed = Some(Instant::now());
             held.changed &= held.value != value;
@@ -418,11 +435,8 @@ impl Engine {
             }
             return;
         };
-        let now = Elsewhere {
-            claim: hash_of(&entry.value),
-            leads: agent.lead.is_some(),
-            renewed: Instant::now(),
-        };
+        let now =
+            Elsewhere { claim: hash_of(&entry.value), leads: agent.lead.is_some(), renewed: Instant::now() };
         let news = now.claim;
         let known = self.sessions.others().entry(address).or_default().insert(slot, now);
         if known.is_none_or(|before| before.claim != news) {
@@ -453,4 +467,60 @@ fn hash_of(value: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(value);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use threadline::v1::frames::{Metadata, Visibility};
+    use tokio::sync::mpsc;
+
+    use super::super::lanes::FromEngine;
+    use super::super::rig::{Server, connect, options};
+    use super::*;
+    use crate::core::Event;
+    use crate::store::QueueRules;
+
+    fn session(since_ms: i64) -> OnlineAgent {
+        OnlineAgent {
+            key: [5; 32],
+            address: Fingerprint::from_bytes([5; 16]),
+            visibility: Visibility::Public,
+            listed: false,
+            first_seen_ms: 0,
+            since_ms,
+            metadata: Metadata::default(),
+            slot: None,
+            lead: None,
+            siblings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_claim_that_is_written_late_does_not_end_a_newer_session() {
+        let server = Server::start();
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        let dirs: [_; 2] = std::array::from_fn(|_| tempfile::tempdir().expect("directory"));
+        let rules = QueueRules { queue: crate::RelayConfig::default().queue };
+        let (told, mut news) = mpsc::channel(64);
+        runtime.block_on(async {
+            let there =
+                connect(&options(&server), dirs[0].path(), &rules, told.clone()).await.expect("joins");
+            let here = connect(&options(&server), dirs[1].path(), &rules, told).await.expect("joins");
+            let address = session(0).address;
+            there.came(&session(20_000)).await.expect("claims");
+            here.came(&session(10_000)).await.expect("knows");
+            let told = news.recv().await;
+            assert!(
+                matches!(told, Some(FromEngine::Event(Event::Cluster(ClusterEvent::Displaced { .. })))),
+                "{told:?}"
+            );
+            assert!(there.sessions.reads(&address) && !here.sessions.reads(&address));
+            there.hold(&address).await.expect("holds it");
+            here.came(&session(30_000)).await.expect("takes over");
+            assert!(here.sessions.reads(&address));
+            // Whoever changes what it lost notices.
+            there.came(&session(20_000)).await.expect("notices");
+            assert!(!there.sessions.reads(&address));
+        });
+    }
 }

@@ -277,7 +277,10 @@ fn apply(c: &Connection, table: &Table, key: [u8; 32], row: Option<&Value>) -> r
 }
 
 /// Makes changes that are not noted.
-pub(super) fn quietly(c: &Connection, change: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+pub(super) fn quietly(
+    c: &Connection,
+    change: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
     c.execute("INSERT INTO temp.taking VALUES (1)", [])?;
     let changed = change(c);
     c.execute("DELETE FROM temp.taking", [])?;

@@ -13,8 +13,8 @@ use super::conn::{Session, Subscription};
 use super::v2::unsigned;
 use super::{ConnId, Core, Pending, Timer};
 use crate::registry::clean;
-use crate::store::registry::Found;
 use crate::store::RegistryOp;
+use crate::store::registry::Found;
 
 /// Milliseconds without a new session before an agent counts as gone.
 const GRACE_MS: i64 = 3_000;

@@ -78,6 +78,12 @@ impl Client {
         self.say(frame.to_string()).await;
     }
 
+    /// Says that a message was taken, unless the relay is gone.
+    pub(crate) async fn try_ack(&mut self, id: &str) {
+        let ack = json!({"type": "ack", "messageId": id, "status": "delivered"});
+        let _ = self.socket.send(Message::text(ack.to_string())).await;
+    }
+
     pub(crate) async fn ack(&mut self, id: &str) {
         self.say(json!({"type": "ack", "messageId": id, "status": "delivered"}).to_string()).await;
     }

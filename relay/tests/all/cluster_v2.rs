@@ -16,8 +16,8 @@ use threadline::v2::{Bin, Code};
 use super::client::{Client, PATIENCE, agent};
 use super::cluster::{Nats, dirs};
 use super::process::Relay;
-use super::v2::{Machine, Session, device, key, send};
 use super::quic;
+use super::v2::{Machine, Session, device, key, send};
 
 fn fault(frame: Frame) -> Option<Code> {
     if let Frame::Fault(fault) = frame { Some(fault.code) } else { None }
@@ -200,7 +200,8 @@ async fn what_an_identity_says_to_one_relay_counts_at_all() {
     let auth = Auth::new(&agent(1), &nonce, Metadata::default(), V1Visibility::Unlisted);
     old.say(ClientFrame::Auth(Box::new(auth)).to_text()).await;
     assert_eq!(old.next("auth_error").await["code"], "auth_failed");
-    let (mut sibling, mut stranger) = (Session::log_in(there.at, 3).await, Session::log_in(there.at, 4).await);
+    let (mut sibling, mut stranger) =
+        (Session::log_in(there.at, 3).await, Session::log_in(there.at, 4).await);
     let begun = Instant::now();
     // That an identity is known crosses within a second.
     let looked = loop {

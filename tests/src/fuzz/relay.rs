@@ -36,7 +36,6 @@ pub fn relay_session(data: &[u8]) {
         relay_id: "relay".into(),
         signer: threadline_relay::keys::SigningKey::from_bytes(&[1; 32]),
         hosts: vec!["localhost".into()],
-        replicated: false,
         seed: [2; 32],
     };
     let mut core = Core::new(config, start, NOW);
@@ -88,7 +87,6 @@ pub fn relay_v2_session(data: &[u8]) {
         relay_id: "relay".into(),
         signer: threadline_relay::keys::SigningKey::from_bytes(&[1; 32]),
         hosts: vec!["localhost".into()],
-        replicated: false,
         seed: [2; 32],
     };
     let mut core = Core::new(config, start, NOW);

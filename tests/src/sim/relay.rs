@@ -90,7 +90,6 @@ impl World {
             relay_id: "relay-simulated".into(),
             signer: SigningKey::from_bytes(&[7; 32]),
             hosts: vec!["localhost".into()],
-            replicated: false,
             seed,
         };
         self.relay.core = Some(Core::new(Arc::clone(&self.relay.config), start, self.now));

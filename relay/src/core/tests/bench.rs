@@ -252,7 +252,6 @@ fn start(config: &Arc<RelayConfig>, store: &Store, now: i64) -> Core {
         relay_id: "relay-threadline-default".into(),
         signer: SigningKey::from_bytes(&[9; 32]),
         hosts: vec!["localhost".into()],
-        replicated: false,
         seed: [now.to_le_bytes()[0]; 32],
     };
     Core::new(Arc::clone(config), start, now)

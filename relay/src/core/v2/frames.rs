@@ -15,8 +15,8 @@ use crate::core::refusal::Refusal;
 use crate::core::{ConnId, Core};
 use crate::registry::cursor::Cursor;
 use crate::registry::{clean, search};
-use crate::store::registry::devices::{DeviceAnswer, DeviceOp, Known, Lease};
 use crate::store::QueueOp;
+use crate::store::registry::devices::{DeviceAnswer, DeviceOp, Known, Lease};
 
 /// A fresh registry token at most this often.
 const TOKEN_EVERY_MS: i64 = 300_000;
