@@ -169,8 +169,8 @@ fn arguments(tool: Tool) -> (Value, &'static [&'static str]) {
             json!({
                 "agentId": {"type": "string", "minLength": 1,
                     "description": "Whom: fingerprint (32 hex), name:prefix, nickname or exact name"},
-                "message": {"type": "string", "minLength": 1, "maxLength": 65536, "pattern": "\\S",
-                    "description": "What to say, at most 64 KiB of UTF-8"},
+                "message": {"type": "string", "minLength": 1, "maxLength": 524_288, "pattern": "\\S",
+                    "description": "What to say, at most 512 KiB of UTF-8; above 64 KiB only to agents that read sealed mail"},
                 "threadId": thread("Thread to continue; without it the recent thread with that agent, or a new one"),
                 "newThread": {"type": "boolean", "default": false,
                     "description": "Open a new thread even if there is a recent one"},

@@ -83,6 +83,8 @@ pub struct Limits {
     pub claims_per_pair_hour: u32,
     /// One-time keys of one agent that strangers get per hour.
     pub claims_per_target_hour: u32,
+    /// Blobs that an agent sends per hour, MiB.
+    pub blob_mib_per_hour: u32,
     /// Frames other than messages per session and minute; above, the session is closed.
     pub frames_per_minute: u32,
     /// Malformed frames per session and minute; above, the session is closed.
@@ -333,6 +335,7 @@ impl Default for RelayConfig {
                 claims_per_minute: 30,
                 claims_per_pair_hour: 10,
                 claims_per_target_hour: 20,
+                blob_mib_per_hour: 256,
                 frames_per_minute: 600,
                 junk_per_minute: 20,
                 search_per_minute: 120,

@@ -149,6 +149,8 @@ pub struct Core {
     counters: Counters,
     figures: Figures,
     bridge: Option<bridge::Bridge>,
+    /// Blobs under way.
+    transfers: v2::Transfers,
 }
 
 impl Core {
@@ -187,6 +189,7 @@ impl Core {
             totals: start.totals,
             counters: Counters::default(),
             figures: Figures::default(),
+            transfers: v2::Transfers::default(),
             bridge: None,
         }
     }
@@ -471,6 +474,9 @@ impl Core {
         if let Phase::Live(session) = conn.phase {
             self.presences.forget(id, &session);
             self.give_back(&session);
+            if let Some(device) = &session.device {
+                self.transfers.end(id, &device.blobs);
+            }
             let address = session.address;
             let listed = if session.device.is_some() {
                 self.forget_device(&address, id)

@@ -159,6 +159,8 @@ pub struct Figures {
     pub new_identities: u64,
     /// Puzzles posed, and how many of them were solved.
     pub puzzles: (u64, u64),
+    /// Bytes of blobs that were passed on.
+    pub blob_bytes: u64,
     /// By carrier, in the order of [`CARRIERS`].
     pub carriers: [CarrierFigures; CARRIERS.len()],
 }

@@ -2,6 +2,8 @@
 
 #[path = "all/a2a.rs"]
 mod a2a;
+#[path = "all/blobs.rs"]
+mod blobs;
 #[path = "all/client.rs"]
 mod client;
 #[path = "all/cluster.rs"]

@@ -60,6 +60,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("v2_envelope", v2::v2_envelope),
     ("v2_object", v2::v2_object),
     ("v2_content", v2::v2_content),
+    ("v2_blob", v2::v2_blob),
     ("v2_well_known", v2::v2_well_known),
     ("relay_log", relay::relay_log),
     ("relay_frames", relay::relay_frames),

@@ -254,7 +254,7 @@ pub struct SendRequest {
     /// Fingerprint, `name:prefix`, nickname or name.
     #[serde(alias = "targetAgent")]
     pub agent_id: String,
-    /// Text, non-blank, ≤ 64 KiB.
+    /// Text, non-blank, ≤ 512 KiB; above 64 KiB only for agents that read sealed mail.
     pub message: String,
     /// Thread to continue.
     #[serde(default, skip_serializing_if = "Option::is_none")]

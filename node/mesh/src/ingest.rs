@@ -21,7 +21,7 @@ use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 use threadline_net::Control;
 use threadline_net::store::{
     Accepted, ApprovalDraft, ApprovalKind, Auth, HELD_BY_PAUSE, Inbound, KnownPeer, MessageState, SEALED,
-    SpoolRow, StoreError, UNKNOWN_SENDER,
+    SpoolRow, StoreError, TEXT_ELSEWHERE, UNKNOWN_SENDER,
 };
 
 use crate::core::Core;
@@ -41,6 +41,8 @@ const RETRY_MS: i64 = 10_000;
 const MAX_ATTEMPTS: u32 = 3;
 /// Longest pause before the key of a sender is looked for again, ms.
 const KEY_RETRY_MAX_MS: i64 = 900_000;
+/// Longest pause before a text is asked for again, ms.
+const TEXT_RETRY_MAX_MS: i64 = 60_000;
 /// Least life of a held message, ms.
 const HELD_MS: i64 = 86_400_000;
 /// Reason of clear messages of senders that seal.
@@ -269,7 +271,48 @@ impl Core {
             self.store.spool_refuse(row.seq, "unsupported-type").await?;
             return Ok(true);
         }
+        if opened.blob.is_some() {
+            return self.wait_for_text(row, opened, peer).await;
+        }
         self.judge(row, opened.incoming(&sender, self.us), false).await
+    }
+
+    /// The text of this message is not in it. It is fetched from contacts only: what a stranger writes must fit into its
+    /// message.
+    async fn wait_for_text(
+        &self,
+        row: &SpoolRow,
+        opened: OpenedMessage,
+        peer: Fingerprint,
+    ) -> Result<bool, Unready> {
+        let now = self.now();
+        let waited = now - row.received_at;
+        let lost = opened.lost.clone().or_else(|| {
+            let is_over = waited >= self.config().sealed_ttl_ms;
+            is_over.then(|| "it did not come as long as messages are kept".into())
+        });
+        if let Some(reason) = lost {
+            self.log_refusal(row, "text-lost");
+            let text = format!(
+                "A long message from {} cannot be read: {reason}. Ask for it again in thread {}",
+                self.name_of(&peer).await,
+                opened.thread
+            );
+            self.notify(format!("text-lost:{peer}:{}", row.message_id), text, false);
+            self.receipt(&peer, &row.message_id, ReceiptStatus::Failed).await;
+            self.store.spool_refuse(row.seq, "text-lost").await?;
+            return Ok(true);
+        }
+        if self.level(&peer) == TrustLevel::Untrusted {
+            self.log_refusal(row, "payload-too-large");
+            self.receipt(&peer, &row.message_id, ReceiptStatus::Rejected).await;
+            self.store.spool_refuse(row.seq, "payload-too-large").await?;
+            return Ok(true);
+        }
+        let pause = waited.clamp(RETRY_MS, TEXT_RETRY_MAX_MS);
+        self.store.spool_postpone(row.seq, now + pause, TEXT_ELSEWHERE).await?;
+        self.sealed.handle.fetch(opened).await;
+        Ok(false)
     }
 
     /// The pipeline behind authentication. `downgraded`: the message came in clear although its sender seals.

@@ -17,7 +17,7 @@ use threadline::v2::content::ReceiptStatus;
 use threadline::v2::frames;
 use threadline::v2::opened::sealed_id;
 use threadline::v2::safety::safety_number;
-use threadline::v2::{Key, mail::Change};
+use threadline::v2::{Key, MAX_BODY, mail::Change};
 use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel, text};
 use threadline_net::Control;
 use threadline_net::sealed::{
@@ -254,7 +254,8 @@ impl Core {
     /// The key to write sealed mail to, where this message goes that way: once a device of the peer is certified, always
     /// but on this host and where no relay speaks v2; before that, when the peer says that it speaks v2 and a relay
     /// does. A thread stays with the carrier of what its peer has not confirmed yet.
-    pub(crate) async fn sealed_key(&self, key: &ThreadKey) -> Result<Option<Key>, StoreError> {
+    /// A text that fits into no other carrier goes that way in any case.
+    pub(crate) async fn sealed_key(&self, key: &ThreadKey, bytes: usize) -> Result<Option<Key>, StoreError> {
         let peer = key.peer;
         let pinned = self.store.speaks_v2(peer).await?;
         if !(pinned || self.sealed.speaks_anywhere() && self.speaks(&peer, TAG).await?) {
@@ -262,7 +263,7 @@ impl Core {
         }
         let Some(identity) = self.key_of(&peer).await? else { return Ok(None) };
         let sealed = Some(Key::from(&identity));
-        if !self.speaks(&peer, "tl-e2e").await? {
+        if bytes > MAX_BODY || !self.speaks(&peer, "tl-e2e").await? {
             return Ok(sealed);
         }
         let elsewhere = self.routes.leads(&peer) || self.nobody_speaks_v2();
@@ -311,7 +312,7 @@ impl Core {
         key: &ThreadKey,
         control: &Control,
     ) -> Result<bool, StoreError> {
-        let Some(to) = self.sealed_key(key).await? else { return Ok(false) };
+        let Some(to) = self.sealed_key(key, 0).await? else { return Ok(false) };
         match self.sealed.handle.control(to, key.thread.clone(), control).await {
             Ok(_) => Ok(true),
             Err(SealedError::Store(error)) => Err(error),

@@ -17,7 +17,7 @@ use threadline::service::{Caller, ResolvedAgent, SendRequest, SendResult, Servic
 use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_outbound};
 use threadline::v1::envelope::{Content, Envelope, Header, clear, seal};
 use threadline::v1::frames::DiscoverFilter;
-use threadline::v2::Key;
+use threadline::v2::{Key, MAX_BODY};
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, framing, text};
 use threadline_net::Control;
 use threadline_net::store::{
@@ -172,6 +172,8 @@ impl Core {
         {
             return Err(ServiceError::new("topic-linked", format!("the thread belongs to topic {topic}")));
         }
+        let sealed = self.sealed_key(&key, request.message.len()).await.map_err(|e| internal(&e))?;
+        check_length(&request.message, sealed.is_some())?;
         Ok(Prepared {
             subject: request
                 .subject
@@ -179,7 +181,7 @@ impl Core {
                 .map(text::subject)
                 .or(known.map(|t| t.subject))
                 .unwrap_or_else(|| text::subject("")),
-            sealed: self.sealed_key(&key).await.map_err(|e| internal(&e))?,
+            sealed,
             key,
             peer_name: resolved.name.clone(),
             id: MessageId::from_uuid(uuid::Uuid::now_v7()),
@@ -581,8 +583,10 @@ impl Core {
             subject: Some(held.subject.clone()),
             ..SendRequest::default()
         };
+        let sealed = self.sealed_key(&held.key, request.message.len()).await.map_err(|e| internal(&e))?;
+        check_length(&request.message, sealed.is_some())?;
         let prepared = Prepared {
-            sealed: self.sealed_key(&held.key).await.map_err(|e| internal(&e))?,
+            sealed,
             peer_name: self.name_of(&held.key.peer).await,
             key: held.key,
             id: held.id,
@@ -753,6 +757,21 @@ fn timeout_of(request: &SendRequest) -> Result<Duration, ServiceError> {
         return Ok(Duration::from_secs(seconds));
     }
     Err(ServiceError::new("timeout-out-of-range", format!("timeoutSeconds must be 1 to 300, not {seconds}")))
+}
+
+/// Only sealed mail takes a text that does not fit into an envelope.
+fn check_length(text: &str, is_sealed: bool) -> Result<(), ServiceError> {
+    let bytes = text.len();
+    if is_sealed || bytes <= MAX_BODY {
+        return Ok(());
+    }
+    Err(ServiceError::new(
+        "message-too-large",
+        format!(
+            "the message has {bytes} bytes; an agent that is not written to sealed over a relay of v2 takes at most {MAX_BODY}. \
+             Send it in parts"
+        ),
+    ))
 }
 
 fn outbound_message(

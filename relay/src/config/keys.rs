@@ -234,6 +234,7 @@ pub(super) const KEYS: &[Key] = &[
     number!("limits.claims_per_minute", None, limits.claims_per_minute, 1..=MANY),
     number!("limits.claims_per_pair_hour", None, limits.claims_per_pair_hour, 1..=MANY),
     number!("limits.claims_per_target_hour", None, limits.claims_per_target_hour, 1..=MANY),
+    number!("limits.blob_mib_per_hour", None, limits.blob_mib_per_hour, 0..=MANY),
     number!("limits.junk_per_minute", None, limits.junk_per_minute, 1..=MANY),
     number!("limits.search_per_minute", None, limits.search_per_minute, 1..=MANY),
     number!("limits.search_anonymous_per_minute", None, limits.search_anonymous_per_minute, 1..=MANY),

@@ -1,5 +1,6 @@
 //! Sessions of v2: login, roles and leases. What is said in them: [`frames`]; what their bytes mean: [`inbound`].
 
+mod blobs;
 mod elsewhere;
 mod frames;
 mod inbound;
@@ -28,6 +29,7 @@ use crate::store::registry::devices::{DeviceAnswer, DeviceOp, Greeted, Lease};
 use crate::store::{
     Listing, QueueAnswer, QueueOp, RegistryAnswer, RegistryOp, Row, StoreAnswer, StoreFailed,
 };
+pub(super) use blobs::Transfers;
 pub use inbound::V2Frame;
 
 /// Bytes a connection may send before it is logged in.
@@ -78,6 +80,8 @@ pub(super) struct Device {
     pub(super) refused: BTreeMap<u64, Refusal>,
     /// Deliveries that were not taken, and how often they were tried.
     tries: HashMap<u64, u16>,
+    /// Blobs that it is sending.
+    pub(super) blobs: Vec<[u8; 32]>,
 }
 
 /// A question to storage about a session.
@@ -532,6 +536,7 @@ impl Core {
                 token_ms: now_ms,
                 refused: BTreeMap::new(),
                 tries: HashMap::new(),
+                blobs: Vec::new(),
             })),
             delivery: Delivery { old_to: self.old_to(), ..Delivery::default() },
         };

@@ -45,6 +45,8 @@ pub(super) struct CoreWindows {
     pub(super) claims: Windows<Fingerprint>,
     pub(super) claims_of_pair: Windows<(Fingerprint, Fingerprint)>,
     pub(super) claims_of_target: Windows<Fingerprint>,
+    /// MiB of blobs.
+    pub(super) blobs: Windows<Fingerprint>,
     pub(super) frames: Windows<ConnId>,
     pub(super) junk: Windows<ConnId>,
     turn: usize,
@@ -76,6 +78,7 @@ impl CoreWindows {
             claims: Windows::new(minute(limits.claims_per_minute), FEWER),
             claims_of_pair: Windows::new(hour(limits.claims_per_pair_hour), FEWER),
             claims_of_target: Windows::new(hour(limits.claims_per_target_hour), FEWER),
+            blobs: Windows::new(hour(limits.blob_mib_per_hour), FEWER),
             frames: Windows::new(minute(limits.frames_per_minute), SESSIONS),
             junk: Windows::new(minute(limits.junk_per_minute), FEW),
             turn: 0,
@@ -122,7 +125,7 @@ impl CoreWindows {
     /// Drops what is older than its window. Each call does a part, so that none takes long.
     pub(super) fn forget_idle(&mut self, now_ms: i64) {
         self.turn += 1;
-        match self.turn % 13 {
+        match self.turn % 14 {
             0 => self.connections.forget_idle(now_ms),
             1 => self.auth.forget_idle(now_ms),
             2 => self.auth_failed.forget_idle(now_ms),
@@ -135,6 +138,7 @@ impl CoreWindows {
             9 => self.claims.forget_idle(now_ms),
             10 => self.claims_of_pair.forget_idle(now_ms),
             11 => self.claims_of_target.forget_idle(now_ms),
+            12 => self.blobs.forget_idle(now_ms),
             _ => self.junk.forget_idle(now_ms),
         }
         self.shut_out.retain(|_, (until, length)| *until + *length > now_ms);
@@ -149,8 +153,15 @@ impl CoreWindows {
     #[cfg(test)]
     pub(super) fn bound_bytes(&self) -> usize {
         let sources = [&self.connections, &self.auth, &self.auth_failed, &self.source];
-        let agents =
-            [&self.minute, &self.hour, &self.discover, &self.lookups, &self.claims, &self.claims_of_target];
+        let agents = [
+            &self.minute,
+            &self.hour,
+            &self.discover,
+            &self.lookups,
+            &self.claims,
+            &self.claims_of_target,
+            &self.blobs,
+        ];
         let sessions = [&self.frames, &self.junk];
         sources.map(Windows::bound_bytes).iter().sum::<usize>()
             + agents.map(Windows::bound_bytes).iter().sum::<usize>()

@@ -251,6 +251,12 @@ fn totals(out: &mut Exposition, snapshot: &Snapshot) {
         "result",
         [("posed", posed), ("solved", solved)],
     );
+    out.single(
+        "counter",
+        "threadline_blob_bytes_total",
+        "Bytes of blobs that were passed on.",
+        figures.blob_bytes,
+    );
     let rejects = Reject::ALL.iter().map(|(_, label)| *label).zip(figures.rejects);
     out.labelled(("counter", "threadline_rejects_total", "Messages refused, by reason."), "reason", rejects);
     let bans = bans(&counters.bans_by);

@@ -1,8 +1,10 @@
 //! Fuzz bodies of v2: everything a relay or a stranger can send in MessagePack.
 
+use sha2::Digest as _;
 use threadline::identity::Identity;
 use threadline::v2::Bin;
-use threadline::v2::content::Content;
+use threadline::v2::blob::{BlobDesk, BlobStep, BlobWord, open};
+use threadline::v2::content::{Attachment, Body, Content};
 use threadline::v2::envelope::{Envelope, Header};
 use threadline::v2::frames::{Frame, FrameBuffer, FramePhase};
 use threadline::v2::login::{SignedWellKnown, WellKnown};
@@ -42,6 +44,28 @@ pub fn v2_raw_key(data: &[u8]) {
     if let Some(key) = key_of(data) {
         assert_eq!(spki(&key.0), data);
         assert!(threadline::identity::PublicIdentity::from_bytes(&key.0).is_ok());
+    }
+}
+
+/// A blob and what is said about one: nothing opens that was not sealed under the key, whatever its hash, and whatever a
+/// relay says, the node takes no byte too many.
+///
+/// # Panics
+/// If made-up bytes open, arrive, or a word about a blob does not come back.
+pub fn v2_blob(data: &[u8]) {
+    let mut desk = BlobDesk::default();
+    let (id, size) = (Bin(sha2::Sha256::digest(data).into()), data.len() as u64);
+    let reference = Attachment { id, size, key: Bin([7; 32]), name: String::new(), mime: String::new() };
+    assert!(open(&reference, data).is_err());
+    desk.want(Bin([1; 32]), Bin([0; 32]), size, 0);
+    let mut buffer = FrameBuffer::default();
+    buffer.extend(data);
+    while let Ok(Some(frame)) = buffer.next(FramePhase::Open) {
+        let steps = desk.handle(0, frame, 0);
+        assert!(!steps.iter().any(|step| matches!(step, BlobStep::Arrived(..))));
+    }
+    if let Some(word) = BlobWord::of(&Body::Other(data.to_vec())) {
+        assert_eq!(BlobWord::of(&word.to_body()), Some(word));
     }
 }
 

@@ -5,8 +5,8 @@ use super::{
     RegistryUpdateRequest, RelayRequest, SendRequest, ServiceError, ToolCall, TrustAction, TrustRequest,
 };
 
-/// Most bytes of a message.
-pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// Most bytes of a message; above 64 KiB only for agents that read sealed mail.
+pub const MAX_MESSAGE_BYTES: usize = crate::v2::blob::MAX_TEXT;
 /// Most characters of the purpose that is kept.
 pub const MAX_PURPOSE_CHARS: usize = 1024;
 /// Seconds that a send may wait for its reply.
@@ -202,8 +202,8 @@ mod tests {
             ("discover", json!({"query": "q".repeat(201)}), Some("invalid-arguments")),
             ("discover", json!({"capability": "c".repeat(65)}), Some("invalid-arguments")),
             ("discover", json!({"scope": "galaxy"}), Some("invalid-arguments")),
-            ("send", message(64 * 1024), None),
-            ("send", message(64 * 1024 + 1), Some("message-too-large")),
+            ("send", message(512 * 1024), None),
+            ("send", message(512 * 1024 + 1), Some("message-too-large")),
             ("send", with("message", json!(" \n")), Some("empty-message")),
             ("send", with("agentId", json!("")), Some("invalid-arguments")),
             ("send", with("timeoutSeconds", json!(1)), None),

@@ -1,6 +1,7 @@
 //! v2: MessagePack frames, envelopes that are sealed for certified devices, and the machines that exchange them
 //! (`threadline-wire.md` §4 and §5).
 
+pub mod blob;
 pub mod content;
 pub mod envelope;
 mod error;

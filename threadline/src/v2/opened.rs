@@ -4,14 +4,36 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::content::Body;
+use super::blob::TEXT_TYPE;
+use super::content::{Attachment, Body};
 use super::mail::{Dispatched, Marker};
 use super::strict::encode_map;
-use super::{Id, Key};
+use super::{Bin, Id, Key};
 use crate::identity::PublicIdentity;
 use crate::inbound::Incoming;
 use crate::v1::envelope::{Authentication, Content, Header};
 use crate::{Fingerprint, MessageId, ThreadId};
+
+/// A text that is not in its message and has to be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextBlob {
+    /// Hash of the ciphertext, 64 hex digits.
+    #[serde(with = "hex_key")]
+    pub id: Bin<32>,
+    /// Bytes of the ciphertext.
+    pub size: u64,
+    /// Its key, 64 hex digits.
+    #[serde(with = "hex_key")]
+    pub key: Bin<32>,
+}
+
+impl TextBlob {
+    /// As a message refers to it.
+    pub fn reference(&self) -> Attachment {
+        let (name, mime) = (String::new(), TEXT_TYPE.into());
+        Attachment { id: self.id, size: self.size, key: self.key, name, mime }
+    }
+}
 
 /// An opened message: its sender was authenticated and its bytes were receipted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +49,12 @@ pub struct OpenedMessage {
     pub kind: String,
     /// Text; data comes as its JSON.
     pub text: String,
+    /// Where the text is, while it is not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blob: Option<TextBlob>,
+    /// Why the text will never come, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
     /// Members of a control message.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub members: Map<String, Value>,
@@ -62,7 +90,11 @@ impl OpenedMessage {
             },
             Body::Receipt(_) | Body::Probe(_) | Body::Error(_) => (String::new(), Map::new()),
         };
+        let elsewhere = row.content.attachments.iter().find(|attachment| attachment.is_text());
+        let blob = elsewhere.filter(|_| row.content.is_session_traffic());
         Some(Self {
+            blob: blob.map(|text| TextBlob { id: text.id, size: text.size, key: text.key }),
+            lost: None,
             from: row.peer,
             id: message_id(&row.id),
             thread: row.content.thread.clone(),
@@ -195,6 +227,20 @@ mod tests {
         assert_eq!((incoming.kind(), incoming.subject().as_str()), ("query", "lunch"));
         assert_eq!(incoming.in_reply_to(), Some("02020202-0202-0202-0202-020202020202"));
         assert_eq!((incoming.header.from, incoming.class()), (bob.fingerprint(), Class::Conversation));
+    }
+
+    #[test]
+    fn a_text_that_is_elsewhere_is_known_by_its_type() {
+        let (reference, sealed) = crate::v2::blob::seal_text(Bin([3; 32]), "long");
+        let mut message = dispatched("chat", Body::Text("see the attachment".into()));
+        message.row.content.attachments =
+            vec![Attachment { mime: "image/png".into(), ..reference.clone() }, reference];
+        let opened = OpenedMessage::of(&message).expect("a key");
+        assert_eq!(OpenedMessage::from_bytes(&opened.to_bytes()).expect("own bytes"), opened);
+        let blob = opened.blob.expect("a blob");
+        assert_eq!(crate::v2::blob::open_text(&blob.reference(), &sealed), Ok("long".into()));
+        message.row.content.attachments.truncate(1);
+        assert_eq!(OpenedMessage::of(&message).expect("a key").blob, None);
     }
 
     #[test]

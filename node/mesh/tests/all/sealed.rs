@@ -10,7 +10,7 @@ use threadline::identity::PublicIdentity;
 use threadline::service::{Caller, SessionCaller, Threadline as _, Tool, ToolCall};
 use threadline::v2::session::Protocol;
 use threadline_net::sealed::RelaySetting;
-use threadline_net::store::{KnownPeer, Store};
+use threadline_net::store::{Direction, KnownPeer, Store};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -235,4 +235,90 @@ async fn both_owners_see_one_safety_number() {
     bob.mesh.confirm_safety(&Caller::Owner, "alice", false).await.expect("noted");
     let alices = bob.mesh.agent(&alice.key.fingerprint().to_string()).await.expect("alice");
     assert_eq!((&alices["trustLevel"], &alices["blocked"]), (&json!("untrusted"), &json!(true)));
+}
+
+/// A text of this many bytes, no two parts of which are alike.
+fn long_text(bytes: usize) -> String {
+    let mut text: String = (0..bytes / 5).flat_map(|n| [n.to_string(), "\n".into()]).collect();
+    text.truncate(bytes);
+    text
+}
+
+impl Side {
+    async fn sends(&self, text: &str) -> Value {
+        let message = json!({"agentId": "bob", "message": text, "waitForReply": false});
+        self.call(Caller::Owner, Tool::ThreadlineSend, message).await
+    }
+
+    /// The text of this message of alice, once it is stored.
+    async fn text_of(&self, sent: &Value, from: &Self) -> String {
+        let id: threadline::MessageId = sent["messageId"].as_str().expect("an id").parse().expect("an id");
+        let peer = from.key.fingerprint();
+        until("the text is stored", || async {
+            let store = self.store();
+            let message = store.message(peer, id.clone(), Direction::In).await.expect("read");
+            store.close();
+            message.and_then(|message| message.body).ok_or("not there".into())
+        })
+        .await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_text_arrives_whole_and_in_its_place() {
+    let (relay, alice, bob) = pair(94).await;
+    bob.trusts(alice.key.fingerprint()).await;
+    let text = long_text(400_000);
+    let sent = alice.sends(&text).await;
+    assert_eq!(sent["encryption"], "e2e", "{sent}");
+    let after = json!({"agentId": "bob", "message": "that was long", "threadId": sent["threadId"],
+        "waitForReply": false});
+    let after = alice.call(Caller::Owner, Tool::ThreadlineSend, after).await;
+    bob.text_of(&after, &alice).await;
+    let inbox = bob.mesh.inbox(20).await.expect("inbox");
+    assert_eq!(inbox["messages"].as_array().map(Vec::len), Some(2), "what came after it waited for it");
+    assert!(bob.text_of(&sent, &alice).await == text);
+
+    // The relay damages the first copy of another one: it is asked for again.
+    relay.disk.lock().expect("lock").damages = 1;
+    let text = long_text(70_000);
+    let sent = alice.sends(&text).await;
+    assert!(bob.text_of(&sent, &alice).await == text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_is_gone_is_told_to_both() {
+    let (relay, alice, bob) = pair(95).await;
+    bob.trusts(alice.key.fingerprint()).await;
+    // No copy is whole until the text is gone.
+    relay.disk.lock().expect("lock").damages = u32::MAX;
+    let sent = alice.sends(&long_text(70_000)).await;
+    alice.until_sent_is("accepted").await;
+    let store = alice.store();
+    let thread = sent["threadId"].as_str().expect("a thread").parse().expect("an id");
+    let key = threadline::ThreadKey { peer: bob.key.fingerprint(), thread };
+    store.delete_thread(key, 1).await.expect("deleted");
+    store.close();
+    until("bob's owner is told", || async {
+        let inbox = bob.mesh.inbox(20).await.expect("inbox");
+        let refused = bob.store();
+        let depth = refused.spool_depth().await.expect("depth");
+        refused.close();
+        (depth.rows == 0).then_some(()).ok_or(format!("{inbox}"))
+    })
+    .await;
+    assert!(bob.mesh.inbox(20).await.expect("inbox")["messages"].as_array().expect("list").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_may_not_make_us_fetch() {
+    let (_relay, alice, bob) = pair(96).await;
+    alice.sends(&long_text(70_000)).await;
+    alice.until_sent_is("rejected").await;
+    assert!(
+        bob.mesh.approvals(None, None).await.expect("approvals")["approvals"]
+            .as_array()
+            .expect("list")
+            .is_empty()
+    );
 }

@@ -15,8 +15,8 @@ pub struct Channel {
 impl Channel {
     /// Most bytes of a message that a person reads.
     pub const PERSON_MAX_BYTES: usize = 32 * 1024;
-    /// Most bytes of a message to another agent, the limit of `threadline_send`.
-    pub const AGENT_MAX_BYTES: usize = 64 * 1024;
+    /// Most bytes of a message to another agent, the limit of `threadline_send`; what carriers take is theirs to say.
+    pub const AGENT_MAX_BYTES: usize = 512 * 1024;
 
     /// The mesh.
     pub const fn threadline() -> Self {

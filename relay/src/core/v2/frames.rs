@@ -36,7 +36,8 @@ impl Core {
         now_ms: i64,
     ) {
         let expected = matches!(frame, Frame::Send(_) | Frame::Taken(_) | Frame::NotTaken(_));
-        if !expected && !self.count_frame(id, now_ms) {
+        let of_blob = self.is_of_blob(id, &frame);
+        if !expected && !of_blob && !self.count_frame(id, now_ms) {
             return;
         }
         match (frame, prepared) {
@@ -75,12 +76,18 @@ impl Core {
                 }
                 self.ask(id, Pending::Quiet, DeviceOp::Address { key: key.0, record, expires_ms });
             }
+            (Frame::BlobOpen(open), _) => self.blob_opened(id, &open, now_ms),
+            (Frame::BlobGo(go), _) if of_blob => self.blob_goes_on(&go, now_ms),
+            (Frame::BlobData(data), _) if of_blob => self.blob_piece(id, data, now_ms),
+            (Frame::BlobEnd(end), _) if of_blob => self.blob_ended(&end),
+            // What was given up may still be under way.
+            (Frame::BlobGo(_) | Frame::BlobData(_) | Frame::BlobEnd(_), _) => {}
             (Frame::ChainsGet(get), _) => self.fault(id, Some(get.rid), Code::UnsupportedVersion),
             _ => self.fault(id, None, Code::UnsupportedVersion),
         }
     }
 
-    fn fault(&mut self, id: ConnId, rid: Option<u32>, code: Code) {
+    pub(super) fn fault(&mut self, id: ConnId, rid: Option<u32>, code: Code) {
         self.send_v2(id, Fault { rid, code, text: None });
     }
 

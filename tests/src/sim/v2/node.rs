@@ -327,7 +327,8 @@ impl Node {
             SessionEffect::State(_)
             | SessionEffect::Status { .. }
             | SessionEffect::Presence(_)
-            | SessionEffect::Solve { .. } => {}
+            | SessionEffect::Solve { .. }
+            | SessionEffect::Blob(_) => {}
         }
         Ok(())
     }

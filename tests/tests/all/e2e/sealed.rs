@@ -266,3 +266,80 @@ async fn arrived(agent: &Agent, thread: &str, count: usize) -> anyhow::Result<()
     })
     .await
 }
+
+/// Not seen through yet.
+mod open {
+    use std::process::Stdio;
+
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// Says a text that no argument could hold.
+    async fn send_long(agent: &Agent, to: &str, text: &str) -> anyhow::Result<Value> {
+        let mut command =
+            agent.command(&["threadline", "send", to, "-", "--no-wait", "--new-thread", "--json"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut stdin = child.stdin.take().context("stdin")?;
+        stdin.write_all(text.as_bytes()).await?;
+        drop(stdin);
+        let output = child.wait_with_output().await?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// The bodies of what came to an agent in a thread.
+    fn bodies(agent: &Agent, thread: &str) -> anyhow::Result<Vec<String>> {
+        let path = agent.state().join("state/threadline.sqlite");
+        let database =
+            rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let mut statement =
+            database.prepare("SELECT body FROM messages WHERE direction = 'in' AND thread_id = ?1")?;
+        let rows = statement.query_map([thread], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    #[test]
+    #[ignore = "drives the real binary: tests/run e2e"]
+    fn a_long_text_survives_the_death_of_its_relay() {
+        isolated(a_long_text_survives_the_death_of_its_relay, async {
+            let world = World::new()?;
+            let mut relay = Relay::start(&world, "").await?;
+            let mut account = world.account("ann")?;
+            account.configure(json!({"threadline": {
+                "localRelay": "off", "relayEnabled": true, "relays": [entry(&relay).await?], "visibility": "public",
+                "direct": {"enabled": false},
+            }}));
+            let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+            alpha.up().await?;
+            beta.up().await?;
+            for (agent, other) in [(&alpha, "beta"), (&beta, "alpha")] {
+                sessions_are_ready(agent, 1).await?;
+                seals(agent, other).await?;
+            }
+            let text: String = (0..40_000).map(|n| format!("{n:011}\n")).collect();
+            for round in 0..3 {
+                let text = format!("round {round}\n{text}");
+                let sent = send_long(&alpha, "beta", &text).await?;
+                ensure!(sent["encryption"] == "e2e", "{sent}");
+                let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
+                if round > 0 {
+                    // While the text is asked for, or on its way.
+                    tokio::time::sleep(Duration::from_millis(100 * round)).await;
+                    relay.kill().await?;
+                    relay.up().await?;
+                }
+                eventually(LIMIT * 2, "the whole text is there", async || {
+                    let bodies = bodies(&beta, &thread)?;
+                    ensure!(bodies.iter().all(|body| *body == text), "another text is there");
+                    Ok((bodies.len() == 1).then_some(()))
+                })
+                .await?;
+            }
+            let refused = send_long(&alpha, "beta", &"x".repeat(600_000)).await;
+            ensure!(refused.is_err_and(|error| error.to_string().contains("524288")), "the limit is told");
+            Ok(())
+        });
+    }
+}

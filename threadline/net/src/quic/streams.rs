@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 use threadline::v2::ThreadTag;
+use threadline::v2::blob::lane_of;
 use threadline::v2::frames::{Frame, FrameBuffer, FramePhase};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -63,6 +64,8 @@ pub(super) async fn carry(
                 let Some(frame) = frame else { return Ended::Stopped };
                 let tag = match &frame {
                     Frame::Send(send) => send.tt,
+                    Frame::BlobData(data) => Some(lane_of(&data.id)),
+                    Frame::BlobEnd(end) => Some(lane_of(&end.hash)),
                     _ => None,
                 };
                 let written = match tag {

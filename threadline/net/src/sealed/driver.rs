@@ -1,5 +1,7 @@
 //! The task that owns the mail of this device and a session with every relay.
 
+mod blobs;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::net::IpAddr;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use threadline::identity::Identity;
 use threadline::path::PATIENCE_MS;
 use threadline::v1;
+use threadline::v2::blob::WORD_TYPE;
 use threadline::v2::frames::{
     Deliver, FORMAT_V1, Found, Frame, FrameId, Hello, Outcome as Fate, Presence, Role, Target, Visibility,
 };
@@ -165,6 +168,7 @@ struct Driver {
     solved_tx: mpsc::Sender<(usize, ConnectionId, String, Bin<8>)>,
     solved: mpsc::Receiver<(usize, ConnectionId, String, Bin<8>)>,
     courier: Courier,
+    blobs: blobs::Blobs,
     watched: watch::Receiver<Vec<Key>>,
     /// Watched peers that are there, with the relays that say so.
     there: BTreeMap<Key, BTreeSet<usize>>,
@@ -201,6 +205,7 @@ impl Driver {
             solved_tx,
             solved,
             courier: Courier::default(),
+            blobs: blobs::Blobs::default(),
             watched,
             there: BTreeMap::new(),
             searches: HashMap::new(),
@@ -383,6 +388,7 @@ impl Driver {
                 let commit = self.mail.set_receipt(&peer, &id, status, now);
                 self.keep(commit).await?;
             }
+            Command::Fetch(message) => self.fetch(*message, now).await?,
             Command::Search { relay, search, answer } => {
                 let asked = self.sessions.get_mut(relay).map(|session| session.search(search));
                 if let Some(Ok(request)) = asked {
@@ -545,8 +551,10 @@ impl Driver {
             }
             SessionEffect::Answer { request, frame } => self.answer(relay, request, *frame, now).await?,
             SessionEffect::Presence(presence) => self.seen(relay, &presence).await,
+            SessionEffect::Blob(frame) => self.blob_frame(relay, *frame, now).await?,
             SessionEffect::Lost => {
                 self.courier.lost(&mut self.mail, relay, now);
+                self.blobs.lost(relay);
                 self.searches.retain(|(asked, _), _| *asked != relay);
                 self.forget_presence(|_, told| told == relay).await;
             }
@@ -666,6 +674,11 @@ impl Driver {
             }
             return Ok(());
         }
+        if let Frame::Fault(fault) = &frame
+            && self.blob_refused(relay, request, fault.code)
+        {
+            return Ok(());
+        }
         let Some((commit, error)) = self.courier.answer(&mut self.mail, relay, request, frame, now) else {
             return Ok(());
         };
@@ -706,6 +719,10 @@ impl Driver {
         let (commit, dispatched) = self.mail.dispatch(now);
         let some = !dispatched.is_empty();
         for message in dispatched {
+            if message.row.content.kind == WORD_TYPE {
+                self.blob_word(&message.row, now).await?;
+                continue;
+            }
             let Some(opened) = OpenedMessage::of(&message) else { continue };
             if self.deps.store.spool_opened(&opened, (self.deps.now)()).await? == Spooled::Full {
                 return Err(Trouble::SpoolFull);

@@ -6,12 +6,13 @@ use std::time::Duration;
 use instar_outbound::{Cleared, OutboundMessage};
 use serde::Serialize;
 use threadline::ThreadId;
+use threadline::v2::blob;
 use threadline::v2::content::{Body, Need, ReceiptStatus};
 use threadline::v2::frames::{Found, FoundRow, MAX_WATCHED, Search};
 use threadline::v2::login::QuicAddress;
 use threadline::v2::mail::{Change, Draft, MailError, SubmitError};
-use threadline::v2::opened::{members_body, sealed_id};
-use threadline::v2::{Id, Key};
+use threadline::v2::opened::{OpenedMessage, members_body, sealed_id};
+use threadline::v2::{Bin, Id, Key, MAX_BODY};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::Control;
@@ -125,6 +126,7 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     Control { to: Key, draft: Box<Draft>, answer: oneshot::Sender<Result<Id, SealedError>> },
     Receipt { peer: Key, id: Id, status: ReceiptStatus },
+    Fetch(Box<OpenedMessage>),
     Search { relay: usize, search: Search, answer: oneshot::Sender<Found> },
 }
 
@@ -146,10 +148,14 @@ impl SealedHandle {
         outbound: OutboundDraft,
         sealed: SealedDraft,
     ) -> Result<Queued, SealedError> {
+        let text = &cleared.get().text;
+        let attachment = (text.len() > MAX_BODY).then(|| blob::seal_text(Bin(rand::random()), text).0);
+        let beside = format!("[{} bytes of text come as an attachment]", text.len());
         let draft = Draft {
             kind: outbound.kind.clone(),
             thread: outbound.key.thread.clone(),
-            body: Body::Text(cleared.get().text.clone()),
+            body: Body::Text(if attachment.is_some() { beside } else { text.clone() }),
+            attachments: attachment.into_iter().collect(),
             reply_to: outbound.in_reply_to.as_ref().and_then(sealed_id),
             subject: Some(outbound.subject.clone()).filter(|subject| !subject.is_empty()),
             need: sealed.need,
@@ -177,6 +183,12 @@ impl SealedHandle {
         let command = Command::Control { to, draft: Box::new(draft), answer };
         self.commands.send(command).await.map_err(|_| SealedError::Stopped)?;
         rx.await.map_err(|_| SealedError::Stopped)?
+    }
+
+    /// Asks the sender of an opened message for its text, unless that is on its way. Once it is here, or known to be
+    /// lost, the row of the message in the spool says so, and [`SealedEvent::Spooled`] follows.
+    pub async fn fetch(&self, message: OpenedMessage) {
+        let _ = self.commands.send(Command::Fetch(Box::new(message))).await;
     }
 
     /// Tells a peer more about its message than that it is here.

@@ -125,6 +125,23 @@ impl Store {
         self.db.write(move |c| spool::put(c, &entry, now)).await
     }
 
+    /// Puts an opened message in the place of the row that waits for its text, and has it looked at now. Whether there
+    /// was one.
+    pub async fn spool_replace(&self, message: &OpenedMessage) -> Result<bool, StoreError> {
+        let Some(sender) = message.sender() else { return Ok(false) };
+        let (from, id, envelope) = (sender.fingerprint(), message.id.clone(), message.to_bytes());
+        self.db
+            .write(move |c| {
+                let changed = c.execute(
+                    "UPDATE spool SET envelope = ?3, not_before = 0, reason = NULL
+                     WHERE from_fp = ?1 AND message_id = ?2 AND transport = ?4 AND state = 'new'",
+                    params![from.to_string(), id.as_str(), envelope, SEALED],
+                )?;
+                Ok(changed > 0)
+            })
+            .await
+    }
+
     /// Whether a certified device of this peer is known: it is never written to in clear again.
     pub async fn speaks_v2(&self, peer: Fingerprint) -> Result<bool, StoreError> {
         self.db

@@ -30,7 +30,7 @@ pub use ledger::{LedgerFigures, LedgerRow, LedgerStatus};
 pub use mail::SEALED;
 pub use outbox::{DeliveryHealth, DeliveryRow, OutboundDraft, OutboxRow, Queued};
 pub use peers::KnownPeer;
-pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled, UNKNOWN_SENDER};
+pub use spool::{SpoolDepth, SpoolEntry, SpoolRow, SpoolState, Spooled, TEXT_ELSEWHERE, UNKNOWN_SENDER};
 pub use threads::{ChainCheck, SearchHit, ThreadFilter};
 pub use types::{
     Approval, ApprovalKind, ApprovalStatus, Auth, Direction, MessageState, Opener, StoredMessage, Thread,

@@ -72,6 +72,10 @@ pub struct SpoolRow {
     pub attempts: u32,
 }
 
+/// Reason of rows that wait for a text that is not in their message.
+pub const TEXT_ELSEWHERE: &str = "text";
+/// What was written after a text that does not come waits this long for it, ms.
+const TEXT_HOLD_MS: i64 = 30_000;
 /// Reason of rows that wait for the key of their sender.
 pub const UNKNOWN_SENDER: &str = "unknown-sender";
 
@@ -90,17 +94,19 @@ impl Store {
         self.db.write(move |c| entries.iter().map(|entry| put(c, entry, now)).collect()).await
     }
 
-    /// Rows that may be ingested now, in order of arrival. A postponed row holds back later rows of its sender.
+    /// Rows that may be ingested now, in order of arrival. A postponed row holds back later rows of its sender,
+    /// for half a minute if only its text is missing.
     pub async fn spool_due(&self, now: i64, limit: u32) -> Result<Vec<SpoolRow>, StoreError> {
         self.db
             .read(move |c| {
                 let mut statement = c.prepare_cached(
                     "SELECT * FROM spool s WHERE state = 'new' AND not_before <= ?1 AND NOT EXISTS (
                         SELECT 1 FROM spool e WHERE e.state = 'new' AND e.from_fp = s.from_fp AND e.seq < s.seq
-                        AND e.not_before > ?1)
+                        AND e.not_before > ?1 AND (e.reason IS NULL OR e.reason <> ?3 OR e.received_at > ?4))
                      ORDER BY seq LIMIT ?2",
                 )?;
-                let rows = statement.query_map(params![now, limit], read_row)?;
+                let held = now - TEXT_HOLD_MS;
+                let rows = statement.query_map(params![now, limit, TEXT_ELSEWHERE, held], read_row)?;
                 Ok(rows.collect::<rusqlite::Result<_>>()?)
             })
             .await

@@ -77,7 +77,7 @@ async fn serve_quic(
     tasks.spawn(async move {
         let mut stream = None;
         loop {
-            let frames = deliveries(&mut *shared.lock().await, &shelf.lock().expect("lock"), now);
+            let frames = deliveries(&mut *shared.lock().await, &mut shelf.lock().expect("lock"), now);
             for frame in frames {
                 if stream.is_none() {
                     stream = Some(delivering.open_uni().await.ok()?);

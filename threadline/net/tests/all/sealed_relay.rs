@@ -48,6 +48,11 @@ pub struct Disk {
     pub withholds: bool,
     /// Accepts and forgets what is for this one.
     pub withholds_from: Option<Key>,
+    /// Sender and recipient of blobs, and what waits for either.
+    blobs: BTreeMap<Bin<32>, (Key, Key)>,
+    passing: Vec<(Key, Frame)>,
+    /// Pieces of blobs that are to be damaged.
+    pub damages: u32,
 }
 
 pub struct TestRelay {
@@ -159,7 +164,7 @@ async fn serve(
                 }
             }
         }
-        let frames = deliveries(&mut session, &disk.lock().expect("lock"), now);
+        let frames = deliveries(&mut session, &mut disk.lock().expect("lock"), now);
         for frame in frames {
             socket.send(message(&frame)).await.ok()?;
         }
@@ -250,18 +255,44 @@ pub fn answer(
             let devs = vec![(put.cert, put.cs, prekey, signature, 0)];
             Some(Keys { rid: claim.rid, devs, list: put.list, ls: put.ls }.into())
         }
+        Frame::BlobOpen(open) => {
+            disk.blobs.insert(open.id, (from, open.to));
+            disk.passing.push((open.to, Frame::BlobOpen(open)));
+            None
+        }
+        Frame::BlobGo(go) => {
+            let (sender, _) = *disk.blobs.get(&go.id)?;
+            disk.passing.push((sender, go.into()));
+            None
+        }
+        Frame::BlobData(mut data) => {
+            let (_, recipient) = *disk.blobs.get(&data.id)?;
+            if let (Some(left), Some(byte)) = (disk.damages.checked_sub(1), data.bytes.0.first_mut()) {
+                *byte ^= 1;
+                disk.damages = left;
+            }
+            disk.passing.push((recipient, data.into()));
+            None
+        }
+        Frame::BlobEnd(end) => {
+            let (_, recipient) = *disk.blobs.get(&end.hash)?;
+            disk.passing.push((recipient, end.into()));
+            None
+        }
         Frame::Ping(ping) => Some(Pong { t: ping.t, now, ep: 0, role: None, tok: None, tok_x: None }.into()),
         _ => None,
     }
 }
 
-pub fn deliveries(session: &mut RelaySession, disk: &Disk, now: u64) -> Vec<Frame> {
+pub fn deliveries(session: &mut RelaySession, disk: &mut Disk, now: u64) -> Vec<Frame> {
     let Some((key, ..)) = session.open().map(|(key, device, role)| (*key, *device, role)) else {
         return Vec::new();
     };
     let under_way: Vec<u64> = session.unconfirmed().collect();
     let mine = disk.queue.iter().filter(|(did, (_, to, _))| *to == key && !under_way.contains(did));
-    mine.filter_map(|(did, (from, _, send))| {
+    let passed: Vec<Frame> =
+        disk.passing.extract_if(.., |(to, _)| *to == key).map(|(_, frame)| frame).collect();
+    let mine = mine.filter_map(|(did, (from, _, send))| {
         session.deliver(Deliver {
             did: *did,
             id: send.id.clone(),
@@ -273,6 +304,6 @@ pub fn deliveries(session: &mut RelaySession, disk: &Disk, now: u64) -> Vec<Fram
             attempt: 1,
             via: Via::V2,
         })
-    })
-    .collect()
+    });
+    mine.chain(passed).collect()
 }

@@ -732,6 +732,9 @@ pub struct Keys {
 /// Wants to send a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobOpen {
+    /// Request number, toward the relay: an ERROR names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rid: Option<u32>,
     /// Hash of the ciphertext.
     pub id: Bin<32>,
     /// Recipient.
@@ -740,14 +743,21 @@ pub struct BlobOpen {
     pub size: u64,
 }
 
-/// The other side is ready.
+/// The other side is ready for more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlobGo {}
+pub struct BlobGo {
+    /// Which blob.
+    pub id: Bin<32>,
+    /// Up to this byte, counted from its beginning.
+    pub upto: u64,
+}
 
 /// A piece of a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobData {
-    /// The piece.
+    /// Which blob.
+    pub id: Bin<32>,
+    /// The next piece.
     pub bytes: Blob,
 }
 

@@ -143,9 +143,9 @@ pub(crate) fn examples() -> Vec<Frame> {
         KeysOk { have: 50, hw: 51 }.into(),
         KeysClaim { rid: 1, to: Target::Key(key) }.into(),
         Keys { rid: 1, devs: vec![(blob(), sig, blob(), sig, 1)], list: blob(), ls: sig }.into(),
-        BlobOpen { id: key, to: key, size: 5 }.into(),
-        BlobGo {}.into(),
-        BlobData { bytes: blob() }.into(),
+        BlobOpen { rid: Some(1), id: key, to: key, size: 5 }.into(),
+        BlobGo { id: key, upto: 5 }.into(),
+        BlobData { id: key, bytes: blob() }.into(),
         BlobEnd { hash: key }.into(),
         AddrPut { rec: blob(), s: sig }.into(),
         GoAway { code: "draining".into(), after_ms: 5_000, alt: vec!["wss://r".into()] }.into(),
@@ -199,7 +199,7 @@ fn unknown_types_are_refused_or_ignored() {
 
 #[test]
 fn sizes_follow_type_and_phase() {
-    let data = |size| Frame::from(BlobData { bytes: Blob(vec![0; size]) }).encode();
+    let data = |size| Frame::from(BlobData { id: Bin([0; 32]), bytes: Blob(vec![0; size]) }).encode();
     let fault =
         |size| Frame::from(Fault { rid: None, code: Code::Busy, text: Some("x".repeat(size)) }).encode();
     assert!(Frame::decode(&data(290_000), FramePhase::Open).is_ok());

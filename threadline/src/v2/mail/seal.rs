@@ -8,7 +8,7 @@ use super::{
 };
 use crate::ThreadId;
 use crate::delivery::DeliveryState;
-use crate::v2::content::{Body, Content, Need};
+use crate::v2::content::{Attachment, Body, Content, Need};
 use crate::v2::envelope::{
     ContentKey, Header, SUITE_BARE, SUITE_OLM, assemble, content_hash, encode_legs, seal_body, thread_tag,
 };
@@ -36,6 +36,8 @@ pub struct Draft {
     pub thread: ThreadId,
     /// What it says.
     pub body: Body,
+    /// Blobs.
+    pub attachments: Vec<Attachment>,
     /// The message it answers.
     pub reply_to: Option<Id>,
     /// Subject.
@@ -55,6 +57,7 @@ impl Draft {
             kind: "chat".into(),
             thread,
             body: Body::Text(text.to_owned()),
+            attachments: Vec::new(),
             reply_to: None,
             subject: None,
             need: None,
@@ -131,6 +134,7 @@ impl Mail {
             return Err(MailError::NoDevice.into());
         }
         let mut content = Content::new(&draft.kind, draft.thread.clone(), draft.body.clone());
+        content.attachments.clone_from(&draft.attachments);
         content.reply_to = draft.reply_to;
         content.subject.clone_from(&draft.subject);
         content.need = draft.need;

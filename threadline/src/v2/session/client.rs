@@ -10,9 +10,9 @@ use super::backoff::Backoff;
 use super::{Carrier, close};
 use crate::identity::{Identity, Purpose};
 use crate::v2::frames::{
-    Accepted, Challenge, Deliver, Fault, Frame, FrameId, GoAway, Hello, KeysClaim, KeysOk, KeysPut, Lookup,
-    MAX_TAKEN, NotTaken, Outcome, Ping, Pow, PowDone, Presence, PresenceSet, Proof, Refuse, Rejected, Role,
-    Search, Send, Taken, Target, Watch, Welcome,
+    Accepted, BlobOpen, Challenge, Deliver, Fault, Frame, FrameId, GoAway, Hello, KeysClaim, KeysOk, KeysPut,
+    Lookup, MAX_TAKEN, NotTaken, Outcome, Ping, Pow, PowDone, Presence, PresenceSet, Proof, Refuse, Rejected,
+    Role, Search, Send, Taken, Target, Watch, Welcome,
 };
 use crate::v2::login::{PowPuzzle, WsExchange};
 use crate::v2::{Bin, Blob, Code, Id, Key};
@@ -156,6 +156,8 @@ pub enum SessionEffect {
     },
     /// Somebody came or went.
     Presence(Presence),
+    /// A frame about a blob.
+    Blob(Box<Frame>),
     /// What was sent and not answered will not be answered.
     Lost,
 }
@@ -476,6 +478,17 @@ impl ClientSession {
         self.say(presence.into())
     }
 
+    /// Asks the relay to pass on a blob; a refusal comes back with the number.
+    pub fn open_blob(&mut self, open: BlobOpen) -> Result<u32, NotReady> {
+        let rid = self.request_number();
+        self.say(BlobOpen { rid: Some(rid), ..open }.into()).map(|()| rid)
+    }
+
+    /// Says what follows about a blob.
+    pub fn blob(&mut self, frame: Frame) -> Result<(), NotReady> {
+        self.say(frame)
+    }
+
     fn say(&mut self, frame: Frame) -> Result<(), NotReady> {
         let connection = self.live.as_ref().ok_or(NotReady)?.connection;
         self.write(connection, frame);
@@ -708,6 +721,9 @@ impl ClientSession {
                 let _ = self.say(pong.into());
             }
             Frame::Pong(pong) => self.granted(pong.role),
+            Frame::BlobOpen(_) | Frame::BlobGo(_) | Frame::BlobData(_) | Frame::BlobEnd(_) => {
+                self.effects.push_back(SessionEffect::Blob(Box::new(frame)));
+            }
             Frame::GoAway(away) => self.going_away(&away, now_ms),
             Frame::Keys(ref keys) => self.answer(keys.rid, frame),
             Frame::Looked(ref looked) => self.answer(looked.rid, frame),

@@ -1,0 +1,111 @@
+//! Blobs pass through the relay, as far as their recipient wants them to.
+
+use threadline::v2::blob::{BlobDesk, BlobStep, MAX_RELAYED, seal};
+use threadline::v2::frames::{BlobData, BlobGo, BlobOpen, Frame};
+use threadline::v2::{Bin, Blob, Code};
+
+use super::process::Relay;
+use super::v2::{Session, key};
+
+fn open_frame(rid: u32, id: Bin<32>, to: u8, size: u64) -> BlobOpen {
+    BlobOpen { rid: Some(rid), id, to: key(to), size }
+}
+
+async fn fault(session: &mut Session) -> (Option<u32>, Code) {
+    session
+        .expect(|frame| if let Frame::Fault(fault) = frame { Some((fault.rid, fault.code)) } else { None })
+        .await
+}
+
+fn is_blob(frame: &Frame) -> bool {
+    matches!(frame, Frame::BlobOpen(_) | Frame::BlobGo(_) | Frame::BlobData(_) | Frame::BlobEnd(_))
+}
+
+#[tokio::test]
+async fn a_blob_arrives_whole_and_is_counted() {
+    let dir = tempfile::tempdir().expect("dir");
+    let relay = Relay::start(dir.path());
+    let (mut alice, mut bob) = (Session::log_in(relay.at, 1).await, Session::log_in(relay.at, 2).await);
+    let plain: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
+    let (id, bytes) = seal(&Bin([5; 32]), &plain);
+    let (mut sends, mut takes) = (BlobDesk::default(), BlobDesk::default());
+    assert!(takes.want(key(1), id, bytes.len() as u64, 0));
+    sends.offer(key(2), id, bytes.clone(), 0);
+    sends.asked(0, 7, &id);
+    alice.say(open_frame(7, id, 2, bytes.len() as u64)).await;
+    let arrived = 'all: loop {
+        let frame = bob.expect(|frame| is_blob(&frame).then_some(frame)).await;
+        for step in takes.handle(0, frame, 0) {
+            match step {
+                BlobStep::Say(_, frame) => {
+                    bob.say(*frame).await;
+                    let go = alice.expect(|frame| is_blob(&frame).then_some(frame)).await;
+                    for step in sends.handle(0, go, 0) {
+                        let BlobStep::Say(_, frame) = step else { panic!("{step:?}") };
+                        alice.say(*frame).await;
+                    }
+                }
+                BlobStep::Arrived(_, bytes) => break 'all bytes,
+                BlobStep::Damaged(..) => panic!("damaged"),
+            }
+        }
+    };
+    assert!(arrived == bytes);
+    let metrics = reqwest::get(format!("http://{}/health", relay.at)).await.expect("answers");
+    assert!(metrics.status().is_success());
+}
+
+#[tokio::test]
+async fn no_more_passes_than_the_recipient_wants() {
+    let dir = tempfile::tempdir().expect("dir");
+    let relay = Relay::start_with(dir.path(), &["limits.blob_mib_per_hour=40"]);
+    let (mut alice, mut bob) = (Session::log_in(relay.at, 1).await, Session::log_in(relay.at, 2).await);
+    let id = |n: u8| Bin([n; 32]);
+    alice.say(open_frame(1, id(1), 2, MAX_RELAYED + 1)).await;
+    assert_eq!(fault(&mut alice).await, (Some(1), Code::TooLarge));
+    alice.say(open_frame(2, id(2), 1, 10)).await;
+    assert_eq!(fault(&mut alice).await, (Some(2), Code::BadRequest), "to oneself");
+    alice.say(open_frame(3, id(3), 9, 10)).await;
+    assert!(alice.rest().await.is_empty(), "who is not there is not told");
+
+    alice.say(open_frame(4, id(4), 2, 100)).await;
+    let asked = bob.expect(|frame| if let Frame::BlobOpen(open) = frame { Some(open) } else { None }).await;
+    assert_eq!((asked.id, asked.rid, asked.size), (id(4), None, 100));
+    alice.say(BlobData { id: id(4), bytes: Blob(vec![1; 10]) }).await;
+    assert_eq!(fault(&mut alice).await, (Some(4), Code::BadRequest), "nobody said go");
+    alice.say(open_frame(5, id(5), 2, 100)).await;
+    alice.rest().await;
+    bob.say(BlobGo { id: id(5), upto: 1_000 }).await;
+    let upto = alice.expect(|frame| if let Frame::BlobGo(go) = frame { Some(go.upto) } else { None }).await;
+    assert_eq!(upto, 100);
+    alice.say(BlobData { id: id(5), bytes: Blob(vec![1; 100]) }).await;
+    let piece =
+        bob.expect(|frame| if let Frame::BlobData(data) = frame { Some(data.bytes.0) } else { None }).await;
+    assert_eq!(piece, [1; 100]);
+    alice.say(BlobData { id: id(5), bytes: Blob(vec![1]) }).await;
+    assert_eq!(fault(&mut alice).await, (Some(5), Code::BadRequest));
+    // What was given up may come late: it reaches nobody and costs nothing.
+    alice.say(BlobData { id: id(5), bytes: Blob(vec![1]) }).await;
+    assert!(alice.rest().await.is_empty());
+
+    for n in 6..10 {
+        alice.say(open_frame(u32::from(n), id(n), 2, 100)).await;
+    }
+    alice.say(open_frame(10, id(10), 2, 100)).await;
+    assert_eq!(fault(&mut alice).await, (Some(10), Code::Busy), "four at a time");
+    let mut carol = Session::log_in(relay.at, 3).await;
+    carol.say(open_frame(1, id(6), 2, 100)).await;
+    assert_eq!(fault(&mut carol).await, (Some(1), Code::Busy), "it is another one's");
+    carol.say(open_frame(2, id(20), 2, 30 << 20)).await;
+    carol.say(open_frame(3, id(21), 2, 11 << 20)).await;
+    assert_eq!(fault(&mut carol).await, (Some(3), Code::RateLimited));
+
+    bob.rest().await;
+    bob.say(BlobGo { id: id(7), upto: 50 }).await;
+    alice.expect(|frame| if let Frame::BlobGo(go) = frame { Some(go) } else { None }).await;
+    drop(bob);
+    let mut again = Session::log_in(relay.at, 2).await;
+    alice.say(BlobData { id: id(7), bytes: Blob(vec![1; 10]) }).await;
+    assert_eq!(fault(&mut alice).await, (Some(7), Code::UnknownRecipient), "a session is not its successor");
+    assert!(!again.rest().await.iter().any(is_blob));
+}
