@@ -322,7 +322,7 @@ impl Node {
                 self.commit(commit)?;
             }
             SessionEffect::Lost => {
-                live.courier.lost(&mut live.mail, relay, now);
+                live.courier.lost(&mut live.mail, &mut live.sessions, relay, now);
             }
             SessionEffect::State(_)
             | SessionEffect::Status { .. }

@@ -553,7 +553,7 @@ impl Driver {
             SessionEffect::Presence(presence) => self.seen(relay, &presence).await,
             SessionEffect::Blob(frame) => self.blob_frame(relay, *frame, now).await?,
             SessionEffect::Lost => {
-                self.courier.lost(&mut self.mail, relay, now);
+                self.courier.lost(&mut self.mail, &mut self.sessions, relay, now);
                 self.blobs.lost(relay);
                 self.searches.retain(|(asked, _), _| *asked != relay);
                 self.forget_presence(|_, told| told == relay).await;

@@ -31,6 +31,8 @@ pub const PING_AFTER_MS: u64 = 25_000;
 pub const SUSPECT_AFTER_MS: u64 = 3_000;
 /// The answer has to come within this time, or the relay counts as gone, ms.
 pub const PONG_MS: u64 = 10_000;
+/// See [`ClientSession::hurry`], ms.
+const HURRY_MS: u64 = 1_000;
 /// A session of this length makes the next pause short again, ms.
 const STABLE_MS: u64 = 60_000;
 const BAN_MS: u64 = 3_600_000;
@@ -282,6 +284,15 @@ impl ClientSession {
         }
         if let Some((until, None)) = &mut self.wait {
             *until = now_ms;
+        }
+    }
+
+    /// Another relay was lost: a pause of ours, unless the relay asked for it, ends within a second. Two agents that each
+    /// have one relay left may have different ones, while a third is long back.
+    pub fn hurry(&mut self, now_ms: u64) {
+        let soon = now_ms.saturating_add(self.rng.random_range(0..=HURRY_MS));
+        if let Some((until, None)) = &mut self.wait {
+            *until = soon.min(*until);
         }
     }
 

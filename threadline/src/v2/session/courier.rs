@@ -1,7 +1,7 @@
 //! Who is asked for keys, and which relay gets which envelope: what a node with several relays decides between its mail
 //! and its sessions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::ClientSession;
 use crate::path::{
@@ -17,6 +17,8 @@ use crate::v2::{Blob, Code, Id, Key};
 const ANSWER_MS: u64 = 10_000;
 /// A relay that had a message under several sealings takes another one hardly before this, ms.
 const DUPLICATE_PAUSE_MS: u64 = 300_000;
+/// Peers of which it is remembered which relay leads to them.
+const MAX_PATHS: usize = 4_096;
 /// Life of a bare envelope at a relay, s.
 const BARE_LIFE_S: u64 = 3_600;
 
@@ -119,7 +121,11 @@ impl Courier {
     }
 
     /// A session ended: what it was given and asked is not answered any more, and what its relay holds may be gone with it.
-    pub fn lost(&mut self, mail: &mut Mail, relay: usize, now_ms: u64) {
+    /// Relays that were away are asked for again.
+    pub fn lost(&mut self, mail: &mut Mail, sessions: &mut [ClientSession], relay: usize, now_ms: u64) {
+        for (_, session) in sessions.iter_mut().enumerate().filter(|(other, _)| *other != relay) {
+            session.hurry(now_ms);
+        }
         self.questions.retain(|(at, _), _| *at != relay);
         let path = Path::RelayV2(relay);
         for memory in self.paths.values_mut().filter(|memory| memory.current() == Some(path)) {
@@ -182,10 +188,15 @@ impl Courier {
         CarrierAnswer::Rejected { code, retry_ms, last_path }
     }
 
-    /// The ways of messages that are not in the outbox any more are forgotten.
+    /// The ways of messages that are not in the outbox any more are forgotten, and with many peers, those to peers that
+    /// nothing waits for: strangers write as well.
     pub fn tidy(&mut self, mail: &Mail) {
         let known = &mail.records().outbox;
         self.trails.retain(|key, _| known.get(key).is_some_and(OutRow::is_open));
+        if self.paths.len() > MAX_PATHS {
+            let waiting: HashSet<Key> = self.trails.keys().map(|(peer, _)| *peer).collect();
+            self.paths.retain(|peer, _| waiting.contains(peer));
+        }
     }
 
     /// Hands out what is due, and to another relay what one had for too long. Returns how many were handed out.

@@ -414,6 +414,36 @@ fn a_draining_relay_is_left_when_the_next_session_is_open() {
 }
 
 #[test]
+fn with_another_relay_lost_a_long_pause_ends_but_not_one_that_the_relay_asked_for() {
+    let mut away = client(true, true);
+    away.start(NOW);
+    let mut now = NOW;
+    let until = loop {
+        away.handle_timeout(now);
+        for (connection, _) in connections(&effects(&mut away)) {
+            away.handle_closed(connection, None, now);
+        }
+        match away.state() {
+            SessionState::Waiting { until, .. } if until > now + 5_000 => break until,
+            _ => now = away.poll_timeout().expect("goes on").max(now + 1),
+        }
+    };
+    away.hurry(now);
+    let SessionState::Waiting { until: hurried, .. } = away.state() else { panic!("{:?}", away.state()) };
+    assert!(hurried < until && hurried <= now + 1_000);
+
+    let mut refused = client(true, true);
+    refused.start(NOW);
+    let (connection, _) = connections(&effects(&mut refused))[0];
+    let refuse = Refuse { code: Code::RateLimited, retry_ms: Some(90_000), text: None };
+    refused.handle_connected(connection);
+    refused.handle_frame(connection, refuse.into(), NOW);
+    let before = refused.state();
+    refused.hurry(NOW);
+    assert_eq!(refused.state(), before);
+}
+
+#[test]
 fn a_refusal_waits_as_long_as_the_relay_says() {
     let mut client = client(true, true);
     client.start(NOW);
