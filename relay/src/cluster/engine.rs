@@ -166,12 +166,8 @@ impl Engine {
         let mut buckets = HashMap::new();
         for bucket in &BUCKETS {
             make(&context, layout::bucket_config(bucket, layout.replicas)).await?;
-            let store = context.get_key_value(bucket.name).await;
-            let failed = |e: async_nats::jetstream::context::KeyValueError| EngineError::Stream {
-                stream: bucket.name.into(),
-                detail: e.to_string(),
-            };
-            buckets.insert(bucket.name, store.map_err(failed)?);
+            let store = patiently(bucket.name, || context.get_key_value(bucket.name)).await?;
+            buckets.insert(bucket.name, store);
         }
         let node = hex::encode(rand::random::<[u8; 8]>());
         let (peers, sessions) = (Mutex::new(peers), Sessions::default());
@@ -229,16 +225,20 @@ impl Engine {
     }
 
     async fn check_clock(&self) -> Result<(), EngineError> {
-        let failed = |detail: String| EngineError::Stream { stream: layout::NODES.name.into(), detail };
-        let bucket = self.bucket(&layout::NODES);
-        let before = now_ms();
-        bucket.put(&self.node, "{}".into()).await.map_err(|e| failed(e.to_string()))?;
-        let after = now_ms();
-        let entry = bucket.entry(&self.node).await.map_err(|e| failed(e.to_string()))?;
-        let Some(entry) = entry else { return Ok(()) };
-        let there = i64::try_from(entry.created.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+        let (before, after, there) = patiently(layout::NODES.name, || self.read_clock()).await?;
         let ms = if there < before { there - before } else { (there - after).max(0) };
         if ms.abs() > SKEW_MS { Err(EngineError::Skew { ms }) } else { Ok(()) }
+    }
+
+    /// The time before and after a write, and the engine's between them, in Unix milliseconds.
+    async fn read_clock(&self) -> Result<(i64, i64, i64), String> {
+        let bucket = self.bucket(&layout::NODES);
+        let before = now_ms();
+        bucket.put(&self.node, "{}".into()).await.map_err(|e| e.to_string())?;
+        let after = now_ms();
+        let entry = bucket.entry(&self.node).await.map_err(|e| e.to_string())?;
+        let there = entry.map(|entry| entry.created.unix_timestamp_nanos() / 1_000_000);
+        Ok((before, after, there.and_then(|ms| i64::try_from(ms).ok()).unwrap_or(before)))
     }
 
     /// Totals over all mail; recipients are counted once per sender that wrote to them.
@@ -689,19 +689,28 @@ async fn connect(options: &Options) -> Result<Client, EngineError> {
     connected.map_err(|e| EngineError::Connect { servers: options.servers.join(", "), detail: e.to_string() })
 }
 
-/// Makes a stream, or sets its limits right. A cluster that was just started needs a moment for it.
-async fn make(context: &Context, config: Config) -> Result<Stream, EngineError> {
-    const WITHIN: Duration = Duration::from_secs(20);
+/// Tries again for as long as a cluster may need that was just started or has lost a server.
+async fn patiently<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
+    stream: &str,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, EngineError> {
+    const WITHIN: Duration = Duration::from_secs(45);
     let begun = Instant::now();
     loop {
-        match make_once(context, &config).await {
-            Ok(stream) => return Ok(stream),
-            Err(detail) if begun.elapsed() > WITHIN => {
-                return Err(EngineError::Stream { stream: config.name, detail });
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(error) if begun.elapsed() > WITHIN => {
+                return Err(EngineError::Stream { stream: stream.to_owned(), detail: error.to_string() });
             }
-            Err(_) => tokio::time::sleep(PATIENCE / 8).await,
+            Err(error) => tracing::debug!(%error, stream, "the engine is not ready"),
         }
+        tokio::time::sleep(PATIENCE / 8).await;
     }
+}
+
+/// Makes a stream, or sets its limits right.
+async fn make(context: &Context, config: Config) -> Result<Stream, EngineError> {
+    patiently(&config.name, || make_once(context, &config)).await
 }
 
 async fn make_once(context: &Context, config: &Config) -> Result<Stream, String> {
