@@ -77,7 +77,7 @@ impl Core {
             return self.fault(id, open.rid, code);
         }
         let Some(recipient) = address_of(&open.to.0) else { return };
-        if self.remote.contains_key(&recipient) {
+        if self.active_device(&recipient).is_none() && self.is_elsewhere(&recipient) {
             return self.fault(id, open.rid, Code::UnsupportedVersion);
         }
         // Silence where nobody is there: an error would tell strangers who is.
