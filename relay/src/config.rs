@@ -77,6 +77,8 @@ pub struct Limits {
     pub discover_per_minute: u32,
     /// LOOKUP and SEARCH frames per agent and minute.
     pub lookup_frames_per_minute: u32,
+    /// News of public agents that a v2 session which watches all of them gets per minute.
+    pub presence_of_all_per_minute: u32,
     /// KEYS_CLAIM frames per agent and minute.
     pub claims_per_minute: u32,
     /// KEYS_CLAIM frames per agent, agent asked for, and hour.
@@ -332,6 +334,7 @@ impl Default for RelayConfig {
                 global_per_minute: 5000,
                 discover_per_minute: 10,
                 lookup_frames_per_minute: 60,
+                presence_of_all_per_minute: 1_000,
                 claims_per_minute: 30,
                 claims_per_pair_hour: 10,
                 claims_per_target_hour: 20,

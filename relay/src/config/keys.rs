@@ -231,6 +231,7 @@ pub(super) const KEYS: &[Key] = &[
     number!("limits.discover_per_minute", None, limits.discover_per_minute, 1..=MANY),
     number!("limits.frames_per_minute", None, limits.frames_per_minute, 1..=MANY),
     number!("limits.lookup_frames_per_minute", None, limits.lookup_frames_per_minute, 1..=MANY),
+    number!("limits.presence_of_all_per_minute", None, limits.presence_of_all_per_minute, 1..=MANY),
     number!("limits.claims_per_minute", None, limits.claims_per_minute, 1..=MANY),
     number!("limits.claims_per_pair_hour", None, limits.claims_per_pair_hour, 1..=MANY),
     number!("limits.claims_per_target_hour", None, limits.claims_per_target_hour, 1..=MANY),

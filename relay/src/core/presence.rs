@@ -142,6 +142,9 @@ impl Core {
                 continue;
             }
             if self.conns.get(conn).is_some_and(super::conn::Conn::is_v2) {
+                if !self.may_hear(*conn, now_ms) {
+                    continue;
+                }
                 let on = status == Presence::Online;
                 let change =
                     frames::Presence { key: Bin(key), dev: None, on, role: None, at: unsigned(now_ms) };
@@ -151,6 +154,13 @@ impl Core {
             let change = PresenceChange { agent_id, status, metadata: metadata.clone() };
             self.send(*conn, ServerFrame::PresenceChange(change));
         }
+    }
+
+    /// Whether news are within what a session of v2 gets: one that watches everybody gets no more than its share.
+    fn may_hear(&mut self, conn: ConnId, now_ms: i64) -> bool {
+        let watches_all =
+            self.session(conn).is_some_and(|session| matches!(session.subscription, Subscription::All));
+        !watches_all || self.windows.news.take(&conn, now_ms).is_ok()
     }
 
     pub(super) fn listed(&mut self, key: &[u8; 32], listed: bool) {

@@ -47,6 +47,8 @@ pub(super) struct CoreWindows {
     pub(super) claims_of_target: Windows<Fingerprint>,
     /// MiB of blobs.
     pub(super) blobs: Windows<Fingerprint>,
+    /// News told to sessions that watch everybody.
+    pub(super) news: Windows<ConnId>,
     pub(super) frames: Windows<ConnId>,
     pub(super) junk: Windows<ConnId>,
     turn: usize,
@@ -79,6 +81,7 @@ impl CoreWindows {
             claims_of_pair: Windows::new(hour(limits.claims_per_pair_hour), FEWER),
             claims_of_target: Windows::new(hour(limits.claims_per_target_hour), FEWER),
             blobs: Windows::new(hour(limits.blob_mib_per_hour), FEWER),
+            news: Windows::new(minute(limits.presence_of_all_per_minute), FEWER),
             frames: Windows::new(minute(limits.frames_per_minute), SESSIONS),
             junk: Windows::new(minute(limits.junk_per_minute), FEW),
             turn: 0,
@@ -125,7 +128,7 @@ impl CoreWindows {
     /// Drops what is older than its window. Each call does a part, so that none takes long.
     pub(super) fn forget_idle(&mut self, now_ms: i64) {
         self.turn += 1;
-        match self.turn % 14 {
+        match self.turn % 15 {
             0 => self.connections.forget_idle(now_ms),
             1 => self.auth.forget_idle(now_ms),
             2 => self.auth_failed.forget_idle(now_ms),
@@ -139,6 +142,7 @@ impl CoreWindows {
             10 => self.claims_of_pair.forget_idle(now_ms),
             11 => self.claims_of_target.forget_idle(now_ms),
             12 => self.blobs.forget_idle(now_ms),
+            13 => self.news.forget_idle(now_ms),
             _ => self.junk.forget_idle(now_ms),
         }
         self.shut_out.retain(|_, (until, length)| *until + *length > now_ms);
@@ -162,7 +166,7 @@ impl CoreWindows {
             &self.claims_of_target,
             &self.blobs,
         ];
-        let sessions = [&self.frames, &self.junk];
+        let sessions = [&self.news, &self.frames, &self.junk];
         sources.map(Windows::bound_bytes).iter().sum::<usize>()
             + agents.map(Windows::bound_bytes).iter().sum::<usize>()
             + self.claims_of_pair.bound_bytes()

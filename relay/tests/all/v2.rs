@@ -672,6 +672,26 @@ async fn the_directory_is_read_page_by_page(on: On) {
     }
 }
 
+async fn who_watches_everybody_hears_no_more_than_its_share(on: On) {
+    let house = House::on(on);
+    let relay = house.relay_with(&["limits.presence_of_all_per_minute=2"]);
+    let mut everybody = Session::log_in(relay.at, 8).await;
+    everybody.say(Watch { keys: Vec::new(), all: true }).await;
+    let mut named = Session::log_in(relay.at, 9).await;
+    named.say(Watch { keys: (1..=4).map(key).collect(), all: false }).await;
+    assert!(everybody.rest().await.is_empty() && named.rest().await.is_empty());
+    let mut there = Vec::new();
+    for n in 1..=4 {
+        let hello = Hello { vis: Some(Visibility::Public), listed: true, ..Machine::of(n).hello() };
+        there.push(Session::log_in_as(relay.at, hello, n).await);
+    }
+    for (session, news) in [(&mut everybody, 2), (&mut named, 4)] {
+        let told = session.rest().await;
+        let told = told.iter().filter(|frame| matches!(frame, Frame::Presence(news) if news.on)).count();
+        assert_eq!(told, news);
+    }
+}
+
 async fn a_new_identity_works_for_its_place_once(on: On) {
     let house = House::on(on);
     let relay = house.relay_with(&["sybil.tiers=true"]);
@@ -723,5 +743,6 @@ on_every_store!(
     old_clients_and_new_nodes_write_to_each_other,
     who_wants_no_v1_is_not_logged_in_by_it_and_who_is_private_is_not_found,
     the_directory_is_read_page_by_page,
+    who_watches_everybody_hears_no_more_than_its_share,
     a_new_identity_works_for_its_place_once,
 );
