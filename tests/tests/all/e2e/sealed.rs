@@ -318,7 +318,7 @@ mod open {
                 sessions_are_ready(agent, 1).await?;
                 seals(agent, other).await?;
             }
-            let text: String = (0..40_000).map(|n| format!("{n:011}\n")).collect();
+            let text = (0..40_000).map(|n| format!("{n:011}\n")).collect::<Vec<_>>().concat();
             for round in 0..3 {
                 let text = format!("round {round}\n{text}");
                 let sent = send_long(&alpha, "beta", &text).await?;
