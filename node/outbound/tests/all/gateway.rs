@@ -50,13 +50,13 @@ fn structure_is_checked_first() {
     let telegram = ChannelId::parse("telegram").expect("a name");
     let person = |text: &str| to(telegram.clone(), RecipientKind::PrimaryUser, text);
     let unknown = to(ChannelId::parse("slack").expect("a name"), RecipientKind::PrimaryUser, "hi");
-    let with_subject = OutboundMessage { subject: Some("x".into()), ..to_agent(&"a".repeat(64 * 1024)) };
+    let with_subject = OutboundMessage { subject: Some("x".into()), ..to_agent(&"a".repeat(512 * 1024)) };
     for (message, rule) in [
         (unknown, Some("unregistered")),
         (to_agent(" \n\t"), Some("empty-message")),
         (to_agent("\u{200B}\u{E0041} "), Some("invisible-payload")),
-        (to_agent(&"a".repeat(64 * 1024)), None),
-        (to_agent(&"a".repeat(64 * 1024 + 1)), Some("too-large")),
+        (to_agent(&"a".repeat(512 * 1024)), None),
+        (to_agent(&"a".repeat(512 * 1024 + 1)), Some("too-large")),
         (with_subject, Some("too-large")),
         (person(&"a".repeat(32 * 1024)), None),
         (person(&"a".repeat(32 * 1024 + 1)), Some("too-large")),
