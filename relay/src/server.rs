@@ -44,7 +44,7 @@ use crate::lock::{DataDirError, DataDirLock};
 use crate::registry::import::Report;
 use crate::store::custody::ImportError;
 use crate::store::{
-    BodyCipher, Custody, Directory, JournalError, JournalRules, Peers, QueueRules, QueueTotals, peers,
+    BodyCipher, Custody, Directory, JournalError, JournalRules, Media, Peers, QueueRules, QueueTotals, peers,
     registry,
 };
 use clock::Clock;
@@ -535,9 +535,9 @@ fn open_queue(
         boot: boot_id(),
         accept_data_loss: config.accept_data_loss,
     };
-    let medium = Directory::open(&log_dir).map_err(|source| JournalError::Io { path: log_dir, source })?;
+    let media = Media::in_directory(&log_dir).map_err(|source| JournalError::Io { path: log_dir, source })?;
     let rules = QueueRules { queue: config.queue.clone() };
-    let mut custody = Custody::open(medium, log, peers, rules, cipher, now_ms)?;
+    let mut custody = Custody::open(media, log, peers, rules, cipher, now_ms)?;
     let imported = custody.import()?;
     if imported > 0 {
         tracing::info!(imported, "mail of an earlier version was moved into the log");

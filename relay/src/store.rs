@@ -17,7 +17,7 @@ mod suite;
 pub use body::BodyCipher;
 pub use custody::Custody;
 pub use journal::{JournalError, JournalRules};
-pub use medium::{Directory, Medium, Memory};
+pub use medium::{Directory, Media, Medium, Memory};
 pub use peers::Peers;
 pub use queue::{
     Accept, Accepted, Departed, Depth, Lead, OnlineAgent, QueueAnswer, QueueFull, QueueLook, QueueOp,
@@ -71,7 +71,7 @@ impl Store {
         for migration in registry::MIGRATIONS {
             registry.execute_batch(migration.sql)?;
         }
-        let queue = in_memory(Memory::default(), Peers::load(peers)?, rules, false)
+        let queue = in_memory(Media::default(), Peers::load(peers)?, rules, false)
             .expect("an empty log has no damage");
         Ok(Self { queue, registry })
     }
@@ -84,7 +84,7 @@ impl Store {
     ) -> Result<Self, JournalError> {
         let mut store = Self::in_memory(rules.clone()).expect("SQLite in memory");
         let (_, peers) = store.queue.into_parts();
-        store.queue = in_memory(medium, peers, rules, accept_data_loss)?;
+        store.queue = in_memory(medium.into(), peers, rules, accept_data_loss)?;
         Ok(store)
     }
 
@@ -123,13 +123,13 @@ impl Store {
 
 /// Small segments, so that a simulation sees many of them.
 fn in_memory(
-    medium: Memory,
+    media: Media<Memory>,
     peers: Peers,
     rules: QueueRules,
     accept_data_loss: bool,
 ) -> Result<Custody<Memory>, JournalError> {
     let log = JournalRules { sync: true, segment: 64 << 10, boot: [0; 16], accept_data_loss };
-    Custody::open(medium, log, peers, rules, BodyCipher::new(&[0; 32]), 0)
+    Custody::open(media, log, peers, rules, BodyCipher::new(&[0; 32]), 0)
 }
 
 /// A stored integer that is never negative.

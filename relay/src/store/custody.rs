@@ -6,6 +6,7 @@
 
 mod import;
 mod index;
+mod memories;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,17 +17,18 @@ use threadline::{Fingerprint, MessageId};
 use super::StoreFailed;
 use super::body::{BodyCipher, Sealer};
 use super::journal::{self, Journal, JournalError, JournalRules, Place, Segment};
-use super::medium::Medium;
+use super::medium::{Media, Medium};
 use super::peers::Peers;
 use super::queue::{
     Accept, Accepted, Departed, QueueAnswer, QueueFull, QueueLook, QueueOp, QueueRules, QueueTotals, Row,
     Standing,
 };
 use super::record::{
-    self, BATCH_HEADER, Mail, Recent, Record, Settled, open_body, write_mail, write_recent, write_settled,
+    self, BATCH_HEADER, Mail, Recent, Record, Settled, open_body, write_mail, write_settled,
 };
 pub use import::ImportError;
-use index::{Index, Seen};
+use index::{CARRIED, Index, Seen};
+use memories::Memories;
 
 /// Milliseconds a confirmed message is remembered, so that a repeat gets the same answer.
 const RECENT_MS: i64 = 5 * 60_000;
@@ -34,12 +36,15 @@ const RECENT_MS: i64 = 5 * 60_000;
 const RECENT_MOST: usize = 2_000_000;
 /// The log may be this many segments larger than the mail that lives in it before the rest of the oldest is copied.
 const SPARE_SEGMENTS: u64 = 16;
+/// Memories written down again at a time.
+const CARRIED_AT_ONCE: usize = 2_048;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 512 << 10;
 
 /// The queue on some medium.
 pub struct Custody<M> {
     journal: Journal<M>,
+    memories: Memories<M>,
     index: Index,
     peers: Peers,
     rules: QueueRules,
@@ -64,7 +69,7 @@ enum Undo {
 impl<M: Medium> Custody<M> {
     /// Reads the log.
     pub fn open(
-        medium: M,
+        media: Media<M>,
         log: JournalRules,
         peers: Peers,
         rules: QueueRules,
@@ -72,10 +77,16 @@ impl<M: Medium> Custody<M> {
         now_ms: i64,
     ) -> Result<Self, JournalError> {
         let mut index = Index::default();
+        let young = |at_s: u32| i64::from(at_s) * 1000 > now_ms - RECENT_MS;
+        let memories = Memories::open(media.memories, log, now_ms, |Recent { at_s, key, content }| {
+            if young(at_s) {
+                index.remember(key, content, at_s, CARRIED);
+            }
+        })?;
         let mut last_seq = 0;
         // Records that settle mail come behind it, but its size stands only with it.
         let mut live: std::collections::HashMap<u64, Mail> = std::collections::HashMap::new();
-        let journal = Journal::open(medium, log, now_ms, |segments, place, record| match record {
+        let journal = Journal::open(media.mail, log, now_ms, |segments, place, record| match record {
             Record::Mail(mail, _) => {
                 last_seq = last_seq.max(mail.seq);
                 let key = key(&cipher, &mail.sender, &mail.recipient, &mail.id);
@@ -96,8 +107,8 @@ impl<M: Medium> Custody<M> {
                     }
                 }
             }
+            // As earlier versions kept them.
             Record::Recent(entries) => {
-                let young = |at_s: u32| i64::from(at_s) * 1000 > now_ms - RECENT_MS;
                 for Recent { at_s, key, content } in entries.into_iter().filter(|entry| young(entry.at_s)) {
                     index.remember(key, content, at_s, place.segment);
                 }
@@ -107,6 +118,7 @@ impl<M: Medium> Custody<M> {
         index.order();
         Ok(Self {
             journal,
+            memories,
             index,
             peers,
             rules,
@@ -131,19 +143,20 @@ impl<M: Medium> Custody<M> {
         self.index.totals()
     }
 
-    /// Bytes of the log.
+    /// Bytes of its logs.
     pub fn bytes(&self) -> u64 {
-        self.journal.bytes()
+        self.journal.bytes() + self.memories.bytes()
     }
 
-    /// Where the segments lie.
+    /// Where the segments with mail lie.
     pub fn medium(&mut self) -> &mut M {
         self.journal.medium()
     }
 
     /// Ends the queue and gives its segments and tables back.
-    pub fn into_parts(self) -> (M, Peers) {
-        (self.journal.into_medium(), self.peers)
+    pub fn into_parts(self) -> (Media<M>, Peers) {
+        let media = Media { mail: self.journal.into_medium(), memories: self.memories.into_medium() };
+        (media, self.peers)
     }
 
     /// Runs a group of operations in their order, reads last. What is written is stored when this returns.
@@ -385,7 +398,11 @@ impl<M: Medium> Custody<M> {
     }
 
     fn expire(&mut self, now_ms: i64, limit: u32) -> Result<Vec<Departed>, StoreFailed> {
-        self.index.forget_recent(((now_ms - RECENT_MS) / 1000) as u32);
+        let before_s = ((now_ms - RECENT_MS) / 1000) as u32;
+        self.index.forget_recent(before_s);
+        if let Err(error) = self.memories.forget(before_s) {
+            tracing::warn!(%error, "old memories of confirmed messages cannot be removed");
+        }
         if let Err(error) = self.peers.forget(now_ms) {
             tracing::error!(%error, "old correspondents cannot be forgotten");
         }
@@ -508,7 +525,7 @@ impl<M: Medium> Custody<M> {
             return noted && !self.peers.is_clean();
         }
         if oldest.live == 0 {
-            return self.remove_oldest(oldest.id).inspect_err(warn).is_ok();
+            return self.leave_oldest(oldest.id).inspect_err(warn).is_ok();
         }
         let spare = self.journal.bytes().saturating_sub(self.index.totals().bytes);
         if spare > (SPARE_SEGMENTS * self.journal.segment_bytes()).max(self.index.totals().bytes / 4) {
@@ -532,17 +549,17 @@ impl<M: Medium> Custody<M> {
         while !self.peers.is_clean() && self.write_notes() {}
     }
 
-    /// A segment without mail goes once its memories stand in a newer one.
-    fn remove_oldest(&mut self, id: u32) -> std::io::Result<()> {
-        let recent = self.index.recent_in(id);
-        if !recent.is_empty() {
-            self.begin();
-            let head = self.place()?.segment;
-            write_recent(&recent, &mut self.batch);
-            self.commit(true)?;
-            self.index.moved(id, head);
+    /// A segment without mail goes once its memories stand in the log of memories, some at a time.
+    fn leave_oldest(&mut self, id: u32) -> std::io::Result<()> {
+        let (count, hold) = self.index.recent_in(id, CARRIED_AT_ONCE);
+        if count == 0 {
+            return self.journal.remove_oldest();
         }
-        self.journal.remove_oldest()
+        if !hold.is_empty() {
+            self.memories.keep(&hold)?;
+        }
+        self.index.carried(count);
+        Ok(())
     }
 
     /// Copies mail of the oldest segment to the end of the log. Returns whether that got any further.

@@ -28,6 +28,29 @@ pub trait Medium: Send {
     fn name(&self, id: u32) -> PathBuf;
 }
 
+/// Where the logs of the queue lie.
+#[derive(Debug, Default)]
+pub struct Media<M> {
+    /// The mail.
+    pub mail: M,
+    /// What is remembered of mail that was confirmed.
+    pub memories: M,
+}
+
+impl Media<Directory> {
+    /// A directory, and `recent` in it for the memories; made if they are not there.
+    pub fn in_directory(dir: &Path) -> Result<Self> {
+        Ok(Self { mail: Directory::open(dir)?, memories: Directory::open(&dir.join("recent"))? })
+    }
+}
+
+impl From<Memory> for Media<Memory> {
+    /// With nothing remembered.
+    fn from(mail: Memory) -> Self {
+        Self { mail, memories: Memory::default() }
+    }
+}
+
 /// Files `<16 hex digits>.log` in a directory.
 pub struct Directory {
     dir: PathBuf,

@@ -11,6 +11,8 @@
 //! settled  2 at:i64 count:u32 (seq:u64 recipient:[16] key:u64 content:u64)*     content 0: not to be remembered
 //! recent   3 count:u32 (at:u32 key:u64 content:u64)*
 //! ```
+//!
+//! Mail and what settles it stand in one log; what is still remembered of it when its segment goes stands in another.
 
 use threadline::{Fingerprint, MessageId};
 
@@ -146,7 +148,7 @@ pub enum Record<'a> {
     Mail(Mail, &'a [u8]),
     /// Messages that left custody at this Unix millisecond.
     Settled(i64, Vec<Settled>),
-    /// Memories of an older segment.
+    /// Memories of a segment that is gone.
     Recent(Vec<Recent>),
 }
 

@@ -3,7 +3,7 @@
 use threadline::Fingerprint;
 
 use super::queue::{Accept, Accepted, QueueAnswer, QueueFull, QueueOp, QueueRules, QueueTotals, Standing};
-use super::{BodyCipher, Custody, JournalRules, Memory, Peers, StoreFailed, peers};
+use super::{BodyCipher, Custody, JournalRules, Media, Memory, Peers, StoreFailed, peers};
 use crate::cluster::rig::Keeper;
 use crate::config::RelayConfig;
 
@@ -21,9 +21,9 @@ pub(crate) trait Engine {
 struct Log(Option<Custody<Memory>>);
 
 impl Log {
-    fn open(medium: Memory, peers: Peers, rules: QueueRules) -> Self {
+    fn open(media: Media<Memory>, peers: Peers, rules: QueueRules) -> Self {
         let log = JournalRules { sync: true, segment: 4 << 10, boot: [1; 16], accept_data_loss: false };
-        let opened = Custody::open(medium, log, peers, rules, BodyCipher::new(&[0; 32]), NOW);
+        let opened = Custody::open(media, log, peers, rules, BodyCipher::new(&[0; 32]), NOW);
         Self(Some(opened.expect("opens")))
     }
 
@@ -36,7 +36,7 @@ impl Engine for Log {
     fn new(rules: QueueRules) -> Self {
         let connection = rusqlite::Connection::open_in_memory().expect("memory");
         connection.execute_batch(peers::MIGRATIONS[0].sql).expect("schema");
-        Self::open(Memory::default(), Peers::load(connection).expect("tables"), rules)
+        Self::open(Media::default(), Peers::load(connection).expect("tables"), rules)
     }
 
     fn apply(&mut self, ops: &[QueueOp]) -> Vec<Result<QueueAnswer, StoreFailed>> {
@@ -44,8 +44,8 @@ impl Engine for Log {
     }
 
     fn restart(&mut self, rules: QueueRules) {
-        let (medium, peers) = self.0.take().expect("open").into_parts();
-        *self = Self::open(medium, peers, rules);
+        let (media, peers) = self.0.take().expect("open").into_parts();
+        *self = Self::open(media, peers, rules);
     }
 
     fn totals(&self) -> QueueTotals {

@@ -55,11 +55,14 @@ struct Mailbox {
     strangers_bytes: u64,
 }
 
+/// In place of a segment: a memory stands in the log of memories.
+pub(super) const CARRIED: u32 = 0;
+
 /// A settled message that is remembered.
 #[derive(Clone, Copy)]
 struct Memory {
     at_s: u32,
-    /// Where it is written down.
+    /// Where it is written down, or [`CARRIED`].
     segment: u32,
     key: u64,
 }
@@ -70,6 +73,7 @@ pub(super) struct Index {
     messages: HashMap<u64, u64, BuildHasherDefault<Given>>,
     mailboxes: AddressMap<Fingerprint, Mailbox>,
     pairs: AddressMap<(Fingerprint, Fingerprint), u32>,
+    /// Ascending by segment: what is carried comes first, and the log goes from its oldest end.
     recent: VecDeque<Memory>,
     /// Numbers, keys and heads of the newest messages, ascending by number.
     fresh: VecDeque<(u64, u64, Arc<Mail>)>,
@@ -276,18 +280,25 @@ impl Index {
         }
     }
 
-    /// Memories that are written down in a segment.
-    pub(super) fn recent_in(&self, segment: u32) -> Vec<Recent> {
-        let here = self.recent.iter().filter(|memory| memory.segment == segment);
-        here.filter_map(|memory| match self.get(memory.key)? {
+    /// The first of the memories that are written down in this segment, the oldest of the log: what of them still
+    /// holds, and how many there are to be [`carried`](Self::carried).
+    pub(super) fn recent_in(&self, segment: u32, most: usize) -> (usize, Vec<Recent>) {
+        let here = self.recent.range(self.first_not_carried()..);
+        let here: Vec<&Memory> = here.take_while(|memory| memory.segment <= segment).take(most).collect();
+        let hold = here.iter().filter_map(|memory| match self.get(memory.key)? {
             Seen::Settled(content) => Some(Recent { at_s: memory.at_s, key: memory.key, content }),
             Seen::Waiting(_) => None,
-        })
-        .collect()
+        });
+        (here.len(), hold.collect())
     }
 
-    /// Memories of one segment were written down in another.
-    pub(super) fn moved(&mut self, from: u32, to: u32) {
-        self.recent.iter_mut().filter(|memory| memory.segment == from).for_each(|memory| memory.segment = to);
+    /// The first memories that were not carried are, now.
+    pub(super) fn carried(&mut self, count: usize) {
+        let first = self.first_not_carried();
+        self.recent.iter_mut().skip(first).take(count).for_each(|memory| memory.segment = CARRIED);
+    }
+
+    fn first_not_carried(&self) -> usize {
+        self.recent.partition_point(|memory| memory.segment == CARRIED)
     }
 }

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::config::RelayConfig;
-use crate::store::medium::Memory;
+use crate::store::medium::{Media, Memory};
 use crate::store::peers::MIGRATIONS;
 use crate::store::queue::Depth;
 
@@ -28,12 +28,12 @@ fn log() -> JournalRules {
 }
 
 fn open(
-    medium: Memory,
+    media: Media<Memory>,
     peers: Peers,
     rules: &QueueRules,
     log: JournalRules,
 ) -> Result<Custody<Memory>, JournalError> {
-    Custody::open(medium, log, peers, rules.clone(), BodyCipher::new(&[0; 32]), NOW)
+    Custody::open(media, log, peers, rules.clone(), BodyCipher::new(&[0; 32]), NOW)
 }
 
 fn addr(n: u8) -> Fingerprint {
@@ -43,7 +43,7 @@ fn addr(n: u8) -> Fingerprint {
 impl Bench {
     fn new() -> Self {
         let rules = QueueRules { queue: RelayConfig::default().queue };
-        let custody = open(Memory::default(), peers(), &rules, log()).expect("opens");
+        let custody = open(Media::default(), peers(), &rules, log()).expect("opens");
         Self { custody, rules, seq: 0 }
     }
 
@@ -62,9 +62,9 @@ impl Bench {
     }
 
     fn try_restart(&mut self, log: JournalRules) -> Result<(), JournalError> {
-        let empty = open(Memory::default(), peers(), &self.rules, log).expect("opens");
-        let (medium, peers) = std::mem::replace(&mut self.custody, empty).into_parts();
-        self.custody = open(medium, peers, &self.rules, log)?;
+        let empty = open(Media::default(), peers(), &self.rules, log).expect("opens");
+        let (media, peers) = std::mem::replace(&mut self.custody, empty).into_parts();
+        self.custody = open(media, peers, &self.rules, log)?;
         Ok(())
     }
 
@@ -144,6 +144,24 @@ fn a_confirmed_message_is_remembered_for_five_minutes_and_over_restarts() {
 }
 
 #[test]
+fn a_memory_is_written_once_more_when_its_segment_goes_and_forgotten_when_it_is_old() {
+    let mut bench = Bench::generous();
+    let body = format!("\"{}\"", "x".repeat(700));
+    for n in 0..300u64 {
+        bench.send_body(1, 2, &format!("m{n}"), &body);
+        bench.confirm(2, &[n + 1]);
+        bench.tidy();
+    }
+    let written = bench.custody.memories.bytes();
+    assert!((300 * 20..300 * 60).contains(&written), "{written} bytes for 300 memories of 20");
+    bench.restart();
+    assert_eq!(bench.send_body(1, 2, "m0", &body), Accepted::Repeat(Standing::Delivered));
+    bench.run(&QueueOp::Expire { now_ms: NOW + RECENT_MS, limit: 10 });
+    assert!(bench.custody.memories.bytes() < 200, "{} bytes are left", bench.custody.memories.bytes());
+    assert!(stored(bench.send_body(1, 2, "m0", &body)));
+}
+
+#[test]
 fn space_is_freed_from_the_front_and_what_lives_there_moves_on() {
     let mut bench = Bench::generous();
     bench.send(7, 8, "stays");
@@ -176,7 +194,7 @@ fn a_full_disk_refuses_mail_and_still_lets_it_go() {
     for n in 0..20 {
         bench.send_body(1, 2, &format!("m{n}"), &"x".repeat(500));
     }
-    let used = bench.custody.bytes();
+    let used = bench.custody.journal.bytes();
     bench.custody.medium().room = Some(used + 400);
     let before = bench.custody.totals();
     let refused = bench.message(1, 2, "late", &"x".repeat(500));
@@ -197,7 +215,7 @@ fn a_full_disk_refuses_mail_and_still_lets_it_go() {
 fn nothing_is_stored_when_nothing_can_be_written() {
     let mut bench = Bench::generous();
     bench.send(1, 2, "a");
-    let used = bench.custody.bytes();
+    let used = bench.custody.journal.bytes();
     bench.custody.medium().room = Some(used);
     let late = bench.message(1, 2, "b", "{}");
     assert!(bench.try_run(&late).is_err());
@@ -396,7 +414,7 @@ proptest! {
                     bench.restart();
                 }
                 Step::Full(full) => {
-                    let used = bench.custody.bytes();
+                    let used = bench.custody.journal.bytes();
                     bench.custody.medium().room = full.then_some(used + 600);
                 }
                 Step::Tidy => bench.tidy(),
