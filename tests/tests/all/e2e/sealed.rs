@@ -184,7 +184,7 @@ fn mail_goes_over_quic_and_over_websocket_where_udp_is_cut() {
         alpha.up().await?;
         beta.up().await?;
         let both = [&alpha, &beta];
-        carried_by(&relay, &both, "quic").await?;
+        carried_by_quic(&mut relay, &both).await?;
         seals(&alpha, "beta").await?;
         seals(&beta, "alpha").await?;
         let sent = alpha.send("beta", "one over QUIC", None).await?;
@@ -205,7 +205,7 @@ fn mail_goes_over_quic_and_over_websocket_where_udp_is_cut() {
         path.mend();
         relay.kill().await?;
         relay.up().await?;
-        carried_by(&relay, &both, "quic").await?;
+        carried_by_quic(&mut relay, &both).await?;
         alpha.send("beta", "three over QUIC", Some(&thread)).await?;
         arrived(&beta, &thread, 3).await?;
         ensure!(relay.figure("threadline_carrier_confirmed_total{carrier=\"quic\"}").await? >= 1);
@@ -213,8 +213,33 @@ fn mail_goes_over_quic_and_over_websocket_where_udp_is_cut() {
         // A relay that is back resets what it does not know.
         relay.kill().await?;
         relay.up().await?;
-        carried_by(&relay, &both, "quic").await
+        carried_by_quic(&mut relay, &both).await
     });
+}
+
+/// [`carried_by`] QUIC. It has a start of 300 ms, then the first WELCOME wins; where a busy machine let WebSocket win, the
+/// relay goes away and they race again.
+async fn carried_by_quic(relay: &mut Relay, agents: &[&Agent]) -> anyhow::Result<()> {
+    for _ in 0..5 {
+        let mut all = true;
+        for agent in agents {
+            sessions_are_ready(agent, 1).await?;
+            all &= is_carried_by(agent, "quic").await?;
+        }
+        if all {
+            break;
+        }
+        println!("WebSocket was faster");
+        relay.kill().await?;
+        relay.up().await?;
+    }
+    carried_by(relay, agents, "quic").await
+}
+
+async fn is_carried_by(agent: &Agent, word: &str) -> anyhow::Result<bool> {
+    let status = agent.json(&["threadline", "status"]).await?;
+    let sessions = status["v2"]["sessions"].as_array().cloned().unwrap_or_default();
+    Ok(sessions.iter().any(|session| session["state"] == "ready" && session["carrier"] == word))
 }
 
 /// Waits until each of these agents has its v2 session over that carrier, by their words and by the relay's figures.
@@ -222,10 +247,7 @@ async fn carried_by(relay: &Relay, agents: &[&Agent], carrier: &str) -> anyhow::
     let word = if carrier == "quic" { "quic" } else { "websocket" };
     for agent in agents {
         eventually(LIMIT, &format!("a session of {} over {carrier}", agent.name()), async || {
-            let status = agent.json(&["threadline", "status"]).await?;
-            let sessions = status["v2"]["sessions"].as_array().cloned().unwrap_or_default();
-            let over = |session: &Value| session["state"] == "ready" && session["carrier"] == word;
-            Ok(sessions.iter().any(over).then_some(()))
+            Ok(is_carried_by(agent, word).await?.then_some(()))
         })
         .await?;
     }
@@ -267,8 +289,8 @@ async fn arrived(agent: &Agent, thread: &str, count: usize) -> anyhow::Result<()
     .await
 }
 
-/// Not seen through yet.
-mod open {
+/// Texts that fit into no envelope.
+mod long_texts {
     use std::process::Stdio;
 
     use tokio::io::AsyncWriteExt as _;
