@@ -175,14 +175,7 @@ fn mail_goes_over_quic_and_over_websocket_where_udp_is_cut() {
         relay.kill().await?;
         std::fs::write(relay.data().join("relay.toml"), settings)?;
         relay.up().await?;
-        let mut account = world.account("ann")?;
-        account.configure(json!({"threadline": {
-            "localRelay": "off", "relayEnabled": true, "relays": [entry(&relay).await?], "visibility": "public",
-            "direct": {"enabled": false},
-        }}));
-        let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
-        alpha.up().await?;
-        beta.up().await?;
+        let (alpha, beta) = two_over(&world, &relay).await?;
         let both = [&alpha, &beta];
         carried_by_quic(&mut relay, &both).await?;
         seals(&alpha, "beta").await?;
@@ -215,6 +208,19 @@ fn mail_goes_over_quic_and_over_websocket_where_udp_is_cut() {
         relay.up().await?;
         carried_by_quic(&mut relay, &both).await
     });
+}
+
+/// Two agents of one account, alpha and beta, that have nothing but this relay between them.
+async fn two_over(world: &World, relay: &Relay) -> anyhow::Result<(Agent, Agent)> {
+    let mut account = world.account("ann")?;
+    account.configure(json!({"threadline": {
+        "localRelay": "off", "relayEnabled": true, "relays": [entry(relay).await?], "visibility": "public",
+        "direct": {"enabled": false},
+    }}));
+    let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
+    alpha.up().await?;
+    beta.up().await?;
+    Ok((alpha, beta))
 }
 
 /// [`carried_by`] QUIC. It has a start of 300 ms, then the first WELCOME wins; where a busy machine let WebSocket win, the
@@ -328,14 +334,7 @@ mod long_texts {
         isolated(a_long_text_survives_the_death_of_its_relay, async {
             let world = World::new()?;
             let mut relay = Relay::start(&world, "").await?;
-            let mut account = world.account("ann")?;
-            account.configure(json!({"threadline": {
-                "localRelay": "off", "relayEnabled": true, "relays": [entry(&relay).await?], "visibility": "public",
-                "direct": {"enabled": false},
-            }}));
-            let (mut alpha, mut beta) = (account.agent("alpha").await?, account.agent("beta").await?);
-            alpha.up().await?;
-            beta.up().await?;
+            let (alpha, beta) = two_over(&world, &relay).await?;
             for (agent, other) in [(&alpha, "beta"), (&beta, "alpha")] {
                 sessions_are_ready(agent, 1).await?;
                 seals(agent, other).await?;
