@@ -103,13 +103,14 @@ impl Mail {
         if header.expires <= now_ms {
             return Received::Refuse(Code::Expired);
         }
-        if header.created > now_ms.saturating_add(MAX_AHEAD_MS) {
-            return Received::Refuse(Code::ClockSkew);
-        }
         let mut commit = Commit::default();
+        // Whatever its time: it may have been sealed again since.
         if self.records.seen.contains_key(&(header.from, header.id)) {
             self.receipt_again(&header.from, &header.id, now_ms, &mut commit);
             return Received::Take(commit);
+        }
+        if header.created > now_ms.saturating_add(MAX_AHEAD_MS) {
+            return Received::Refuse(Code::ClockSkew);
         }
         let row = SpoolRow {
             from: header.from,

@@ -130,6 +130,9 @@ pub struct OutRow {
     pub next_at: Option<u64>,
     /// 0 to 3.
     pub priority: u8,
+    /// What its envelope says about when it was sealed, Unix ms.
+    #[serde(default)]
+    pub sealed_at: u64,
 }
 
 impl OutRow {

@@ -167,6 +167,7 @@ impl Mail {
             attempts: 0,
             next_at: None,
             priority: draft.priority.min(3),
+            sealed_at: 0,
         };
         self.put(commit, Write::Out(Box::new(row)));
     }
@@ -321,6 +322,7 @@ impl Mail {
         }
         let body = seal_body(&key, &header.nonce.unwrap_or(Bin([0; 24])), &header_hash, &content);
         row.env = Some(Blob(assemble(&self.identity, &header_bytes, &encode_legs(&legs), &body)));
+        row.sealed_at = now_ms;
         row.held = false;
         row.next_at = Some(now_ms);
         self.put(commit, Write::Out(Box::new(row)));

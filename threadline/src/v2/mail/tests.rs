@@ -664,6 +664,29 @@ fn what_goes_out_again_in_a_lively_conversation_is_sealed_again_and_opens() {
 }
 
 #[test]
+fn what_was_sealed_by_a_clock_far_ahead_is_sealed_again_and_keeps_its_place() {
+    let (mut alice, mut bob) = pair();
+    let ahead = NOW + 170_000;
+    alice.say(bob.key(), "t", "one", ahead);
+    let early = alice.outgoing(&mut bob.shelf, ahead);
+    assert_eq!(bob.mail.receive(&early[0].2.0, None, NOW), Received::Refuse(Code::ClockSkew));
+    alice.accepted(&bob.key(), &early[0].1, ahead);
+    alice.restart();
+    alice.say(bob.key(), "t", "two", NOW + 1);
+    let commit = alice.mail.drop_stale(3_000, NOW + 1);
+    alice.keep(commit);
+    let out = alice.outgoing(&mut bob.shelf, NOW + 1);
+    assert_eq!(out.len(), 2, "the first as well, although a relay has it");
+    for (_, _, env) in &out {
+        bob.arrives(env, NOW + 2);
+    }
+    bob.open_all(NOW + 2);
+    assert_eq!(bob.texts(), ["one", "two"]);
+    bob.arrives(&early[0].2, NOW + 3);
+    assert!(alice.mail.drop_stale(3_000, NOW + 1).is_empty(), "once");
+}
+
+#[test]
 fn a_relay_that_takes_and_brings_no_receipt_is_not_waited_for_while_another_one_is_there() {
     let (mut alice, mut bob) = pair();
     let id = alice.say(bob.key(), "t", "hello", NOW);
