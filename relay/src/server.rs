@@ -467,7 +467,8 @@ impl Prepared {
         };
         let open = |name, migrations| {
             let path = dir.join(name);
-            let options = || OpenOptions::new(&path, migrations, durability);
+            // Searches take milliseconds; messages must not wait for them where there is one core.
+            let options = || OpenOptions::new(&path, migrations, durability).readers_step_back();
             match open_checked(options()) {
                 Err(DatabaseError::Corrupt { .. }) if config.accept_data_loss => {
                     set_aside(&path, now_ms)?;

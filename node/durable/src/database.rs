@@ -33,8 +33,12 @@ pub struct OpenOptions {
     durability: Durability,
     busy_timeout: Duration,
     readers: usize,
+    step_back: bool,
     writer_queue: usize,
 }
+
+/// Niceness of readers that step back: a tenth of the weight of other threads on a busy core.
+const STEP_BACK: i32 = 10;
 
 impl OpenOptions {
     /// Options with the defaults: `busy_timeout` 5 s, two readers, 1,024 queued writes.
@@ -45,6 +49,7 @@ impl OpenOptions {
             durability,
             busy_timeout: Duration::from_secs(5),
             readers: 2,
+            step_back: false,
             writer_queue: 1024,
         }
     }
@@ -53,6 +58,14 @@ impl OpenOptions {
     #[must_use]
     pub fn readers(mut self, readers: usize) -> Self {
         self.readers = readers.max(1);
+        self
+    }
+
+    /// Readers leave the processor to the other threads of the process: for long queries beside something that must
+    /// answer at once.
+    #[must_use]
+    pub fn readers_step_back(mut self) -> Self {
+        self.step_back = true;
         self
     }
 }
@@ -199,7 +212,14 @@ impl Database {
             let connection = connect(&options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
             connection.pragma_update(None, "query_only", true)?;
             let jobs = Arc::clone(&read_rx);
-            threads.push(spawn(&path, "reader", move || run_reader(&connection, &jobs))?);
+            let step_back = options.step_back;
+            threads.push(spawn(&path, "reader", move || {
+                // Of this thread alone. Where it is not allowed, the reader is as good as it was.
+                if step_back && let Err(error) = rustix::process::nice(STEP_BACK) {
+                    tracing::debug!(%error, "the niceness of a reader stays as it is");
+                }
+                run_reader(&connection, &jobs);
+            })?);
         }
         Ok(Self {
             shared: Arc::new(Shared {

@@ -260,9 +260,9 @@ impl Engine {
     ) -> Result<QueueAnswer, StoreFailed> {
         match op {
             QueueOp::Accept(message) => self.accept(mailbox, message).await.map(QueueAnswer::Accepted),
-            QueueOp::Standing { sender, recipient, id, hash, now_ms } => {
+            QueueOp::Standing { sender, recipient, id, body, now_ms } => {
                 self.compare(mailbox, recipient).await?;
-                let content = content_of(hash);
+                let content = content_of(body);
                 let standing = self.standing(mailbox, recipient, (sender, id, content), *now_ms).await?;
                 let reply = self.peers().is_correspondent(recipient, sender, *now_ms);
                 Ok(QueueAnswer::Standing { standing, reply })
@@ -308,7 +308,7 @@ impl Engine {
     async fn accept(&self, mailbox: &mut Mailbox, message: &Accept) -> Result<Accepted, StoreFailed> {
         let Accept { sender, recipient, id, now_ms, .. } = message;
         self.compare(mailbox, recipient).await?;
-        let content = content_of(&message.hash);
+        let content = content_of(&message.body);
         let standing = self.standing(mailbox, recipient, (sender, id, content), *now_ms).await?;
         if standing != Standing::Unknown {
             return Ok(Accepted::Repeat(standing));

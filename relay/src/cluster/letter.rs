@@ -2,6 +2,7 @@
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
+use sha2::{Digest as _, Sha256};
 use threadline::{Fingerprint, MessageId};
 
 use super::layout;
@@ -35,9 +36,9 @@ pub struct Letter {
     pub expires_ms: i64,
 }
 
-/// What is compared of a hash.
-pub(super) fn content_of(hash: &[u8; 32]) -> u64 {
-    hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+/// What is compared of an envelope. All relays must come to the same, whatever their keys.
+pub(super) fn content_of(body: &[u8]) -> u64 {
+    Sha256::digest(body).first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 impl Letter {
@@ -47,7 +48,7 @@ impl Letter {
             recipient: message.recipient,
             sender: message.sender,
             id: message.id.clone(),
-            content: content_of(&message.hash),
+            content: content_of(&message.body),
             size: u32::try_from(message.body.len()).unwrap_or(u32::MAX),
             stranger,
             stored_ms: message.now_ms,
@@ -125,7 +126,6 @@ mod tests {
             sender: Fingerprint::from_bytes([1; 16]),
             recipient: Fingerprint::from_bytes([2; 16]),
             id: id.parse().expect("id"),
-            hash: [7; 32],
             body: body.as_bytes().into(),
             now_ms: 5,
             expires_ms: 6,

@@ -201,7 +201,6 @@ fn a_full_pair_and_a_full_stream_are_told_apart() {
             sender: threadline::Fingerprint::from_bytes([1; 16]),
             recipient: threadline::Fingerprint::from_bytes([to; 16]),
             id: format!("m{n}").parse().expect("id"),
-            hash: [n as u8; 32],
             body: "x".repeat(size).as_bytes().into(),
             now_ms: 1,
             expires_ms: i64::MAX,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
 use threadline::Fingerprint;
 use threadline::identity::PublicIdentity;
 use threadline::v1::envelope::{self, Envelope, Header};
@@ -133,8 +132,6 @@ pub struct Submission {
     pub signature: Signature,
     /// The envelope as it came.
     pub body: Arc<[u8]>,
-    /// SHA-256 of the text.
-    pub hash: [u8; 32],
 }
 
 /// What is known of the signature of an envelope.
@@ -163,14 +160,12 @@ impl Signature {
 impl Submission {
     /// Prepares an envelope.
     pub fn new(envelope: Envelope) -> Self {
-        let bytes = envelope.to_bytes();
-        let hash = Sha256::digest(&bytes).into();
-        let body = bytes.into();
+        let body = envelope.to_bytes().into();
         let related = || envelope.text("messageId").filter(|id| id.len() <= 128).map(str::to_owned);
         let header = envelope.header().map_err(|_| related());
         let signature =
             if envelope.is_sealed() { Signature::V1(Box::new(envelope)) } else { Signature::None };
-        Self { header, signature, body, hash }
+        Self { header, signature, body }
     }
 
     /// Takes an envelope as the bytes that it is.
@@ -179,18 +174,12 @@ impl Submission {
         signature: Signature,
         bytes: Vec<u8>,
     ) -> Self {
-        let hash = Sha256::digest(&bytes).into();
-        Self { header, signature, body: bytes.into(), hash }
+        Self { header, signature, body: bytes.into() }
     }
 
     /// Takes an envelope that is not sealed as the text that it is.
     pub(super) fn of_text(header: Header, text: &str) -> Self {
-        Self {
-            header: Ok(header),
-            signature: Signature::None,
-            body: text.as_bytes().into(),
-            hash: Sha256::digest(text).into(),
-        }
+        Self { header: Ok(header), signature: Signature::None, body: text.as_bytes().into() }
     }
 }
 

@@ -32,7 +32,6 @@ pub(super) struct Submitted {
     pub(super) recipient: Fingerprint,
     pub(super) id: MessageId,
     pub(super) origin: Origin,
-    pub(super) hash: [u8; 32],
     pub(super) body: Arc<[u8]>,
     pub(super) seq: u64,
     pub(super) at_ms: i64,
@@ -130,7 +129,6 @@ impl Core {
             recipient: header.to,
             id: header.message_id,
             origin,
-            hash: submission.hash,
             body: submission.body,
             seq: 0,
             at_ms: now_ms,
@@ -161,9 +159,9 @@ impl Core {
             return self.accept(submitted);
         }
         // A repeat of a message that was seen comes before the limits, so storage is asked first.
-        let Submitted { sender, recipient, hash, .. } = submitted;
-        let id = submitted.id.clone();
-        let op = QueueOp::Standing { sender, recipient, id, hash, now_ms };
+        let Submitted { sender, recipient, .. } = submitted;
+        let (id, body) = (submitted.id.clone(), Arc::clone(&submitted.body));
+        let op = QueueOp::Standing { sender, recipient, id, body, now_ms };
         self.store_queue(Pending::Standing(Box::new(submitted)), op);
     }
 
@@ -208,7 +206,6 @@ impl Core {
             sender: message.sender,
             recipient: message.recipient,
             id: message.id.clone(),
-            hash: message.hash,
             body: Arc::clone(&message.body),
             now_ms: at_ms,
             expires_ms: message.expires_ms,

@@ -15,6 +15,8 @@ use crate::store::registry::Found;
 pub const RANKED: u32 = 2_000;
 /// Highest total that is counted.
 const COUNTED: u32 = 10_000;
+/// The same where several conditions have to hold: each hit costs a walk over those of the commonest one.
+const COUNTED_OF_SEVERAL: u32 = 5_000;
 const COLUMNS: &str =
     "public_key, agent_id, name, bio, interests, capabilities, framework, framework_visible,
     homepage, visibility, registered_at, last_seen, online, stale, visible_at, consent_method, hidden, shown_at,
@@ -276,7 +278,8 @@ pub fn search(c: &Connection, search: &Search, now_ms: i64) -> rusqlite::Result<
         let total = count(c, search.online, now_ms)?;
         return walk(c, search, total, now_ms);
     };
-    let ids = hits(c, &query, COUNTED)?;
+    let most = if query.contains(" AND ") { COUNTED_OF_SEVERAL } else { COUNTED };
+    let ids = hits(c, &query, most)?;
     let many = ids.len() > RANKED as usize;
     if !sanitise(&search.text).is_empty() {
         return ranked(c, search, &ids, now_ms);

@@ -33,8 +33,12 @@ const WRITE_WITHIN: Duration = Duration::from_secs(30);
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// Largest message before the login.
 const BEFORE_LOGIN: usize = 4 << 10;
-/// Bytes read at a time.
+/// Most bytes read at a time.
 const READ: usize = 32 << 10;
+/// Fewest bytes that may be read at a time.
+const READ_LEAST: usize = 2 << 10;
+/// Frames read at a time, about: the others wait until these are decoded.
+const FRAMES: usize = 64;
 /// Appended to the key of a handshake (RFC 6455 §1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -115,7 +119,7 @@ async fn serve(
     let carrier = v2.then_some(V2Carrier::WebSocket);
     let Some(id) = shared.driver.open(source, Arc::clone(&outbox), carrier).await else { return };
     let (decoder, clock) = (Decoder::default(), shared.clock.clone());
-    let mut incoming = Reading { reader, decoder, outbox: &outbox, early, deaf: false, clock };
+    let mut incoming = Reading { reader, decoder, outbox: &outbox, early, deaf: false, most: READ, clock };
     let closed = {
         let reading = std::pin::pin!(incoming.pass_on(id, shared));
         let writing = std::pin::pin!(write_out(&mut writer, &outbox));
@@ -158,6 +162,8 @@ struct Reading<'a, R> {
     early: Vec<u8>,
     /// The rest of a message that is too large is not looked at.
     deaf: bool,
+    /// Bytes to read next: who sends tiny frames is read in small pieces.
+    most: usize,
     clock: Clock,
 }
 
@@ -187,21 +193,26 @@ impl<R: AsyncRead + Unpin> Reading<'_, R> {
     }
 
     async fn read(&mut self) -> Result<Brought, ProtocolError> {
-        let Self { reader, decoder, outbox, early, deaf, clock } = self;
+        let Self { reader, decoder, outbox, early, deaf, most, clock } = self;
         if !early.is_empty() {
             let mut early = std::mem::take(early);
             return decode(decoder, outbox, deaf, &mut early, clock.now_ms());
         }
         poll_fn(|context| {
             SCRATCH.with_borrow_mut(|scratch| {
-                let mut buffer = ReadBuf::new(scratch);
+                let mut buffer = ReadBuf::new(&mut scratch[..*most]);
                 let read = ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer));
                 let filled = buffer.filled_mut();
-                Poll::Ready(if read.is_err() || filled.is_empty() {
-                    Ok(Brought { end: true, ..Brought::default() })
-                } else {
-                    decode(decoder, outbox, deaf, filled, clock.now_ms())
-                })
+                if read.is_err() || filled.is_empty() {
+                    return Poll::Ready(Ok(Brought { end: true, ..Brought::default() }));
+                }
+                let bytes = filled.len();
+                let brought = decode(decoder, outbox, deaf, filled, clock.now_ms());
+                if let Ok(brought) = &brought {
+                    let each = bytes / brought.frames.len().max(1);
+                    *most = (each * FRAMES).clamp(READ_LEAST, READ);
+                }
+                Poll::Ready(brought)
             })
         })
         .await

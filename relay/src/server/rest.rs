@@ -276,22 +276,26 @@ async fn find_inner(
     let search = read_search(&parameters, &shared.cursor_secret, now_ms).map_err(Box::new)?;
     let query = search.fingerprint();
     let begun = std::time::Instant::now();
-    let page = shared.registry_read(move |c| search::search(c, &search, now_ms)).await?;
-    shared.measured.searched(begun);
-    let full = caller.key.is_some();
-    let mut body = json!({
-        "count": page.entries.len(),
-        "total": page.total,
-        "agents": page.entries.iter().map(|entry| entry_json(entry, full)).collect::<Vec<_>>(),
-        "pagination": {
-            "cursor": page.next.map(|cursor| cursor.encode(&shared.cursor_secret, &query)),
-            "hasMore": page.has_more,
-        },
+    let (full, secret) = (caller.key.is_some(), shared.cursor_secret);
+    let answer = shared.registry_read(move |c| {
+        let page = search::search(c, &search, now_ms)?;
+        let mut body = json!({
+            "count": page.entries.len(),
+            "total": page.total,
+            "agents": page.entries.iter().map(|entry| entry_json(entry, full)).collect::<Vec<_>>(),
+            "pagination": {
+                "cursor": page.next.map(|cursor| cursor.encode(&secret, &query)),
+                "hasMore": page.has_more,
+            },
+        });
+        if let Some(ranked) = page.ranked {
+            body["ranked"] = ranked.into();
+        }
+        Ok(body.to_string())
     });
-    if let Some(ranked) = page.ranked {
-        body["ranked"] = ranked.into();
-    }
-    Ok(axum::Json(body).into_response())
+    let answer = answer.await?;
+    shared.measured.searched(begun);
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
 fn read_search(parameters: &SearchParameters, secret: &[u8; 32], now_ms: i64) -> Result<Search, Response> {

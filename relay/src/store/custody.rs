@@ -214,10 +214,10 @@ impl<M: Medium> Custody<M> {
     fn decide(&mut self, op: &QueueOp) -> Result<QueueAnswer, StoreFailed> {
         match op {
             QueueOp::Accept(message) => self.accept(message).map(QueueAnswer::Accepted),
-            QueueOp::Standing { sender, recipient, id, hash, now_ms } => {
+            QueueOp::Standing { sender, recipient, id, body, now_ms } => {
                 let key = key(&self.cipher, sender, recipient, id);
                 Ok(QueueAnswer::Standing {
-                    standing: self.standing(key, hash)?,
+                    standing: self.standing(key, self.cipher.content_of(body))?,
                     reply: self.peers.is_correspondent(recipient, sender, *now_ms),
                 })
             }
@@ -285,14 +285,14 @@ impl<M: Medium> Custody<M> {
         })
     }
 
-    fn standing(&mut self, key: u64, hash: &[u8; 32]) -> Result<Standing, StoreFailed> {
+    fn standing(&mut self, key: u64, content: u64) -> Result<Standing, StoreFailed> {
         match self.index.get(key) {
             None => Ok(Standing::Unknown),
-            Some(Seen::Settled(content)) if content == content_of(hash) => Ok(Standing::Delivered),
+            Some(Seen::Settled(known)) if known == content => Ok(Standing::Delivered),
             Some(Seen::Settled(_)) => Ok(Standing::OtherBytes),
             Some(Seen::Waiting(place)) => {
                 let mail = self.mail(place)?;
-                let same = mail.hash == *hash;
+                let same = mail.content == content;
                 let queued = Standing::Queued { seq: mail.seq, expires_ms: mail.expires_ms };
                 Ok(if same { queued } else { Standing::OtherBytes })
             }
@@ -302,7 +302,8 @@ impl<M: Medium> Custody<M> {
     fn accept(&mut self, message: &Accept) -> Result<Accepted, StoreFailed> {
         let Accept { sender, recipient, id, now_ms, .. } = message;
         let key = key(&self.cipher, sender, recipient, id);
-        let standing = self.standing(key, &message.hash)?;
+        let content = self.cipher.content_of(&message.body);
+        let standing = self.standing(key, content)?;
         if standing != Standing::Unknown {
             return Ok(Accepted::Repeat(standing));
         }
@@ -318,7 +319,7 @@ impl<M: Medium> Custody<M> {
             sender: *sender,
             stored_ms: *now_ms,
             expires_ms: message.expires_ms,
-            hash: message.hash,
+            content,
             stranger: !reply,
             id: id.clone(),
             size: size as u32,
@@ -374,11 +375,13 @@ impl<M: Medium> Custody<M> {
                 let mail = self.mail(place)?;
                 (key(&self.cipher, &mail.sender, recipient, &mail.id), Arc::new(mail))
             };
-            let content = if remember { content_of(&mail.hash) } else { 0 };
-            forget(&mut self.index, self.journal.segments_mut(), key, &mail);
+            let content = if remember { mail.content } else { 0 };
+            leave(&mut self.index, self.journal.segments_mut(), &mail);
             let remembered = remember && self.index.remembered() < RECENT_MOST;
             if remembered {
                 self.index.remember(key, content, (now_ms / 1000) as u32, head);
+            } else {
+                self.index.forget(key);
             }
             entries.push(Settled { seq, recipient: *recipient, key, content });
             gone.push(Departed {
@@ -572,12 +575,12 @@ impl<M: Medium> Custody<M> {
             return Ok(false);
         }
         journal::for_each(&bytes, |at, record| {
-            let Record::Mail(mail, sealed) = record else { return };
+            let Record::Mail(mail, _) = record else { return };
             let place = Place { segment: id, at: at as u32 };
             if self.batch.len() >= COPY_BYTES || self.index.find(&mail.recipient, mail.seq) != Some(place) {
                 return;
             }
-            let length = mail_length(&mail, sealed);
+            let Some(length) = record::mail_length(&bytes[at..]) else { return };
             let to = Place { segment: base.segment, at: base.at + (self.batch.len() - BATCH_HEADER) as u32 };
             self.batch.extend_from_slice(&bytes[at..at + length]);
             let key = key(&self.cipher, &mail.sender, &mail.recipient, &mail.id);
@@ -607,10 +610,6 @@ fn warn(error: &std::io::Error) {
     tracing::warn!(%error, "the log of the queue cannot be tidied now");
 }
 
-fn mail_length(mail: &Mail, sealed: &[u8]) -> usize {
-    95 + mail.id.as_str().len() + sealed.len()
-}
-
 /// Puts a message into the index. Returns whether it is the only one of its recipient.
 fn enter(index: &mut Index, segments: &mut VecDeque<Segment>, key: u64, mail: &Mail, place: Place) -> bool {
     if let Some(segment) = journal::find(segments, place.segment) {
@@ -621,7 +620,13 @@ fn enter(index: &mut Index, segments: &mut VecDeque<Segment>, key: u64, mail: &M
 }
 
 fn forget(index: &mut Index, segments: &mut VecDeque<Segment>, key: u64, mail: &Mail) {
-    if let Some(place) = index.remove(key, mail)
+    leave(index, segments, mail);
+    index.forget(key);
+}
+
+/// A message is no longer in its mailbox; what is known of it under its key stays.
+fn leave(index: &mut Index, segments: &mut VecDeque<Segment>, mail: &Mail) {
+    if let Some(place) = index.leave(mail)
         && let Some(segment) = journal::find(segments, place.segment)
     {
         segment.live = segment.live.saturating_sub(1);
@@ -638,11 +643,6 @@ fn key(cipher: &BodyCipher, sender: &Fingerprint, recipient: &Fingerprint, id: &
         .chain_update(id.as_str())
         .finalize();
     digest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
-}
-
-/// What is remembered of a hash: 63 bits, never 0.
-fn content_of(hash: &[u8; 32]) -> u64 {
-    hash.first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes) >> 1).max(1)
 }
 
 #[cfg(test)]

@@ -26,8 +26,6 @@ pub struct Accept {
     pub recipient: Fingerprint,
     /// Id, unique per sender and recipient.
     pub id: MessageId,
-    /// SHA-256 of the envelope as received.
-    pub hash: [u8; 32],
     /// The envelope as received: JSON of v1, or the MessagePack of v2.
     pub body: Arc<[u8]>,
     /// Now, in Unix milliseconds.
@@ -170,8 +168,8 @@ pub enum QueueOp {
         recipient: Fingerprint,
         /// Its id.
         id: MessageId,
-        /// SHA-256 of its envelope.
-        hash: [u8; 32],
+        /// Its envelope.
+        body: Arc<[u8]>,
         /// Now, in Unix milliseconds.
         now_ms: i64,
     },

@@ -6,8 +6,9 @@
 //! ```text
 //! segment  "tlqueue1" id:u32 synced:u32 boot:[16] crc:u32
 //! batch    "TLQB" len:u32 crc:u32 records
-//! mail     1 seq:u64 recipient:[16] sender:[16] stored:i64 expires:i64 hash:[32] stranger:u8 id_len:u8 len:u32
-//!            id nonce:[24] sealed body and tag
+//! mail     4 seq:u64 recipient:[16] sender:[16] stored:i64 expires:i64 content:u64 stranger:u8 id_len:u8 len:u32
+//!            id nonce:[24] body and tag, by AES-256-GCM
+//! mail     1 as 4, with a SHA-256 instead of content, by XChaCha20-Poly1305; only read
 //! settled  2 at:i64 count:u32 (seq:u64 recipient:[16] key:u64 content:u64)*     content 0: not to be remembered
 //! recent   3 count:u32 (at:u32 key:u64 content:u64)*
 //! ```
@@ -25,15 +26,18 @@ pub const BATCH_HEADER: usize = 12;
 const SEGMENT_MAGIC: &[u8; 8] = b"tlqueue1";
 const BATCH_MAGIC: &[u8; 4] = b"TLQB";
 /// Bytes of a mail record before the id.
-const MAIL_HEADER: usize = 95;
+const MAIL_HEADER: usize = 71;
+/// The same with a SHA-256.
+const MAIL_HEADER_1: usize = 95;
 /// Numbers are given one by one and never come near this.
 const MOST_SEQ: u64 = 1 << 62;
 const SETTLED_ENTRY: usize = 40;
 const RECENT_ENTRY: usize = 20;
 
-const MAIL: u8 = 1;
+const MAIL_1: u8 = 1;
 const SETTLED: u8 = 2;
 const RECENT: u8 = 3;
+const MAIL: u8 = 4;
 
 /// The first bytes of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,8 +111,8 @@ pub struct Mail {
     pub stored_ms: i64,
     /// When it is given up, in Unix milliseconds.
     pub expires_ms: i64,
-    /// SHA-256 of the envelope.
-    pub hash: [u8; 32],
+    /// What is compared of the envelope: 63 bits, never 0.
+    pub content: u64,
     /// Whether the sender was no correspondent of the recipient.
     pub stranger: bool,
     /// Id given by the sender.
@@ -126,7 +130,7 @@ pub struct Settled {
     pub recipient: Fingerprint,
     /// Key of its place in the index.
     pub key: u64,
-    /// First bytes of its hash, or 0 when a repeat may be taken again.
+    /// What is compared of its envelope, or 0 when a repeat may be taken again.
     pub content: u64,
 }
 
@@ -137,7 +141,7 @@ pub struct Recent {
     pub at_s: u32,
     /// Key of its place in the index.
     pub key: u64,
-    /// First bytes of its hash.
+    /// What is compared of its envelope.
     pub content: u64,
 }
 
@@ -162,7 +166,7 @@ pub(crate) fn write_mail(mail: &Mail, body: &[u8], sealer: &mut Sealer, out: &mu
     out.extend(mail.sender.as_bytes());
     out.extend(mail.stored_ms.to_le_bytes());
     out.extend(mail.expires_ms.to_le_bytes());
-    out.extend(mail.hash);
+    out.extend(mail.content.to_le_bytes());
     out.push(u8::from(mail.stranger));
     let id = mail.id.as_str().as_bytes();
     // Ids have at most 128 bytes (`MessageId`).
@@ -174,10 +178,14 @@ pub(crate) fn write_mail(mail: &Mail, body: &[u8], sealer: &mut Sealer, out: &mu
 
 /// Bytes of the mail record that begins with these, once there are enough to tell.
 pub fn mail_length(bytes: &[u8]) -> Option<usize> {
-    let header: &[u8; MAIL_HEADER] = bytes.first_chunk()?;
-    let id = usize::from(header[90]);
-    let body = u32::from_le_bytes(*header[91..].first_chunk()?) as usize;
-    (header[0] == MAIL).then_some(MAIL_HEADER + id + NONCE + body + TAG)
+    let header = match *bytes.first()? {
+        MAIL => bytes.get(..MAIL_HEADER)?,
+        MAIL_1 => bytes.get(..MAIL_HEADER_1)?,
+        _ => return None,
+    };
+    let &[.., id, a, b, c, d] = header else { return None };
+    let body = u32::from_le_bytes([a, b, c, d]) as usize;
+    Some(header.len() + usize::from(id) + NONCE + body + TAG)
 }
 
 /// Appends a record of messages that left custody.
@@ -208,16 +216,20 @@ pub fn write_recent(entries: &[Recent], out: &mut Vec<u8>) {
 pub fn read(bytes: &[u8]) -> Option<(Record<'_>, usize)> {
     let mut rest = Reader(bytes);
     let record = match rest.u8()? {
-        MAIL => {
+        kind @ (MAIL | MAIL_1) => {
             let seq = rest.u64().filter(|seq| *seq <= MOST_SEQ)?;
             let (recipient, sender) = (rest.address()?, rest.address()?);
             let (stored_ms, expires_ms) = (rest.i64()?, rest.i64()?);
-            let (hash, stranger) = (rest.take()?, rest.u8()? != 0);
+            let content = match kind {
+                MAIL => rest.u64()?,
+                _ => (u64::from_le_bytes(*rest.take::<32>()?.first_chunk()?) >> 1).max(1),
+            };
+            let stranger = rest.u8()? != 0;
             let (id, size) = (usize::from(rest.u8()?), rest.u32()?);
             let id = std::str::from_utf8(rest.slice(id)?).ok()?.parse().ok()?;
             let sealed = rest.slice(NONCE + size as usize + TAG)?;
             Record::Mail(
-                Mail { seq, recipient, sender, stored_ms, expires_ms, hash, stranger, id, size },
+                Mail { seq, recipient, sender, stored_ms, expires_ms, content, stranger, id, size },
                 sealed,
             )
         }
@@ -249,7 +261,11 @@ pub fn read(bytes: &[u8]) -> Option<(Record<'_>, usize)> {
 pub fn open_body(bytes: &[u8], cipher: &BodyCipher) -> Option<Vec<u8>> {
     let (Record::Mail(_, sealed), length) = read(bytes)? else { return None };
     let header = bytes.get(..length - sealed.len())?;
-    cipher.open(header, sealed)
+    if header.first() == Some(&MAIL_1) {
+        cipher.open(header, sealed)
+    } else {
+        cipher.open_logged(header, sealed)
+    }
 }
 
 /// The unread rest of some bytes.
@@ -301,7 +317,7 @@ mod tests {
             sender: Fingerprint::from_bytes([1; 16]),
             stored_ms: 5,
             expires_ms: 6,
-            hash: [7; 32],
+            content: 7,
             stranger: true,
             id: id.parse().expect("id"),
             size: body.len() as u32,
@@ -322,6 +338,25 @@ mod tests {
             changed[at] ^= 1;
             assert_eq!(open_body(&changed, &cipher), None, "byte {at}");
         }
+    }
+
+    #[test]
+    fn mail_of_an_earlier_form_is_read() {
+        let cipher = BodyCipher::new(&[1; 32]);
+        let mut out = Vec::new();
+        write_mail(&mail(7, "m1", b""), b"", &mut cipher.sealer(), &mut out);
+        let content = 57;
+        assert_eq!(out[content..content + 8], 7_u64.to_le_bytes());
+        let mut old = vec![MAIL_1];
+        old.extend_from_slice(&out[1..content]);
+        old.extend([2; 32]);
+        old.extend_from_slice(&out[content + 8..MAIL_HEADER]);
+        old.extend_from_slice(b"m1");
+        cipher.seal(0, b"", &mut old);
+        let Some((Record::Mail(read, _), length)) = read(&old) else { panic!("mail") };
+        assert_eq!(read, Mail { content: 0x0202_0202_0202_0202 >> 1, ..mail(7, "m1", b"") });
+        assert_eq!((Some(length), length), (mail_length(&old), old.len()));
+        assert_eq!(open_body(&old, &cipher).as_deref(), Some(&b""[..]));
     }
 
     fn batch(seqs: &[u64]) -> Vec<u8> {

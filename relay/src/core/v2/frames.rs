@@ -303,7 +303,7 @@ impl Core {
             sender: claimer,
             recipient: target,
             id: id_of_nothing,
-            hash: [0; 32],
+            body: std::sync::Arc::default(),
             now_ms,
         };
         let pending = Pending::Correspondent { rid, to, address: target };

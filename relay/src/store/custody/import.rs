@@ -41,6 +41,7 @@ impl<M: Medium> Custody<M> {
                     );
                     continue;
                 };
+                let mail = Mail { content: self.cipher.content_of(&body), ..mail };
                 let place = self.place()?;
                 write_mail(&mail, &body, &mut self.sealer, &mut self.batch);
                 let segments = Journal::segments_mut(&mut self.journal);
@@ -56,23 +57,23 @@ impl<M: Medium> Custody<M> {
 
     fn old_rows(&mut self) -> rusqlite::Result<Vec<(Mail, Vec<u8>)>> {
         let mut select = self.peers.connection().prepare(
-            "SELECT seq, rcpt, sender, stored_at, expires_at, hash, stranger, id, size, body FROM msg
+            "SELECT seq, rcpt, sender, stored_at, expires_at, stranger, id, size, body FROM msg
              ORDER BY seq LIMIT ?1",
         )?;
         let rows = select.query_map(params![PORTION], |row| {
-            let id = row.get::<_, String>(7)?.parse::<MessageId>();
+            let id = row.get::<_, String>(6)?.parse::<MessageId>();
             let mail = Mail {
                 seq: u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0),
                 recipient: Fingerprint::from_bytes(row.get(1)?),
                 sender: Fingerprint::from_bytes(row.get(2)?),
                 stored_ms: row.get(3)?,
                 expires_ms: row.get(4)?,
-                hash: row.get(5)?,
-                stranger: row.get(6)?,
+                content: 0,
+                stranger: row.get(5)?,
                 id: id.map_err(|_| rusqlite::Error::InvalidQuery)?,
-                size: row.get(8)?,
+                size: row.get(7)?,
             };
-            Ok((mail, row.get(9)?))
+            Ok((mail, row.get(8)?))
         })?;
         rows.collect()
     }

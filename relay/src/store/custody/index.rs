@@ -1,7 +1,8 @@
 //! What memory holds of the queue.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+mod table;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use threadline::Fingerprint;
@@ -10,6 +11,7 @@ use crate::maps::AddressMap;
 use crate::store::journal::Place;
 use crate::store::queue::{Depth, QueueTotals};
 use crate::store::record::{Mail, Recent};
+use table::Table;
 
 /// Newest messages whose heads are kept, so that a quick confirmation need not read them again.
 const FRESH: usize = 4_096;
@@ -22,26 +24,6 @@ pub(super) enum Seen {
     Waiting(Place),
     /// Confirmed a short while ago; first bits of its hash.
     Settled(u64),
-}
-
-/// Keys are parts of a hash already.
-#[derive(Default)]
-pub(super) struct Given(u64);
-
-impl Hasher for Given {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
-    }
 }
 
 #[derive(Default)]
@@ -70,7 +52,7 @@ struct Memory {
 #[derive(Default)]
 pub(super) struct Index {
     /// Place of a waiting message, or bits of the hash of a settled one.
-    messages: HashMap<u64, u64, BuildHasherDefault<Given>>,
+    messages: Table,
     mailboxes: AddressMap<Fingerprint, Mailbox>,
     pairs: AddressMap<(Fingerprint, Fingerprint), u32>,
     /// Ascending by segment: what is carried comes first, and the log goes from its oldest end.
@@ -83,7 +65,7 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn get(&self, key: u64) -> Option<Seen> {
-        let packed = *self.messages.get(&key)?;
+        let packed = self.messages.get(key)?;
         Some(match packed & SETTLED {
             0 => Seen::Waiting(Place::unpack(packed)),
             _ => Seen::Settled(packed & !SETTLED),
@@ -116,8 +98,8 @@ impl Index {
         }
     }
 
-    /// Where the message stood, if it was there.
-    pub(super) fn remove(&mut self, key: u64, mail: &Mail) -> Option<Place> {
+    /// A message leaves its mailbox. Where it stood, if it was there; [`Index::forget`] or [`Index::remember`] follows.
+    pub(super) fn leave(&mut self, mail: &Mail) -> Option<Place> {
         let mailbox = self.mailboxes.get_mut(&mail.recipient)?;
         if mailbox.disordered {
             mailbox.waiting.make_contiguous().sort_unstable();
@@ -142,10 +124,14 @@ impl Index {
                 self.pairs.remove(&(mail.sender, mail.recipient));
             }
         }
-        self.messages.remove(&key);
         self.messages_waiting -= 1;
         self.bytes = self.bytes.saturating_sub(size);
         Some(Place::unpack(place))
+    }
+
+    /// Nothing is known under this key any more.
+    pub(super) fn forget(&mut self, key: u64) {
+        self.messages.remove(key);
     }
 
     /// A message stands in another place now.
@@ -256,7 +242,7 @@ impl Index {
     /// Takes the last memory back.
     pub(super) fn unremember(&mut self) {
         if let Some(memory) = self.recent.pop_back() {
-            self.messages.remove(&memory.key);
+            self.messages.remove(memory.key);
         }
     }
 
@@ -271,11 +257,11 @@ impl Index {
         {
             self.recent.pop_front();
             if matches!(self.get(memory.key), Some(Seen::Settled(_))) {
-                self.messages.remove(&memory.key);
+                self.messages.remove(memory.key);
             }
         }
-        if self.messages.len() < self.messages.capacity() / 4 {
-            self.messages.shrink_to(self.messages.len() * 2);
+        self.messages.shrink();
+        if self.recent.capacity() > 64 && self.recent.len() < self.recent.capacity() / 4 {
             self.recent.shrink_to(self.recent.len() * 2);
         }
     }

@@ -83,7 +83,6 @@ impl Bench {
             sender: addr(from),
             recipient: addr(to),
             id: id.parse().expect("id"),
-            hash: [body.len() as u8; 32],
             body: body.as_bytes().into(),
             now_ms: NOW,
             expires_ms: NOW + 1000,

@@ -20,7 +20,8 @@ const RATE: f64 = 1000.0;
 /// How much their 99th percentile may grow.
 const GROWTH: f64 = 2.0;
 
-/// Called once per round of the load generator.
+/// Called once per round of the load generator. It opens at most one connection at a time: what the generator takes for
+/// its attack it would otherwise measure as the relay's.
 type Attack<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 type Start = for<'a> fn(&'a Subject) -> Result<Attack<'a>>;
 
@@ -150,7 +151,7 @@ fn tiny_frames(relay: &Subject) -> Attack<'_> {
     let mut pace = Pace::new(100_000.0);
     Box::new(move || {
         clients.retain(|client| client.phase != Phase::Closed);
-        while clients.len() < 4 {
+        if clients.len() < 4 {
             clients.push(Client::start(relay.at, "/v1/connect", Some(Identity::generate(&mut rand::rng())))?);
         }
         let due = pace.due(400);
@@ -171,7 +172,7 @@ fn slow_loris(relay: &Subject) -> Attack<'_> {
     let mut bare: Vec<Client> = Vec::new();
     let (mut pace, mut at) = (Pace::new(400.0), 0);
     Box::new(move || {
-        for _ in 0..pace.due(8) {
+        for _ in 0..pace.due(1) {
             if sockets.len() < 200 {
                 let mut socket = TcpStream::connect(relay.at)?;
                 socket.write_all(b"GET /v1/connect HTTP/1.1\r\nHost: x\r\nX-Slow: ")?;
@@ -235,7 +236,7 @@ fn bad_logins(relay: &Subject) -> Attack<'_> {
     let mut pace = Pace::new(500.0);
     let mut serial = 0_u64;
     Box::new(move || {
-        for _ in 0..pace.due(2) {
+        for _ in 0..pace.due(1) {
             if clients.len() < 200 {
                 let mut client = Client::start(relay.at, "/v1/connect", None)?;
                 serial += 1;
@@ -261,7 +262,7 @@ fn churn(relay: &Subject) -> Attack<'_> {
     let keys: Vec<[u8; 32]> = (0..50).map(|_| rand::random()).collect();
     let mut at = 0;
     Box::new(move || {
-        for _ in 0..pace.due(2) {
+        for _ in 0..pace.due(1) {
             at += 1;
             let identity = Identity::from_seed(&keys[at % keys.len()]);
             clients.push(Client::start(relay.at, "/v1/connect", Some(identity))?);

@@ -29,6 +29,8 @@ const RAISED: &[(&str, &str)] = &[
     ("limits.messages_per_hour", "1000000000"),
     ("limits.global_per_minute", "1000000000"),
     ("abuse.spam_recipients", "1000000"),
+    // A port of its own: another relay may run on this machine.
+    ("admin.port", "0"),
     ("sybil.tiers", "false"),
     ("sybil.aging_s", "0"),
     ("queue.per_pair", "1000000000"),
