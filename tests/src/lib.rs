@@ -3,6 +3,7 @@
 pub mod anthropic;
 pub mod fuzz;
 pub mod harness;
+pub mod hello;
 pub mod script;
 pub mod sim;
 pub mod standin;

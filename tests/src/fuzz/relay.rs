@@ -5,9 +5,8 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use threadline::identity::{Identity, LoginNonce};
 use threadline::v1::frames::{Auth, ClientFrame, Metadata, ServerFrame, Visibility};
-use threadline::v2::frames::{Frame, FrameBuffer, FramePhase, Hello, Role};
-use threadline::v2::objects::{DeviceCert, DeviceList, Signed};
-use threadline::v2::{Bin, Blob};
+use threadline::v2::Bin;
+use threadline::v2::frames::{Frame, FrameBuffer, FramePhase};
 use threadline_relay::RelayConfig;
 use threadline_relay::a2a;
 use threadline_relay::core::{
@@ -22,6 +21,8 @@ use threadline_relay::store::Profile;
 use threadline_relay::store::registry::{MIGRATIONS, Upsert, upsert};
 use threadline_relay::store::{Accept, Memory, QueueOp, QueueRules, Store, StoreOp};
 use threadline_relay::token;
+
+use crate::hello::hello;
 
 const NOW: i64 = 1_768_478_400_000;
 
@@ -99,7 +100,7 @@ pub fn relay_v2_session(data: &[u8]) {
         let inbound = Inbound { bytes: 1, content: Ok(InboundFrame::V2(Box::new(frame))) };
         handle_v2(core, store, Event::Received { conn: 1, inbound });
     };
-    say(&mut core, &mut store, Ok(hello(&identity).into()), 0);
+    say(&mut core, &mut store, Ok(hello(&identity, Bin([7; 16]), "fuzz", NOW.unsigned_abs()).into()), 0);
     let mut buffer = FrameBuffer::default();
     buffer.extend(data);
     let mut stream = 0;
@@ -132,48 +133,6 @@ fn handle_v2(core: &mut Core, store: &mut Store, event: Event) {
             }
             Effect::Send { .. } | Effect::Close { .. } => {}
         }
-    }
-}
-
-fn hello(identity: &Identity) -> Hello {
-    let (key, device, now) = (identity.public().into(), Bin([7; 16]), NOW.unsigned_abs());
-    let cert = DeviceCert {
-        version: 1,
-        key,
-        device,
-        curve: Bin([9; 32]),
-        name: "fuzz".into(),
-        not_before: now,
-        not_after: now + 86_400_000,
-        seq: 1,
-        caps: Vec::new(),
-    };
-    let list =
-        DeviceList { version: 1, key, seq: 1, issued_at: now, devices: vec![device], removed: Vec::new() };
-    let cert = Signed::<DeviceCert>::issue(identity, cert);
-    let list = Signed::<DeviceList>::issue(identity, list);
-    Hello {
-        v: 2,
-        dev: device,
-        cert: Blob(cert.bytes().to_vec()),
-        cs: *cert.signature(),
-        list: Blob(list.bytes().to_vec()),
-        ls: *list.signature(),
-        name: "fuzz".into(),
-        fw: None,
-        ver: None,
-        caps: Vec::new(),
-        bio: None,
-        tags: Vec::new(),
-        vis: None,
-        listed: false,
-        role: Role::Active,
-        sib: Vec::new(),
-        vouch: None,
-        win: None,
-        ep: 0,
-        nov1: false,
-        feat: Vec::new(),
     }
 }
 

@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::{SinkExt as _, StreamExt as _};
+use instar_tests::hello::hello;
 use threadline::identity::{Identity, Purpose};
-use threadline::v2::frames::{Frame, FramePhase, Hello, Proof, Role};
+use threadline::v2::frames::{Frame, FramePhase, Hello, Proof};
 use threadline::v2::login::{QuicAddress, SignedWellKnown, WellKnown, WsExchange};
-use threadline::v2::objects::{DeviceCert, DeviceList, Signed};
-use threadline::v2::{Bin, Blob, DeviceId, Key};
+use threadline::v2::{Bin, DeviceId, Key};
 use threadline_net::quic::QuicConnection;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -109,7 +109,7 @@ impl Link {
                 let (k, cn, host) = (exchange.key, exchange.client_nonce, exchange.host);
                 link.say(Proof { k, cn, host, s })?;
             }
-            link.say(hello(identity))?;
+            link.say(introduction(identity))?;
             match link.frames.recv().await {
                 Some(Frame::Welcome(_)) => Ok(link),
                 other => bail!("no welcome: {other:?}"),
@@ -186,47 +186,7 @@ async fn carry(
     }
 }
 
-fn hello(identity: &Identity) -> Hello {
-    let key: Key = identity.public().into();
-    let dev = device(&key);
+fn introduction(identity: &Identity) -> Hello {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let now = since.as_millis() as u64;
-    let cert = DeviceCert {
-        version: 1,
-        key,
-        device: dev,
-        curve: Bin([9; 32]),
-        name: "bench".into(),
-        not_before: now - 1_000,
-        not_after: now + 86_400_000,
-        seq: 1,
-        caps: Vec::new(),
-    };
-    let list =
-        DeviceList { version: 1, key, seq: 1, issued_at: now, devices: vec![dev], removed: Vec::new() };
-    let cert = Signed::<DeviceCert>::issue(identity, cert);
-    let list = Signed::<DeviceList>::issue(identity, list);
-    Hello {
-        v: 2,
-        dev,
-        cert: Blob(cert.bytes().to_vec()),
-        cs: *cert.signature(),
-        list: Blob(list.bytes().to_vec()),
-        ls: *list.signature(),
-        name: "bench".into(),
-        fw: None,
-        ver: None,
-        caps: Vec::new(),
-        bio: None,
-        tags: Vec::new(),
-        vis: None,
-        listed: false,
-        role: Role::Active,
-        sib: Vec::new(),
-        vouch: None,
-        win: None,
-        ep: 0,
-        nov1: false,
-        feat: Vec::new(),
-    }
+    hello(identity, device(&identity.public().into()), "bench", since.as_millis() as u64)
 }
