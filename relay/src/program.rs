@@ -1,5 +1,6 @@
 //! The relay as a program: command line, log, signals, service manager.
 
+mod descriptors;
 mod probe;
 mod service;
 
@@ -142,6 +143,7 @@ fn run(config: RelayConfig) -> u8 {
     } else {
         log.init();
     }
+    descriptors::raise(config.max_sessions);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

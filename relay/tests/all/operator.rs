@@ -224,6 +224,19 @@ async fn the_page_for_people_is_static_and_strict() {
     }
 }
 
+#[test]
+fn it_may_open_as_many_files_as_the_system_allows() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -Sn 200; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_threadline-relay")]);
+    super::process::arguments(&mut shell, dir.path());
+    let relay = Relay::spawn(&mut shell);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.id())).expect("limits");
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a line");
+    let [soft, hard] = [0, 1].map(|column| files.split_whitespace().nth(column).expect("a column"));
+    assert_eq!(soft, hard);
+}
+
 fn certificate(dir: &Path, name: &str) -> String {
     let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).expect("a certificate");
     std::fs::write(dir.join("cert.pem"), made.cert.pem()).expect("write");
