@@ -9,8 +9,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-const USAGE: &str = "usage: bench BIN_DIR all|process|registry|relay|hostile [--idle-seconds N] [--load-seconds N] \
-                     [--connections N,N…] [--only PART,PART…] [--json FILE]";
+const USAGE: &str =
+    "usage: bench BIN_DIR all|process|registry|relay|hostile [--idle-seconds N] [--load-seconds N] \
+                     [--connections N,N…] [--only PART,PART…] [--json FILE]
+parts: echo, capacity, latency, v2, round-trip, custody, connections, v2-connections, hostile";
 
 /// Entries of the directory, and how often it is asked for each kind of query.
 const AGENTS: u32 = 100_000;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use threadline_relay::store::Profile;
 use threadline_relay::store::registry::{MIGRATIONS, Upsert, upsert};
 
-use crate::report::{Samples, figure, show, times};
+use crate::report::{self, Samples, figure, show, times};
 
 const BUDGET: &str = "p99 10 ms";
 const BATCH: u32 = 5_000;
@@ -35,6 +35,7 @@ impl Drop for Relay {
 
 /// Fills a directory with `agents` entries, starts the relay on it and asks it `count` times for each kind of query.
 pub(crate) fn all(bin_dir: &Path, agents: u32, count: u32) -> Result<()> {
+    report::under("durability: power; no TLS; limits per source off by configuration".to_owned());
     let dir = tempfile::tempdir()?;
     let filled = Instant::now();
     fill(&dir.path().join("registry.db"), agents)?;

@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 /// Every row that was printed, in order.
 static ROWS: Mutex<Vec<Value>> = Mutex::new(Vec::new());
 
+/// What the figures from here on are measured under: durability, TLS, limits, the disk.
+static CONDITIONS: Mutex<String> = Mutex::new(String::new());
+
 /// Durations in microseconds, up to ten minutes, three significant digits.
 pub(crate) struct Samples(Histogram<u64>);
 
@@ -32,6 +35,11 @@ impl Samples {
     }
 }
 
+/// Stands behind every figure until it is said anew.
+pub(crate) fn under(conditions: String) {
+    *CONDITIONS.lock().unwrap_or_else(PoisonError::into_inner) = conditions;
+}
+
 /// One line: what, percentiles, budget, and the figure of a Node.js implementation where there is one.
 pub(crate) fn times(what: &str, samples: &Samples, budget: &str, node_js: Option<Duration>) {
     let percentiles = [50.0, 90.0, 99.0, 99.9, 100.0].map(|percentile| samples.at(percentile));
@@ -40,13 +48,14 @@ pub(crate) fn times(what: &str, samples: &Samples, budget: &str, node_js: Option
         format!("  Node.js {} = {:.0}x", show(them), them.as_secs_f64() / p50.as_secs_f64().max(1e-6))
     });
     println!(
-        "{what:<64} n={:<6} p50 {:>8}  p90 {:>8}  p99 {:>8}  p99.9 {:>8}  max {:>8}  budget {budget}{ratio}",
+        "{what:<64} n={:<6} p50 {:>8}  p90 {:>8}  p99 {:>8}  p99.9 {:>8}  max {:>8}  budget {budget}{ratio}{}",
         samples.len(),
         show(p50),
         show(p90),
         show(p99),
         show(p999),
         show(max),
+        conditions(),
     );
     let us = percentiles.map(|p| p.as_micros() as u64);
     keep(json!({"what": what, "n": samples.len(), "p50_us": us[0], "p90_us": us[1], "p99_us": us[2],
@@ -55,11 +64,17 @@ pub(crate) fn times(what: &str, samples: &Samples, budget: &str, node_js: Option
 
 /// One line with a single figure.
 pub(crate) fn figure(what: &str, value: &str, budget: &str) {
-    println!("{what:<64} {value}  budget {budget}");
+    println!("{what:<64} {value}  budget {budget}{}", conditions());
     keep(json!({"what": what, "value": value, "budget": budget}));
 }
 
-fn keep(row: Value) {
+fn conditions() -> String {
+    let conditions = CONDITIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    if conditions.is_empty() { String::new() } else { format!("  [{conditions}]") }
+}
+
+fn keep(mut row: Value) {
+    row["under"] = CONDITIONS.lock().unwrap_or_else(PoisonError::into_inner).as_str().into();
     ROWS.lock().unwrap_or_else(PoisonError::into_inner).push(row);
 }
 

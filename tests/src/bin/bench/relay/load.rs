@@ -66,9 +66,10 @@ impl Pair {
     }
 }
 
-/// What 1,000 messages a second may take: in memory of the system, or with the disk's own syncs.
-pub(crate) fn bound(fsync: Option<&Samples>) -> String {
+/// What 1,000 messages a second of 1 KiB may take: in memory of the system, or with the disk's own syncs.
+pub(crate) fn bound(size: usize, fsync: Option<&Samples>) -> String {
     match fsync {
+        _ if size != NODE_SIZE => "-".to_owned(),
         None => "p99 < 0.4 ms".to_owned(),
         Some(fsync) => format!("p99 < {}", show(fsync.at(99.0) * 2 + Duration::from_micros(400))),
     }
@@ -86,7 +87,7 @@ pub(crate) fn figures(
     report::figure(
         &format!("{what}: capacity"),
         &format!(
-            "{:.0} messages/s (no TLS, {PAIRS} pairs, window {WINDOW}, each message confirmed; relay used {:.0} % of its core)",
+            "{:.0} messages/s ({PAIRS} pairs, window {WINDOW}, each message confirmed; relay used {:.0} % of its core)",
             capacity.rate,
             capacity.busy * 100.0
         ),
@@ -106,7 +107,7 @@ pub(crate) fn figures(
     if !plan.has("latency") {
         return Ok(());
     }
-    let bound = bound(fsync);
+    let bound = bound(size, fsync);
     let rates = [
         ("1000/s".to_owned(), FIXED_RATE, bound.as_str()),
         ("25 % of capacity".to_owned(), capacity.rate * 0.25, "-"),

@@ -12,21 +12,19 @@ use threadline::v2::frames::{FORMAT_V2, Frame, FrameId, Send, Taken, Target};
 use threadline::v2::{Bin, Blob, Key};
 use tokio::task::yield_now;
 
+use super::idle::{AT_ONCE, Meter, Readings};
 use super::subject::Subject;
 use super::v2_client::{Carrier, Link, Place, device};
 use super::{Plan, load};
-use crate::report::{self, Samples, show};
+use crate::report::{self, Samples};
 
 const PAIRS: usize = 16;
 /// Messages of one pair without an answer, when looking for the capacity.
 const WINDOW: u64 = 64;
-/// Messages of one pair, when looking for the capacity.
+/// Messages of one pair when looking for the capacity, and bytes of all of them: they are made before.
 const EACH: u64 = 2_500;
+const MOST_BYTES: u64 = 256 << 20;
 const FIXED_RATE: f64 = 1000.0;
-/// Size of what is sealed.
-const SIZE: usize = 1024;
-/// Logins under way at a time.
-const AT_ONCE: usize = 32;
 
 /// A sender and a recipient that takes each message.
 struct Pair {
@@ -34,6 +32,8 @@ struct Pair {
     recipient: Link,
     from: Arc<Identity>,
     to: Key,
+    /// Of what is sealed, bytes.
+    size: usize,
     /// What will be sent, the next one last.
     mail: Vec<Frame>,
     sent: u64,
@@ -42,12 +42,13 @@ struct Pair {
 }
 
 impl Pair {
-    async fn connect(place: &Place, carrier: Carrier) -> Result<Self> {
+    async fn connect(place: &Place, carrier: Carrier, size: usize) -> Result<Self> {
         let (from, to) = (Arc::new(fresh()), Arc::new(fresh()));
         let key = to.public().into();
         let (sender, recipient) =
             (Link::log_in(place, carrier, &from).await?, Link::log_in(place, carrier, &to).await?);
-        Ok(Self { sender, recipient, from, to: key, mail: Vec::new(), sent: 0, answered: 0, arrived: 0 })
+        let mail = Vec::new();
+        Ok(Self { sender, recipient, from, to: key, size, mail, sent: 0, answered: 0, arrived: 0 })
     }
 
     /// Makes messages with the next numbers.
@@ -73,7 +74,7 @@ impl Pair {
             nonce: Some(Bin([1; 24])),
         };
         let tag = header.tag;
-        let env = assemble(&self.from, &header.to_bytes(), &encode_legs(&[]), &[7; SIZE]);
+        let env = assemble(&self.from, &header.to_bytes(), &encode_legs(&[]), &vec![7; self.size]);
         let (rid, to) = (number as u32, Target::Key(self.to));
         let send = Send {
             rid,
@@ -134,28 +135,28 @@ fn fresh() -> Identity {
 }
 
 /// One thread that polls without sleeping, like the generator of v1.
-fn on_one_thread<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) fn on_one_thread<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().event_interval(4).build()?.block_on(work)
 }
 
 pub(crate) fn figures(
     relay: &Subject,
-    what: &str,
+    durability: &str,
     carrier: Carrier,
+    size: usize,
     plan: &Plan,
     fsync: Option<&Samples>,
 ) -> Result<()> {
     on_one_thread(async {
-        let place = Place::find(relay.at).await?;
-        let what = format!("{}, 1 KiB, {what}", carrier.name());
-        let mut pairs = connect(&place, carrier).await?;
+        let place = Place::find(relay).await?;
+        let what = format!("{}, {} KiB, {durability}", carrier.name(), size / 1024);
+        let mut pairs = connect(&place, carrier, size).await?;
         let (rate, us_each, busy) = saturate(relay, &mut pairs).await?;
         drop(pairs);
         report::figure(
             &format!("{what}: capacity"),
             &format!(
-                "{rate:.0} messages/s ({}, {PAIRS} pairs, window {WINDOW}, signed envelopes, each taken; relay used {:.0} % of its core)",
-                carrier.protection(),
+                "{rate:.0} messages/s ({PAIRS} pairs, window {WINDOW}, signed envelopes, each taken; relay used {:.0} % of its core)",
                 busy * 100.0
             ),
             "-",
@@ -165,13 +166,13 @@ pub(crate) fn figures(
             &format!("{:.2} s = {us_each:.1} us per message", us_each / 10.0),
             "-",
         );
-        let bound = load::bound(fsync);
+        let bound = load::bound(size, fsync);
         for (name, rate, budget) in [
             ("1000/s".to_owned(), FIXED_RATE, bound.as_str()),
             ("25 % of capacity".to_owned(), rate * 0.25, "-"),
             ("75 % of capacity".to_owned(), rate * 0.75, "-"),
         ] {
-            let mut pairs = connect(&place, carrier).await?;
+            let mut pairs = connect(&place, carrier, size).await?;
             let (arrived, answered) = paced(&mut pairs, rate, plan.length()).await?;
             report::times(&format!("{what}: to recipient, {name} = {rate:.0}/s"), &arrived, budget, None);
             report::times(&format!("{what}: to ACCEPTED, {name}"), &answered, "-", None);
@@ -180,21 +181,27 @@ pub(crate) fn figures(
     })
 }
 
-async fn connect(place: &Place, carrier: Carrier) -> Result<Vec<Pair>> {
+async fn connect(place: &Place, carrier: Carrier, size: usize) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     for _ in 0..PAIRS {
-        pairs.push(Pair::connect(place, carrier).await?);
+        pairs.push(Pair::connect(place, carrier, size).await?);
     }
     Ok(pairs)
+}
+
+/// Messages of this size that are made before the clock runs, at most.
+fn most(size: usize) -> u64 {
+    MOST_BYTES / size as u64
 }
 
 /// Closed loop with a window: messages per second, CPU time of the relay per message in µs, share of its core. The
 /// first tenth is not counted.
 async fn saturate(relay: &Subject, pairs: &mut [Pair]) -> Result<(f64, f64, f64)> {
+    let each = pairs.iter().map(|pair| EACH.min(most(pair.size) / PAIRS as u64)).min().unwrap_or(0);
     for pair in pairs.iter_mut() {
-        pair.write(EACH);
+        pair.write(each);
     }
-    let all = EACH * PAIRS as u64;
+    let all = each * PAIRS as u64;
     let deadline = Instant::now() + Duration::from_mins(2);
     let mut begun = None;
     loop {
@@ -226,10 +233,12 @@ async fn saturate(relay: &Subject, pairs: &mut [Pair]) -> Result<(f64, f64, f64)
     }
 }
 
-/// Messages at a fixed rate whatever the relay does: times to the recipient and to the answer.
+/// Messages at a fixed rate whatever the relay does, as long as there are messages: times to the recipient and to the
+/// answer.
 async fn paced(pairs: &mut [Pair], rate: f64, length: Duration) -> Result<(Samples, Samples)> {
     let lanes = pairs.len() as u64;
-    let count = (rate * length.as_secs_f64()) as u64 / lanes * lanes;
+    let most = pairs.iter().map(|pair| most(pair.size)).min().unwrap_or(0);
+    let count = most.min((rate * length.as_secs_f64()) as u64) / lanes * lanes;
     for pair in pairs.iter_mut() {
         pair.write(count / lanes);
     }
@@ -257,46 +266,21 @@ async fn paced(pairs: &mut [Pair], rate: f64, length: Duration) -> Result<(Sampl
     Ok((arrived, answered))
 }
 
-pub(crate) fn connections(relay: &Subject, carrier: Carrier, count: usize) -> Result<()> {
+pub(crate) fn connections(relay: &Subject, carrier: Carrier, count: usize) -> Result<Readings> {
     on_one_thread(async {
-        let place = Place::find(relay.at).await?;
+        let place = Place::find(relay).await?;
         // What every connection shares is there before the first reading.
         drop(log_in(&place, carrier, 64).await?);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let (before, cpu) = (relay.resident()?, relay.cpu()?);
+        let meter = Meter::start(relay)?;
         let start = Instant::now();
         let links = log_in(&place, carrier, count).await?;
-        let took = start.elapsed();
-        let cpu = relay.cpu()?.saturating_sub(cpu);
+        let (took, cpu) = (start.elapsed(), meter.cpu_since()?);
         tokio::time::sleep(Duration::from_secs(3)).await;
         let full = relay.resident()?;
         drop(links);
         tokio::time::sleep(Duration::from_secs(8)).await;
-        let after = relay.resident()?;
-        let name = carrier.name();
-        report::figure(
-            &format!("{name}, power: {count} logins, {AT_ONCE} at a time"),
-            &format!(
-                "{:.0}/s in {}, {:.3} CPU ms each",
-                count as f64 / took.as_secs_f64(),
-                show(took),
-                cpu.as_secs_f64() * 1000.0 / count as f64
-            ),
-            carrier.login_budget(),
-        );
-        report::figure(
-            &format!("{name}: {count} idle connections, {}", carrier.protection()),
-            &format!(
-                "{:.2} KiB each (resident {:.1} to {:.1} MiB, {:.1} after they closed = {:.0} % given back)",
-                (full - before) / count as f64,
-                before / 1024.0,
-                full / 1024.0,
-                after / 1024.0,
-                (full - after) / (full - before).max(1.0) * 100.0
-            ),
-            carrier.idle_budget(),
-        );
-        Ok(())
+        Ok(Readings { count, took, cpu, before: meter.resident, full, after: relay.resident()? })
     })
 }
 

@@ -1,13 +1,14 @@
 //! The process under test, alone on its core.
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::tls::Certificate;
 use super::{SUBJECT_CORE, scratch};
 
 /// A running server; killed when dropped.
@@ -16,6 +17,8 @@ pub(crate) struct Subject {
     pub(crate) at: SocketAddr,
     /// Where metrics are offered without a key.
     pub(crate) metrics: Option<SocketAddr>,
+    /// What clients trust, where the public listener speaks TLS.
+    pub(crate) tls: Option<Certificate>,
     data: tempfile::TempDir,
 }
 
@@ -47,6 +50,17 @@ impl Subject {
         Self::relay_on(bin_dir, settings, |_| Ok(()))
     }
 
+    /// The same with TLS on the public listener.
+    pub(crate) fn tls_relay(bin_dir: &Path, settings: &[&str]) -> Result<Self> {
+        let certificate = Certificate::new()?;
+        let files = certificate.settings();
+        let files = files.iter().filter_map(|file| file.split_once('=')).flat_map(|(key, file)| [key, file]);
+        let settings: Vec<&str> = settings.iter().copied().chain(files).collect();
+        let mut relay = Self::relay(bin_dir, &settings)?;
+        relay.tls = Some(certificate);
+        Ok(relay)
+    }
+
     /// With a data directory that `prepare` fills.
     pub(crate) fn relay_on(
         bin_dir: &Path,
@@ -61,10 +75,12 @@ impl Subject {
     }
 
     fn start_relay(data: tempfile::TempDir, program: &Path, settings: &[&str]) -> Result<Self> {
-        let port = free_port()?;
+        let (port, quic) = (free_port()?, UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port());
         let mut command = pinned(program);
         command.args(["--port", &port.to_string(), "--data-dir"]).arg(data.path().join("data"));
         let given = settings.chunks_exact(2).map(|pair| (pair[0], pair[1]));
+        // Other relays of this machine keep their ports.
+        command.args(["--set", &format!("quic.port={quic}"), "--set", "admin.port=0"]);
         for (key, value) in RAISED.iter().copied().chain(given) {
             command.args(["--set", &format!("{key}={value}")]);
         }
@@ -85,7 +101,7 @@ impl Subject {
             .spawn()
             .context("taskset and the program under test")?;
         let at = SocketAddr::from(([127, 0, 0, 1], port));
-        let subject = Self { child, at, metrics: None, data };
+        let subject = Self { child, at, metrics: None, tls: None, data };
         let deadline = Instant::now() + Duration::from_mins(1);
         while TcpStream::connect(at).is_err() {
             ensure!(Instant::now() < deadline, "the process under test does not listen");

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use futures::{SinkExt as _, StreamExt as _};
 use instar_tests::hello::hello;
 use threadline::identity::{Identity, Purpose};
-use threadline::v2::frames::{Frame, FramePhase, Hello, Proof};
+use threadline::v2::frames::{Frame, FramePhase, Hello, Ping, Pong, Proof};
 use threadline::v2::login::{QuicAddress, SignedWellKnown, WellKnown, WsExchange};
 use threadline::v2::{Bin, DeviceId, Key};
 use threadline_net::quic::QuicConnection;
@@ -18,7 +18,10 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
+
+use super::idle::Kind;
+use super::subject::Subject;
 
 const HOST: &str = "127.0.0.1";
 const QUEUE: usize = 4_096;
@@ -28,13 +31,18 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Carrier {
     WebSocket,
+    WebSocketTls,
     Quic,
 }
 
 impl Carrier {
+    /// Those that mail is measured over.
+    pub(crate) const FOR_MAIL: [Self; 2] = [Self::WebSocket, Self::Quic];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::WebSocket => "WS/2",
+            Self::WebSocketTls => "WS/2 over TLS",
             Self::Quic => "QUIC",
         }
     }
@@ -42,38 +50,50 @@ impl Carrier {
     pub(crate) fn protection(self) -> &'static str {
         match self {
             Self::WebSocket => "no TLS",
-            Self::Quic => "TLS 1.3",
+            Self::WebSocketTls | Self::Quic => "TLS 1.3",
         }
     }
 
-    pub(crate) fn login_budget(self) -> &'static str {
-        match self {
-            Self::WebSocket => "<= 0.2 CPU ms",
-            Self::Quic => "-",
-        }
-    }
-
-    pub(crate) fn idle_budget(self) -> &'static str {
-        match self {
-            Self::WebSocket => "<= 8 KiB",
-            Self::Quic => "<= 40 KiB",
-        }
+    pub(crate) fn kind(self) -> Kind {
+        let (login_budget, idle_budget) = match self {
+            Self::WebSocket => ("<= 0.2 CPU ms", "<= 8 KiB"),
+            Self::WebSocketTls => ("-", "<= 16 KiB"),
+            Self::Quic => ("-", "<= 40 KiB"),
+        };
+        Kind { name: self.name(), login_budget, idle_budget, like_node: false }
     }
 }
 
 /// Where the relay is, by its own document.
 pub(crate) struct Place {
     at: SocketAddr,
-    key: Key,
-    quic: Vec<QuicAddress>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    pub(crate) key: Key,
+    pub(crate) quic: Vec<QuicAddress>,
 }
 
 impl Place {
-    pub(crate) async fn find(at: SocketAddr) -> Result<Self> {
-        let url = format!("http://{at}/.well-known/threadline");
-        let signed: SignedWellKnown = reqwest::get(url).await?.error_for_status()?.json().await?;
+    pub(crate) async fn find(relay: &Subject) -> Result<Self> {
+        let (at, mut http) = (relay.at, reqwest::Client::builder());
+        let scheme = match &relay.tls {
+            None => "http",
+            Some(certificate) => {
+                let root = reqwest::Certificate::from_pem(certificate.pem.as_bytes())?;
+                http = http.tls_certs_only([root]);
+                "https"
+            }
+        };
+        let answer = http.build()?.get(format!("{scheme}://{at}/.well-known/threadline")).send().await?;
+        let signed: SignedWellKnown = answer.error_for_status()?.json().await?;
         let document = WellKnown::parse(&signed)?;
-        Ok(Self { at, key: document.key().context("a key")?, quic: document.quic })
+        let tls = relay.tls.as_ref().map(|certificate| Arc::clone(&certificate.client));
+        Ok(Self { at, tls, key: document.key().context("a key")?, quic: document.quic })
+    }
+
+    /// Where WebSocket/2 is.
+    pub(crate) fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "wss" } else { "ws" };
+        format!("{scheme}://{}/v2/connect", self.at)
     }
 }
 
@@ -94,7 +114,7 @@ impl Link {
     pub(crate) async fn log_in(place: &Place, carrier: Carrier, identity: &Arc<Identity>) -> Result<Self> {
         let logging_in = async {
             let mut link = Self::open(place, carrier, identity).await?;
-            if carrier == Carrier::WebSocket {
+            if carrier != Carrier::Quic {
                 let Some(Frame::Challenge(challenge)) = link.frames.recv().await else {
                     bail!("no challenge")
                 };
@@ -126,14 +146,16 @@ impl Link {
                 let connection = QuicConnection::open(identity, &place.key, &place.quic).await?;
                 tokio::spawn(connection.run(queue, frames_tx));
             }
-            Carrier::WebSocket => {
-                let mut request = format!("ws://{}/v2/connect", place.at).into_client_request()?;
+            Carrier::WebSocket | Carrier::WebSocketTls => {
+                let mut request = place.url().into_client_request()?;
                 let protocol = HeaderValue::from_static("threadline.2.msgpack");
                 request.headers_mut().insert("sec-websocket-protocol", protocol);
                 let config = WebSocketConfig::default().read_buffer_size(16 << 10);
-                let opening = tokio_tungstenite::connect_async_with_config(request, Some(config), true);
+                let tls = place.tls.clone().map(Connector::Rustls);
+                let opening =
+                    tokio_tungstenite::connect_async_tls_with_config(request, Some(config), true, tls);
                 let (socket, _) = Box::pin(opening).await?;
-                tokio::spawn(carry(socket, queue, frames_tx));
+                tokio::spawn(carry(socket, queue, outgoing.downgrade(), frames_tx));
             }
         }
         Ok(Self { outgoing, frames })
@@ -158,6 +180,7 @@ impl Link {
 async fn carry(
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     mut queue: mpsc::Receiver<Frame>,
+    answers: mpsc::WeakSender<Frame>,
     frames: mpsc::Sender<Frame>,
 ) {
     let (mut sink, mut stream) = socket.split();
@@ -174,8 +197,11 @@ async fn carry(
     let reading = async {
         while let Some(Ok(message)) = stream.next().await {
             if let Message::Binary(bytes) = message {
-                let frame = Frame::decode(&bytes, FramePhase::Open).ok()?;
-                frames.send(frame).await.ok()?;
+                match Frame::decode(&bytes, FramePhase::Open).ok()? {
+                    // A link that nobody looks at stays open.
+                    Frame::Ping(ping) => answers.upgrade()?.send(pong(&ping).into()).await.ok()?,
+                    frame => frames.send(frame).await.ok()?,
+                }
             }
         }
         Some(())
@@ -189,4 +215,8 @@ async fn carry(
 fn introduction(identity: &Identity) -> Hello {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     hello(identity, device(&identity.public().into()), "bench", since.as_millis() as u64)
+}
+
+fn pong(ping: &Ping) -> Pong {
+    Pong { t: ping.t, now: 0, ep: 0, role: None, tok: None, tok_x: None }
 }

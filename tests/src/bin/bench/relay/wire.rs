@@ -1,14 +1,18 @@
 //! A v1 client that costs the load generator as little as possible: non-blocking sockets, polled; frames built once.
 
 use std::cell::RefCell;
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 use threadline::identity::{Identity, LoginNonce, Purpose};
+
+use super::subject::Subject;
 
 const MASK: [u8; 4] = [0x5a, 0xc3, 0x17, 0x88];
 const PIECE: usize = 256 << 10;
@@ -30,9 +34,51 @@ pub(crate) enum Phase {
     Closed,
 }
 
+/// What carries a connection.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn connect(at: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Result<Self> {
+        let socket = TcpStream::connect(at)?;
+        socket.set_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        let Some(config) = tls else { return Ok(Self::Plain(socket)) };
+        let connection = ClientConnection::new(Arc::clone(config), at.ip().into())?;
+        Ok(Self::Tls(Box::new(StreamOwned::new(connection, socket))))
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(buffer),
+            Self::Tls(stream) => stream.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// One connection.
 pub(crate) struct Client {
-    stream: TcpStream,
+    stream: Stream,
     pub(crate) phase: Phase,
     identity: Option<Box<Identity>>,
     pub(crate) address: String,
@@ -54,9 +100,16 @@ impl Client {
     /// Connects and asks for the upgrade; [`Client::poll`] does the rest. Without an identity it stays a bare
     /// WebSocket.
     pub(crate) fn start(at: SocketAddr, path: &str, identity: Option<Identity>) -> Result<Self> {
-        let stream = TcpStream::connect(at)?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
+        Ok(Self::over(Stream::connect(at, None)?, at, path, identity))
+    }
+
+    /// The same to a relay that may speak TLS.
+    pub(crate) fn start_with(relay: &Subject, path: &str, identity: Option<Identity>) -> Result<Self> {
+        let tls = relay.tls.as_ref().map(|certificate| &certificate.client);
+        Ok(Self::over(Stream::connect(relay.at, tls)?, relay.at, path, identity))
+    }
+
+    fn over(stream: Stream, at: SocketAddr, path: &str, identity: Option<Identity>) -> Self {
         let address = identity.as_ref().map(|identity| identity.fingerprint().to_string());
         let upgrade = format!(
             "GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -73,7 +126,7 @@ impl Client {
             written: 0,
         };
         client.flush();
-        Ok(client)
+        client
     }
 
     /// A client that is logged in.
