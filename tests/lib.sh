@@ -93,8 +93,8 @@ totals() {
   [ "$failed" -eq 0 ]
 }
 
-# fuzz SECONDS [TARGET…] : builds all fuzz targets once, then runs two at a time, one check per target. SECONDS is for
-# each target; "fit" divides the time that a test run has for all of them.
+# fuzz SECONDS [BODY…] : builds the fuzz target once, then runs its bodies two at a time, one check for each. SECONDS is
+# for each body.
 fuzz() {
   local seconds=$1
   shift
@@ -106,38 +106,31 @@ fuzz() {
     echo "installing cargo-fuzz"
     cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" "cargo-fuzz@$CARGO_FUZZ_VERSION"
   fi
-  local built="$CARGO_TARGET_DIR/fuzz"
+  local built="$CARGO_TARGET_DIR/fuzz" started=$SECONDS
   # The versions that are tested elsewhere are those that are fuzzed.
   cp Cargo.lock tests/fuzz/Cargo.lock
   # No sanitizer: no crate of ours may use unsafe code.
-  check "fuzz targets compile" \
+  check "the fuzz target compiles" \
     cargo +nightly fuzz build --fuzz-dir tests/fuzz --dev --sanitizer none --target-dir "$built" || return
-  local targets=("$@") target
-  [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cargo +nightly fuzz list --fuzz-dir tests/fuzz)
-  if [ "$seconds" = fit ]; then
-    seconds=$((2 * FUZZ_SECONDS / ${#targets[@]}))
-    [ "$seconds" -lt 30 ] || seconds=30
-  fi
-  echo "$seconds s for each of ${#targets[@]} targets, two at a time"
+  local bodies=("$@") body
+  [ ${#bodies[@]} -gt 0 ] || mapfile -t bodies < <(ls tests/fuzz/corpus)
+  echo "compiled in $((SECONDS - started)) s; $seconds s for each of ${#bodies[@]} bodies, two at a time"
   FUZZ_LOGS=$(mktemp -d)
-  FUZZ_BIN=$(dirname "$(find "$built" -maxdepth 3 -type f -name "${targets[0]}" -perm -u+x | head -1)")
+  FUZZ_BIN=$(find "$built" -maxdepth 3 -type f -name body -perm -u+x | head -1)
   export FUZZ_LOGS FUZZ_BIN FUZZ_CORPUS="$TOOLS/fuzz-corpus"
   export -f fuzz_one
-  printf '%s\n' "${targets[@]}" | xargs -P 2 -I{} bash -c 'fuzz_one "$1" "$2"' fuzz {} "$seconds"
-  for target in "${targets[@]}"; do
-    check "fuzz $target: $(tail -1 "$FUZZ_LOGS/$target" 2>/dev/null)" test -e "$FUZZ_LOGS/$target.ok" \
-      || tail -40 "$FUZZ_LOGS/$target"
+  printf '%s\n' "${bodies[@]}" | xargs -P 2 -I{} bash -c 'fuzz_one "$1" "$2"' fuzz {} "$seconds"
+  for body in "${bodies[@]}"; do
+    check "fuzz $body: $(tail -1 "$FUZZ_LOGS/$body" 2>/dev/null)" test -e "$FUZZ_LOGS/$body.ok" \
+      || tail -40 "$FUZZ_LOGS/$body"
   done
   rm -rf "$FUZZ_LOGS"
 }
 
-# Time for all fuzz targets in a test run, two of them side by side, without compiling.
-FUZZ_SECONDS=200
-
-# fuzz_one TARGET SECONDS : new inputs go to the cache, those of the repository are only read.
+# fuzz_one BODY SECONDS : new inputs go to the cache, those of the repository are only read.
 fuzz_one() {
   mkdir -p "$FUZZ_CORPUS/$1" "tests/fuzz/artifacts/$1"
-  "$FUZZ_BIN/$1" -max_total_time="$2" -rss_limit_mb=2048 -timeout=10 -max_len=8192 \
+  FUZZ_BODY=$1 "$FUZZ_BIN" -max_total_time="$2" -rss_limit_mb=2048 -timeout=10 -max_len=8192 \
     -artifact_prefix="tests/fuzz/artifacts/$1/" "$FUZZ_CORPUS/$1" "tests/fuzz/corpus/$1" \
     >"$FUZZ_LOGS/$1" 2>&1 && touch "$FUZZ_LOGS/$1.ok"
 }

@@ -1,3 +1,14 @@
+//! Every fuzz target is this program: `FUZZ_BODY` names the body. One link instead of one for each.
+
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| instar_tests::fuzz::run(env!("CARGO_BIN_NAME"), data));
+use std::sync::LazyLock;
+
+use instar_tests::fuzz::{Body, body};
+
+static BODY: LazyLock<Body> = LazyLock::new(|| {
+    let name = std::env::var("FUZZ_BODY").unwrap_or_default();
+    body(&name).unwrap_or_else(|| panic!("FUZZ_BODY={name} is no body of tests/src/fuzz.rs"))
+});
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| BODY(data));
