@@ -2,6 +2,7 @@
 //! decides by what it reads there.
 
 mod attendance;
+mod blobs;
 mod devices;
 mod engine;
 mod lanes;
@@ -11,6 +12,7 @@ mod mailbox;
 mod presence;
 mod pulse;
 mod replica;
+mod signs;
 
 #[cfg(test)]
 pub(crate) mod rig;

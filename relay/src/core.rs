@@ -400,6 +400,7 @@ impl Core {
                 }
                 Timer::Sweep => {
                     self.windows.forget_idle(now_ms);
+                    self.transfers.forget_idle(now_ms);
                     self.abuse.forget_idle(self.windows.turn(), now_ms);
                     self.store_queue(Pending::Sweep, QueueOp::Expire { now_ms, limit: SWEEP_BATCH });
                     self.timers.insert((now_ms + SWEEP_MS, Timer::Sweep));
@@ -475,7 +476,7 @@ impl Core {
             self.presences.forget(id, &session);
             self.give_back(&session);
             if let Some(device) = &session.device {
-                self.transfers.end(id, &device.blobs);
+                self.end_blobs(id, &device.blobs);
             }
             let address = session.address;
             let listed = if session.device.is_some() {

@@ -3,6 +3,7 @@
 //! An operation is data: the core emits it, an edge runs it in a transaction, the answer comes back as an event.
 //! Operations on the queue must take effect in the order in which they were emitted.
 
+mod blob_note;
 mod body;
 pub mod custody;
 pub mod journal;
@@ -14,6 +15,7 @@ pub mod registry;
 #[cfg(test)]
 mod suite;
 
+pub use blob_note::{BlobNews, BlobNote, RelayName};
 pub use body::BodyCipher;
 pub use custody::Custody;
 pub use journal::{JournalError, JournalRules};

@@ -26,7 +26,7 @@ use crate::config;
 use crate::metrics::Publishing;
 use crate::store::{
     Accept, Accepted, BodyCipher, Departed, Depth, Peers, QueueAnswer, QueueFull, QueueLook, QueueOp,
-    QueueTotals, Row, Standing, StoreFailed,
+    QueueTotals, RelayName, Row, Standing, StoreFailed,
 };
 
 /// How long one request may take.
@@ -121,7 +121,7 @@ pub struct Engine {
     pub(super) context: Context,
     streams: Vec<Stream>,
     pub(super) rules: config::Queue,
-    cipher: BodyCipher,
+    pub(super) cipher: BodyCipher,
     pub(super) peers: Mutex<Peers>,
     /// What this relay knows of everybody, and what changes in it.
     pub(super) registry: Database,
@@ -129,6 +129,8 @@ pub struct Engine {
     buckets: HashMap<&'static str, kv::Store>,
     /// Name of this process among the relays; another one after each start.
     pub(super) node: String,
+    /// The same.
+    pub(super) name: RelayName,
     pub(super) weak: bool,
     pub(super) told: mpsc::Sender<FromEngine>,
     publishing: Arc<Publishing>,
@@ -169,7 +171,7 @@ impl Engine {
             let store = patiently(bucket.name, || context.get_key_value(bucket.name)).await?;
             buckets.insert(bucket.name, store);
         }
-        let node = hex::encode(rand::random::<[u8; 8]>());
+        let name = rand::random::<RelayName>();
         let (peers, sessions) = (Mutex::new(peers), Sessions::default());
         let weak = weak || few < STRONG_COPIES;
         let publishing = Arc::default();
@@ -183,7 +185,8 @@ impl Engine {
             registry,
             sessions,
             buckets,
-            node,
+            node: hex::encode(name),
+            name,
             weak,
             told,
             publishing,
@@ -301,7 +304,9 @@ impl Engine {
                 Ok(QueueAnswer::Look(QueueLook { of, ..QueueLook::default() }))
             }
             // Over all mailboxes or none, and not in one of them.
-            QueueOp::Expire { .. } | QueueOp::Look { .. } | QueueOp::Devices(_) => Err(StoreFailed),
+            QueueOp::Expire { .. } | QueueOp::Look { .. } | QueueOp::Devices(_) | QueueOp::Blob(..) => {
+                Err(StoreFailed)
+            }
         }
     }
 

@@ -11,7 +11,9 @@ use tokio::task::JoinSet;
 use super::engine::{Engine, GIVE_UP};
 use super::mailbox::Mailbox;
 use crate::core::Event;
-use crate::store::{Departed, Depth, QueueAnswer, QueueLook, QueueOp, StoreAnswer, StoreFailed};
+use crate::store::{
+    BlobNote, Departed, Depth, QueueAnswer, QueueLook, QueueOp, RelayName, StoreAnswer, StoreFailed,
+};
 
 /// What the core hears from a queue.
 #[derive(Debug)]
@@ -36,17 +38,21 @@ enum Done {
     /// Not on the mail of anybody.
     Beside,
     Sweep(u64, Vec<(Fingerprint, Mailbox)>, Vec<Departed>),
+    Blobs,
 }
 
 struct Lanes {
     engine: Arc<Engine>,
     by_recipient: HashMap<Fingerprint, Lane>,
+    /// What is to be said of blobs, in order, and whether some of it is being said.
+    blobs: (VecDeque<(u64, RelayName, BlobNote)>, bool),
     running: JoinSet<Done>,
 }
 
 /// Takes groups of operations until nobody is left to send any; then ends what was begun and gives up all sessions.
 pub async fn run(engine: Arc<Engine>, mut groups: mpsc::Receiver<Vec<(u64, QueueOp)>>) {
-    let mut lanes = Lanes { engine, by_recipient: HashMap::new(), running: JoinSet::new() };
+    let mut lanes =
+        Lanes { engine, by_recipient: HashMap::new(), blobs: Default::default(), running: JoinSet::new() };
     let mut open = true;
     while open || !lanes.running.is_empty() {
         tokio::select! {
@@ -57,6 +63,10 @@ pub async fn run(engine: Arc<Engine>, mut groups: mpsc::Receiver<Vec<(u64, Queue
             Some(done) = lanes.running.join_next(), if !lanes.running.is_empty() => match done {
                 Ok(Done::Lane(recipient, mailbox)) => lanes.give_back(recipient, mailbox),
                 Ok(Done::Beside) => {}
+                Ok(Done::Blobs) => {
+                    lanes.blobs.1 = false;
+                    lanes.say_of_blobs();
+                }
                 Ok(Done::Sweep(ticket, mailboxes, gone)) => {
                     for (recipient, mailbox) in mailboxes {
                         lanes.give_back(recipient, mailbox);
@@ -87,6 +97,10 @@ impl Lanes {
                 });
                 return;
             }
+            QueueOp::Blob(relay, note) => {
+                self.blobs.0.push_back((ticket, relay, note));
+                return self.say_of_blobs();
+            }
             QueueOp::Devices(op) => {
                 let engine = Arc::clone(&self.engine);
                 self.running.spawn(async move {
@@ -105,6 +119,21 @@ impl Lanes {
             .or_insert_with(|| Lane { mailbox: Some(Mailbox::default()), waiting: VecDeque::new() });
         lane.waiting.push_back((Instant::now(), ticket, op));
         self.start(recipient);
+    }
+
+    fn say_of_blobs(&mut self) {
+        if self.blobs.0.is_empty() || self.blobs.1 {
+            return;
+        }
+        self.blobs.1 = true;
+        let (notes, engine) = (std::mem::take(&mut self.blobs.0), Arc::clone(&self.engine));
+        self.running.spawn(async move {
+            for (ticket, relay, note) in notes {
+                engine.publish_blob(relay, &note).await;
+                engine.answer(ticket, Ok(QueueAnswer::Done)).await;
+            }
+            Done::Blobs
+        });
     }
 
     /// What this relay knows of waiting mail.

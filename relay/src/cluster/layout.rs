@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use threadline::Fingerprint;
 
-use crate::store::Slot;
+use crate::store::{RelayName, Slot};
 
 /// Mail lies in this many streams.
 pub(super) const SHARDS: u8 = 16;
@@ -62,6 +62,18 @@ pub(super) fn wake_subject(recipient: &Fingerprint) -> String {
 /// Where a relay with a session of `sender` hears what became of its messages.
 pub(super) fn event_subject(sender: &Fingerprint) -> String {
     format!("tl.evt.{sender}")
+}
+
+/// Where a relay hears what others say to it alone.
+pub(super) fn relay_subject(relay: RelayName) -> String {
+    format!("tl.relay.{}", hex::encode(relay))
+}
+
+/// The relay of a key in the bucket of relays.
+pub(super) fn relay_name(key: &str) -> Option<RelayName> {
+    let mut name = RelayName::default();
+    hex::decode_to_slice(key, &mut name).ok()?;
+    Some(name)
 }
 
 /// Number of a message: in all streams one of its own, and in order for each recipient.

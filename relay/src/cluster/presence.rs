@@ -1,6 +1,6 @@
 //! Which relay has the session of an agent (`relay.md` §15.2, §15.4): a claim in the engine, renewed while it lasts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,12 +9,14 @@ use async_nats::jetstream::kv::{CreateErrorKind, Entry, Operation, UpdateErrorKi
 use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use threadline::{Fingerprint, MessageId};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::engine::{Engine, SKEW_MS, bytes, failed, note};
 use super::layout::{self, PRESENCE};
+use super::signs::Signs;
 use crate::core::{ClusterEvent, Gone};
-use crate::store::{Departed, OnlineAgent, Slot, StoreFailed};
+use crate::store::{Departed, OnlineAgent, RelayName, Slot, StoreFailed};
 
 /// A claim is rewritten after this time, spread by a sixth.
 const RENEW: Duration = Duration::from_secs(25);
@@ -23,12 +25,16 @@ const FENCE: Duration = Duration::from_mins(1);
 /// Relays that want the same session at the same time try this often.
 const CLAIMS: u32 = 4;
 const RENEWALS_AT_ONCE: usize = 32;
+/// How often it is looked whether sessions of others are there no more.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The sessions of this relay, and what is known of the others'.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     held: Mutex<HashMap<Fingerprint, Home>>,
     others: Mutex<HashMap<Fingerprint, HashMap<Slot, Elsewhere>>>,
+    /// Which relays live.
+    signs: Mutex<Signs>,
     /// Whether changes of claims are heard of.
     following: AtomicBool,
 }
@@ -40,6 +46,7 @@ struct Elsewhere {
     claim: u64,
     /// Whether it is a device that takes the mail.
     leads: bool,
+    relay: RelayName,
     renewed: Instant,
 }
 
@@ -128,6 +135,16 @@ impl Sessions {
 
     fn others(&self) -> MutexGuard<'_, HashMap<Fingerprint, HashMap<Slot, Elsewhere>>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn signs(&self) -> MutexGuard<'_, Signs> {
+        self.signs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All claims of this relay are written again.
+    pub(super) fn rewrite_all(&self) {
+        let mut held = self.held();
+        held.values_mut().flat_map(|home| home.slots.values_mut()).for_each(|held| held.changed = true);
     }
 
     /// Keys of agents in the directory that have a session here.
@@ -402,13 +419,15 @@ impl Engine {
             let watched = self.bucket(&PRESENCE).watch_with_history(">").await;
             if let Ok(mut watch) = watched {
                 self.sessions.following.store(true, Ordering::Relaxed);
+                let mut look = tokio::time::interval(LOOK);
+                look.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 loop {
-                    let next = tokio::time::timeout(Duration::from_secs(5), watch.next()).await;
-                    self.forget_silent().await;
-                    match next {
-                        Ok(Some(Ok(entry))) => self.moved(&entry).await,
-                        Ok(Some(Err(_)) | None) => break,
-                        Err(_) => {}
+                    tokio::select! {
+                        next = watch.next() => match next {
+                            Some(Ok(entry)) => self.moved(&entry).await,
+                            Some(Err(_)) | None => break,
+                        },
+                        _ = look.tick() => self.forget_silent().await,
                     }
                 }
             }
@@ -429,18 +448,28 @@ impl Engine {
         let theirs = claim.filter(|Claim { node, agent }| {
             *node != self.node && agent.address == address && agent.slot == slot
         });
-        let Some(Claim { agent, .. }) = theirs else {
+        let relay = theirs.as_ref().and_then(|claim| layout::relay_name(&claim.node));
+        let (Some(Claim { mut agent, .. }), Some(relay)) = (theirs, relay) else {
             if self.sessions.forget_other(&address, slot) {
                 self.tell(ClusterEvent::Left { address, slot }).await;
             }
             return;
         };
-        let now =
-            Elsewhere { claim: hash_of(&entry.value), leads: agent.lead.is_some(), renewed: Instant::now() };
-        let news = now.claim;
-        let known = self.sessions.others().entry(address).or_default().insert(slot, now);
-        if known.is_none_or(|before| before.claim != news) {
-            self.tell(ClusterEvent::Came(Box::new(agent))).await;
+        agent.relay = relay;
+        let renewed = Instant::now();
+        let dead = {
+            let mut signs = self.sessions.signs();
+            signs.expect(relay, renewed);
+            signs.is_dead(relay)
+        };
+        // What a dead relay left behind is read again with every new watch.
+        if !dead {
+            let claim = hash_of(&entry.value);
+            let now = Elsewhere { claim, leads: agent.lead.is_some(), relay, renewed };
+            let known = self.sessions.others().entry(address).or_default().insert(slot, now);
+            if known.is_none_or(|before| before.claim != claim) {
+                self.tell(ClusterEvent::Came(Box::new(agent))).await;
+            }
         }
         let ours = self.sessions.held().get(&address).and_then(|home| Some(home.slots.get(&slot)?.revision));
         if ours.is_some_and(|ours| ours != 0 && ours < entry.revision) {
@@ -448,14 +477,21 @@ impl Engine {
         }
     }
 
-    /// The expiry of a claim is silent.
+    /// The expiry of a claim is silent, and so is the death of a relay.
     async fn forget_silent(&self) {
-        let mut silent = Vec::new();
-        self.sessions.others().retain(|address, slots| {
-            let gone = slots.extract_if(|_, session| session.renewed.elapsed() > PRESENCE.life);
-            silent.extend(gone.map(|(slot, _)| (*address, slot)));
-            !slots.is_empty()
-        });
+        let (mut silent, mut relays) = (Vec::new(), HashSet::new());
+        {
+            let mut signs = self.sessions.signs();
+            self.sessions.others().retain(|address, slots| {
+                let gone = slots.extract_if(|_, session| {
+                    session.renewed.elapsed() > PRESENCE.life || signs.is_dead(session.relay)
+                });
+                silent.extend(gone.map(|(slot, _)| (*address, slot)));
+                relays.extend(slots.values().map(|session| session.relay));
+                !slots.is_empty()
+            });
+            signs.keep(|relay| relays.contains(&relay), Instant::now());
+        }
         for (address, slot) in silent {
             self.tell(ClusterEvent::Left { address, slot }).await;
         }
@@ -492,6 +528,7 @@ mod tests {
             slot: None,
             lead: None,
             siblings: Vec::new(),
+            relay: RelayName::default(),
         }
     }
 

@@ -32,7 +32,10 @@ impl Engine {
             }
         };
         tasks.spawn(until(stop.clone(), Box::pin(Arc::clone(self).beat())));
+        tasks.spawn(until(stop.clone(), Box::pin(Arc::clone(self).keep_claims())));
         tasks.spawn(until(stop.clone(), Box::pin(Arc::clone(self).poll())));
+        tasks.spawn(until(stop.clone(), Box::pin(Arc::clone(self).follow_relays())));
+        tasks.spawn(until(stop.clone(), Box::pin(Arc::clone(self).follow_blobs())));
         tasks.spawn(until(stop.clone(), Box::pin(Arc::clone(self).follow_presence())));
         tasks.spawn(until(stop.clone(), Box::pin(Arc::clone(self).follow_seen())));
         tasks.spawn(until(stop.clone(), Box::pin(Arc::clone(self).follow_correspondents())));
@@ -44,7 +47,13 @@ impl Engine {
         loop {
             let value = serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "at": now_ms()}).to_string();
             match self.bucket(&NODES).put(&self.node, value.into()).await {
-                Ok(_) => last = Instant::now(),
+                Ok(_) => {
+                    // Others may have taken this relay for dead.
+                    if last.elapsed() > NODES.life / 2 {
+                        self.sessions.rewrite_all();
+                    }
+                    last = Instant::now();
+                }
                 Err(error) => note(&error),
             }
             if open != (last.elapsed() < UNREADY) {
@@ -59,8 +68,33 @@ impl Engine {
                     self.tell(ClusterEvent::CutOff).await;
                 }
             }
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    /// Rewrites what is due; where that takes its time, the sign of life does not wait for it.
+    async fn keep_claims(self: Arc<Self>) {
+        loop {
             self.renew().await;
             tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    /// Hears which relays live.
+    async fn follow_relays(self: Arc<Self>) {
+        loop {
+            if let Ok(mut watch) = self.bucket(&NODES).watch_with_history(">").await {
+                while let Some(Ok(entry)) = watch.next().await {
+                    let Some(relay) = layout::relay_name(&entry.key) else { continue };
+                    let (mut signs, now) = (self.sessions.signs(), Instant::now());
+                    match entry.operation {
+                        Operation::Put if relay == self.name => signs.heard_ourselves(now),
+                        Operation::Put => signs.heard(relay, now),
+                        Operation::Delete | Operation::Purge => signs.ended(relay, now),
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 

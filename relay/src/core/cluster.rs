@@ -13,7 +13,7 @@ use threadline::{Fingerprint, MessageId};
 use super::presence::{encode, matches};
 use super::{ConnId, Core, Pending, Timer};
 use crate::config::EngineKind;
-use crate::store::{Departed, OnlineAgent, QueueOp, QueueTotals, RegistryOp, Slot};
+use crate::store::{BlobNote, Departed, OnlineAgent, QueueOp, QueueTotals, RegistryOp, RelayName, Slot};
 
 /// News from another relay, or from the engine that they share.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub enum ClusterEvent {
     },
     /// A message of a sender here left custody elsewhere.
     Gone(Gone),
+    /// Another relay says something of a blob.
+    Blob(RelayName, BlobNote),
     /// Totals of the whole queue.
     Totals(QueueTotals),
     /// The engine cannot be reached for so long that clients are better off elsewhere.
@@ -89,6 +91,7 @@ impl Core {
             slot: session.slot(),
             lead: session.device.as_ref().and_then(|device| device.lead()),
             siblings: session.siblings.to_vec(),
+            relay: RelayName::default(),
         };
         self.store_queue(Pending::Quiet, QueueOp::Online(Box::new(agent)));
     }
@@ -150,6 +153,7 @@ impl Core {
                 self.replaced_elsewhere(&address, device, now_ms);
             }
             ClusterEvent::Gone(gone) => self.gone_elsewhere(gone, now_ms),
+            ClusterEvent::Blob(relay, note) => self.blob_news(relay, note, now_ms),
             ClusterEvent::Totals(totals) => self.totals = totals,
             ClusterEvent::CutOff => {
                 let live: Vec<ConnId> =

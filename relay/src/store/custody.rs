@@ -236,8 +236,8 @@ impl<M: Medium> Custody<M> {
             QueueOp::Look { .. } | QueueOp::Backlog { .. } | QueueOp::Online(_) | QueueOp::Offline { .. } => {
                 Ok(QueueAnswer::Done)
             }
-            // Of one relay they are in its registry.
-            QueueOp::Devices(_) => Err(StoreFailed),
+            // Of one relay devices are in its registry, and there is no other to talk to.
+            QueueOp::Devices(_) | QueueOp::Blob(..) => Err(StoreFailed),
         }
     }
 

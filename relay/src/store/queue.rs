@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use threadline::v1::frames::{Metadata, Visibility};
 use threadline::{Fingerprint, MessageId};
 
+use super::blob_note::{BlobNote, RelayName};
 use super::registry::devices::{DeviceAnswer, DeviceOp};
 
 /// Limits of custody (`relay.md` §7.2).
@@ -153,6 +154,9 @@ pub struct OnlineAgent {
     /// Who may know that it is there even when it is private.
     #[serde(default)]
     pub siblings: Vec<Fingerprint>,
+    /// The relay that has it, of sessions on other relays.
+    #[serde(skip)]
+    pub relay: RelayName,
 }
 
 /// Operations on the queue.
@@ -187,6 +191,8 @@ pub enum QueueOp {
         /// Which.
         slot: Slot,
     },
+    /// Says something of a blob to another relay, which may not hear it.
+    Blob(RelayName, BlobNote),
     /// Devices, keys and leases where several relays share them. What one relay has for itself is in its registry.
     Devices(Box<DeviceOp>),
     /// Reads waiting messages in order of acceptance.
@@ -254,7 +260,7 @@ impl QueueOp {
             | Self::Confirm { recipient, .. }
             | Self::Drop { recipient, .. } => Some(*recipient),
             // Whoever changes one of them says what it was before.
-            Self::Expire { .. } | Self::Look { .. } | Self::Devices(_) => None,
+            Self::Expire { .. } | Self::Look { .. } | Self::Devices(_) | Self::Blob(..) => None,
         }
     }
 
@@ -276,7 +282,7 @@ pub enum QueueAnswer {
         /// Whether the recipient wrote to the sender in the last 30 days.
         reply: bool,
     },
-    /// To [`QueueOp::Arrived`], [`QueueOp::Online`] and [`QueueOp::Offline`].
+    /// To [`QueueOp::Arrived`], [`QueueOp::Online`], [`QueueOp::Offline`] and [`QueueOp::Blob`].
     Done,
     /// To [`QueueOp::Backlog`].
     Backlog {

@@ -1,9 +1,12 @@
 //! Blobs pass through the relay, as far as their recipient wants them to.
 
+use std::time::{Duration, Instant};
+
 use threadline::v2::blob::{BlobDesk, BlobStep, MAX_RELAYED, seal};
 use threadline::v2::frames::{BlobData, BlobGo, BlobOpen, Frame};
 use threadline::v2::{Bin, Blob, Code};
 
+use super::client::PATIENCE;
 use super::process::Relay;
 use super::v2::{Session, key};
 
@@ -21,36 +24,86 @@ fn is_blob(frame: &Frame) -> bool {
     matches!(frame, Frame::BlobOpen(_) | Frame::BlobGo(_) | Frame::BlobData(_) | Frame::BlobEnd(_))
 }
 
+/// A blob on its way from one node to another, each with its session.
+pub(crate) struct Passage {
+    sends: BlobDesk,
+    takes: BlobDesk,
+    from: u8,
+    to: u8,
+    id: Bin<32>,
+    bytes: Vec<u8>,
+    request: u32,
+}
+
+impl Passage {
+    pub(crate) fn new(from: u8, to: u8, length: u32) -> Self {
+        let plain: Vec<u8> = (0..length).map(|n| n as u8).collect();
+        let (id, bytes) = seal(&Bin([5; 32]), &plain);
+        let (sends, takes) = (BlobDesk::default(), BlobDesk::default());
+        Self { sends, takes, from, to, id, bytes, request: 0 }
+    }
+
+    /// The recipient wants it, and the sender asks its relay; again, where a session was lost.
+    pub(crate) async fn begin(&mut self, sender: &mut Session, recipient: &mut Session) {
+        self.sends.lost(0);
+        self.takes.lost(0);
+        self.takes.want(key(self.from), self.id, self.bytes.len() as u64, 0);
+        self.sends.offer(key(self.to), self.id, self.bytes.clone(), 0);
+        let begun = Instant::now();
+        loop {
+            self.request += 1;
+            self.sends.asked(0, self.request, &self.id);
+            sender.say(open_frame(self.request, self.id, self.to, self.bytes.len() as u64)).await;
+            let id = self.id;
+            let opened = recipient.expect(move |frame| match frame {
+                Frame::BlobOpen(open) if open.id == id => Some(open),
+                _ => None,
+            });
+            // Whoever is led to a relay that is gone asks again.
+            if let Ok(open) = tokio::time::timeout(Duration::from_secs(1), opened).await {
+                return self.give(sender, recipient, open.into()).await;
+            }
+            assert!(begun.elapsed() < PATIENCE, "nobody leads to the recipient");
+        }
+    }
+
+    /// What the recipient's node says to a frame, and the sender's to that.
+    async fn give(&mut self, sender: &mut Session, recipient: &mut Session, frame: Frame) {
+        for step in self.takes.handle(0, frame, 0) {
+            let BlobStep::Say(_, frame) = step else { panic!("{step:?}") };
+            recipient.say(*frame).await;
+            let go = sender.expect(|frame| matches!(frame, Frame::BlobGo(_)).then_some(frame)).await;
+            for step in self.sends.handle(0, go, 0) {
+                let BlobStep::Say(_, frame) = step else { panic!("{step:?}") };
+                sender.say(*frame).await;
+            }
+        }
+    }
+
+    /// Passes on so many frames, or all of it.
+    pub(crate) async fn pass(&mut self, sender: &mut Session, recipient: &mut Session, most: usize) -> bool {
+        for _ in 0..most {
+            let frame = recipient.expect(|frame| is_blob(&frame).then_some(frame)).await;
+            if matches!(frame, Frame::BlobEnd(_)) {
+                let steps = self.takes.handle(0, frame, 0);
+                let [BlobStep::Arrived(_, bytes)] = &steps[..] else { panic!("{steps:?}") };
+                assert!(*bytes == self.bytes, "it is another one");
+                return true;
+            }
+            self.give(sender, recipient, frame).await;
+        }
+        false
+    }
+}
+
 #[tokio::test]
 async fn a_blob_arrives_whole_and_is_counted() {
     let dir = tempfile::tempdir().expect("dir");
     let relay = Relay::start(dir.path());
     let (mut alice, mut bob) = (Session::log_in(relay.at, 1).await, Session::log_in(relay.at, 2).await);
-    let plain: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
-    let (id, bytes) = seal(&Bin([5; 32]), &plain);
-    let (mut sends, mut takes) = (BlobDesk::default(), BlobDesk::default());
-    assert!(takes.want(key(1), id, bytes.len() as u64, 0));
-    sends.offer(key(2), id, bytes.clone(), 0);
-    sends.asked(0, 7, &id);
-    alice.say(open_frame(7, id, 2, bytes.len() as u64)).await;
-    let arrived = 'all: loop {
-        let frame = bob.expect(|frame| is_blob(&frame).then_some(frame)).await;
-        for step in takes.handle(0, frame, 0) {
-            match step {
-                BlobStep::Say(_, frame) => {
-                    bob.say(*frame).await;
-                    let go = alice.expect(|frame| is_blob(&frame).then_some(frame)).await;
-                    for step in sends.handle(0, go, 0) {
-                        let BlobStep::Say(_, frame) = step else { panic!("{step:?}") };
-                        alice.say(*frame).await;
-                    }
-                }
-                BlobStep::Arrived(_, bytes) => break 'all bytes,
-                BlobStep::Damaged(..) => panic!("damaged"),
-            }
-        }
-    };
-    assert!(arrived == bytes);
+    let mut passage = Passage::new(1, 2, 3_000_000);
+    passage.begin(&mut alice, &mut bob).await;
+    assert!(passage.pass(&mut alice, &mut bob, usize::MAX).await);
     let metrics = reqwest::get(format!("http://{}/health", relay.at)).await.expect("answers");
     assert!(metrics.status().is_success());
 }

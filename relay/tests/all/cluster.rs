@@ -244,10 +244,14 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
     let mut relays: Vec<Option<Relay>> = dirs.iter().map(|dir| Some(nats.relay(dir.path()))).collect();
     let (mut inbox, mut next, mut open) = (Inbox::default(), 0_u64, BTreeSet::<u64>::new());
     let mut repeated = BTreeSet::new();
+    let start = Instant::now();
     for round in 0..6_usize {
         let at = |n: usize| relays[n % 3].as_ref().expect("runs").at;
+        println!("{:5.1} s: round {round}, {} open", start.elapsed().as_secs_f32(), open.len());
         let mut recipient = Client::log_in(at(round + 1), 2).await;
+        println!("{:5.1} s: recipient in", start.elapsed().as_secs_f32());
         let mut sender = Client::log_in(at(round), 1).await;
+        println!("{:5.1} s: sender in", start.elapsed().as_secs_f32());
         let fresh = next..next + 30;
         next = fresh.end;
         repeated.extend(open.iter().copied());
@@ -279,6 +283,7 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
                 },
             }
         }
+        println!("{:5.1} s: round over, {} open", start.elapsed().as_secs_f32(), open.len());
         if round % 2 == 0 {
             nats.revive(round % 3);
         }
@@ -286,8 +291,10 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
             *relay = Some(nats.relay(dir.path()));
         }
     }
+    println!("{:5.1} s: all run again", start.elapsed().as_secs_f32());
     repeated.extend(open.iter().copied());
     let mut sender = Client::log_in(relays[1].as_ref().expect("runs").at, 1).await;
+    println!("{:5.1} s: sender in", start.elapsed().as_secs_f32());
     let begun = Instant::now();
     while !open.is_empty() && begun.elapsed() < PATIENCE {
         for n in open.clone() {
@@ -297,7 +304,9 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
             answered(&frame).map(|n| open.remove(&n));
         }
     }
+    println!("{:5.1} s: all accepted", start.elapsed().as_secs_f32());
     let mut recipient = Client::log_in(relays[2].as_ref().expect("runs").at, 2).await;
+    println!("{:5.1} s: recipient in", start.elapsed().as_secs_f32());
     // What a killed relay had taken from the engine comes again when the engine misses its confirmation.
     let begun = Instant::now();
     while (0..next).any(|n| !inbox.seen.contains(&n)) && begun.elapsed() < 3 * PATIENCE {

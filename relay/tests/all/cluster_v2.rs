@@ -11,8 +11,9 @@ use threadline::v2::frames::{
     Standing, Taken, Target, Via, Visibility, Watch,
 };
 use threadline::v2::objects::{ONE_TIME, Prekey, Signed};
-use threadline::v2::{Bin, Code};
+use threadline::v2::{Bin, Code, Key};
 
+use super::blobs::Passage;
 use super::client::{Client, PATIENCE, agent};
 use super::cluster::{Nats, dirs};
 use super::process::Relay;
@@ -248,6 +249,70 @@ async fn quic_at_one_relay_and_websocket_at_another_are_one_network() {
     assert_eq!(quic::end(&bob.connection).await, 5);
     alice.send(2, 6, 1).await;
     assert_eq!(moved.delivered().await.id, FrameId::Bin(Bin([6; 16])));
+}
+
+#[tokio::test]
+async fn a_blob_passes_from_one_relay_to_another_and_is_asked_for_again_when_one_dies() {
+    let nats = Nats::start(1);
+    let [a, b, c] = dirs();
+    let (here, there, third) = (nats.relay(a.path()), nats.relay(b.path()), nats.relay(c.path()));
+    let mut alice = Session::log_in(here.at, 1).await;
+    let mut bob = Session::log_in(there.at, 2).await;
+    let mut passage = Passage::new(1, 2, 3_000_000);
+    passage.begin(&mut alice, &mut bob).await;
+    assert!(passage.pass(&mut alice, &mut bob, usize::MAX).await, "over two relays");
+    // That of the recipient dies.
+    passage.begin(&mut alice, &mut bob).await;
+    assert!(!passage.pass(&mut alice, &mut bob, 20).await);
+    there.kill();
+    let mut bob = Session::log_in(third.at, 2).await;
+    passage.begin(&mut alice, &mut bob).await;
+    assert!(!passage.pass(&mut alice, &mut bob, 20).await);
+    // That of the sender dies.
+    here.kill();
+    let back = nats.relay(b.path());
+    let mut alice = Session::log_in(back.at, 1).await;
+    passage.begin(&mut alice, &mut bob).await;
+    assert!(passage.pass(&mut alice, &mut bob, usize::MAX).await, "whole in the end");
+}
+
+/// The next news of so many agents, and whether each is there.
+async fn news_of(session: &mut Session, agents: usize, within: Duration) -> BTreeMap<Key, bool> {
+    let (begun, mut news) = (Instant::now(), BTreeMap::new());
+    while news.len() < agents {
+        assert!(begun.elapsed() < within, "only {news:?} after {within:?}");
+        let frames = session.rest().await.into_iter().filter_map(presence);
+        news.extend(frames.map(|presence| (presence.key, presence.on)));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    news
+}
+
+/// A relay dies with its sessions, or only sleeps: the others do not wait until its claims expire.
+#[tokio::test]
+async fn sessions_of_a_killed_relay_are_gone_within_seconds() {
+    const SOON: Duration = Duration::from_secs(25);
+    let nats = Nats::start(1);
+    let [a, b, c] = dirs();
+    let (here, there, third) = (nats.relay(a.path()), nats.relay(b.path()), nats.relay(c.path()));
+    let mut alice = Session::log_in(here.at, 1).await;
+    let _bob = Session::log_in(there.at, 2).await;
+    let _carol = Session::log_in(third.at, 3).await;
+    alice.say(Watch { keys: vec![key(2), key(3)], all: false }).await;
+    assert_eq!(news_of(&mut alice, 2, SOON).await, [(key(2), true), (key(3), true)].into());
+    alice.send(2, 1, 1).await;
+    assert_eq!(alice.answer(1).await.expect("accepted").st, Standing::Live);
+    let begun = Instant::now();
+    there.kill();
+    third.signal(rustix::process::Signal::STOP);
+    assert_eq!(news_of(&mut alice, 2, SOON).await, [(key(2), false), (key(3), false)].into());
+    println!("noticed after {:.1} s", begun.elapsed().as_secs_f32());
+    alice.send(2, 2, 1).await;
+    assert_eq!(alice.answer(2).await.expect("accepted").st, Standing::Queued);
+    third.signal(rustix::process::Signal::CONT);
+    assert_eq!(news_of(&mut alice, 1, SOON).await, [(key(3), true)].into());
+    alice.send(3, 3, 1).await;
+    assert_eq!(alice.answer(3).await.expect("accepted").st, Standing::Live);
 }
 
 /// What one recipient got.

@@ -78,7 +78,7 @@ impl Core {
             }
             (Frame::BlobOpen(open), _) => self.blob_opened(id, &open, now_ms),
             (Frame::BlobGo(go), _) if of_blob => self.blob_goes_on(&go, now_ms),
-            (Frame::BlobData(data), _) if of_blob => self.blob_piece(id, data, now_ms),
+            (Frame::BlobData(data), _) if of_blob => self.blob_piece(data, now_ms),
             (Frame::BlobEnd(end), _) if of_blob => self.blob_ended(&end),
             // What was given up may still be under way.
             (Frame::BlobGo(_) | Frame::BlobData(_) | Frame::BlobEnd(_), _) => {}
