@@ -175,6 +175,7 @@ struct Driver {
     /// Questions to a relay's directory, by its number and theirs.
     searches: HashMap<(usize, u32), oneshot::Sender<Found>>,
     swept_at: u64,
+    begun: Instant,
     /// What this machine sent from when that was last looked at.
     network: [Option<IpAddr>; 2],
     withheld: bool,
@@ -210,6 +211,7 @@ impl Driver {
             there: BTreeMap::new(),
             searches: HashMap::new(),
             swept_at: now,
+            begun: Instant::now(),
             network: local_addresses(),
             withheld: false,
             status,
@@ -319,6 +321,11 @@ impl Driver {
         unix(self.deps.now)
     }
 
+    /// Milliseconds since the start, whatever happens to the clock.
+    fn uptime(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     async fn keep(&self, commit: Commit) -> Result<(), Trouble> {
         self.keep_with(commit, Vec::new()).await
     }
@@ -364,7 +371,7 @@ impl Driver {
         let patience = self.courier.waits().then(|| now.saturating_add(1_000));
         let own = [
             self.mail.next_due().map(|at| at.max(now.saturating_add(200))),
-            self.mail.next_dispatch(),
+            self.mail.next_dispatch().map(|at| now.saturating_add(at.saturating_sub(self.uptime()))),
             self.mail.next_claim().map(|at| at.max(now.saturating_add(200))),
             patience,
             Some(self.swept_at.saturating_add(SWEEP_MS)),
@@ -716,7 +723,7 @@ impl Driver {
     }
 
     async fn dispatch(&mut self, now: u64) -> Result<(), Trouble> {
-        let (commit, dispatched) = self.mail.dispatch(now);
+        let (commit, dispatched) = self.mail.dispatch(self.uptime());
         let some = !dispatched.is_empty();
         for message in dispatched {
             if message.row.content.kind == WORD_TYPE {

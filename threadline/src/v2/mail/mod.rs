@@ -54,6 +54,8 @@ pub struct Mail {
     records: Records,
     /// Since when each message waits for a carrier's answer, Unix ms.
     in_flight: BTreeMap<(Key, Id), u64>,
+    /// Since when opened messages wait for those before them, by a clock that nobody sets.
+    waiting_since: BTreeMap<(Key, Id), u64>,
     arrivals: BTreeMap<Key, Vec<u64>>,
     fallback_while_stocked: Vec<u64>,
     stocked: u16,
@@ -72,6 +74,7 @@ impl Mail {
             identity,
             records,
             in_flight: BTreeMap::new(),
+            waiting_since: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             fallback_while_stocked: Vec::new(),
             stocked: 0,

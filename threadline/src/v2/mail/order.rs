@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use super::{Commit, InThread, InThreadKey, InboxRow, Mail, Write};
 
-/// A message that came too early is handed on after this, ms.
+/// A message that came too early is handed on after this, ms. It is measured while the process runs: a clock that is set
+/// and a restart end no wait.
 pub const HOLD_MS: u64 = 30_000;
 /// So many messages of a thread wait for a missing one.
 pub const HOLD_MESSAGES: usize = 64;
@@ -36,8 +37,12 @@ pub struct Dispatched {
 }
 
 impl Mail {
-    /// Messages to hand on now. The commit is stored after they were handed on.
-    pub fn dispatch(&mut self, now_ms: u64) -> (Commit, Vec<Dispatched>) {
+    /// Messages to hand on now. The commit is stored after they were handed on. `uptime_ms` is a clock that only goes
+    /// forward and nobody sets, from any beginning.
+    pub fn dispatch(&mut self, uptime_ms: u64) -> (Commit, Vec<Dispatched>) {
+        for message in self.records.inbox.keys() {
+            self.waiting_since.entry(*message).or_insert(uptime_ms);
+        }
         let mut threads: BTreeMap<InThreadKey, BTreeMap<(u64, crate::v2::Id), InboxRow>> = BTreeMap::new();
         for row in self.records.inbox.values() {
             let key = (row.peer, row.device, row.content.thread.clone());
@@ -48,8 +53,8 @@ impl Mail {
             let before = self.records.in_threads.get(&key).copied().unwrap_or_default();
             let mut place = before;
             let mut waiting = rows.len();
-            let overdue = rows.values().map(|row| row.opened_at).min().unwrap_or(now_ms);
-            let patience_over = overdue.saturating_add(HOLD_MS) <= now_ms;
+            let since = rows.values().filter_map(|row| self.waiting_since.get(&(row.peer, row.id)));
+            let patience_over = since.min().is_some_and(|since| since.saturating_add(HOLD_MS) <= uptime_ms);
             for row in rows.into_values() {
                 let early = row.content.seq > place.seq.saturating_add(1);
                 if early && !patience_over && waiting <= HOLD_MESSAGES {
@@ -64,12 +69,14 @@ impl Mail {
                 self.put(&mut commit, Write::InThread(key, place));
             }
         }
+        let inbox = &self.records.inbox;
+        self.waiting_since.retain(|message, _| inbox.contains_key(message));
         (commit, dispatched)
     }
 
-    /// When a message that waits is handed on at the latest, Unix ms.
+    /// When a message that waits is handed on at the latest, by the clock of [`Mail::dispatch`].
     pub fn next_dispatch(&self) -> Option<u64> {
-        self.records.inbox.values().map(|row| row.opened_at.saturating_add(HOLD_MS)).min()
+        self.waiting_since.values().min().map(|since| since.saturating_add(HOLD_MS))
     }
 }
 
