@@ -71,6 +71,13 @@ impl Nats {
         }
     }
 
+    /// Comes back with nothing.
+    fn wipe(&mut self, n: usize) {
+        self.kill(n);
+        std::fs::remove_dir_all(self.dir.path().join(n.to_string())).expect("removes");
+        self.revive(n);
+    }
+
     fn urls(&self) -> String {
         let urls: Vec<String> =
             self.ports.iter().map(|(client, _)| format!("nats://127.0.0.1:{client}")).collect();
@@ -202,6 +209,33 @@ fn a_plain_connection_to_another_host_is_refused() {
     assert_eq!(code, Some(2));
     assert!(text.contains("tls://host:port") && text.contains("64 hex digits"), "{text}");
     assert!(!text.contains("short"), "{text}");
+}
+
+/// Everything in the engine is lost: what the relays know of the directory feeds it again.
+#[tokio::test]
+async fn a_wiped_engine_gets_its_directory_back_from_a_relay() {
+    let mut nats = Nats::start(1);
+    let [a, b, c] = dirs();
+    let (here, there) = (nats.relay(a.path()), nats.relay(b.path()));
+    let listed = |at: SocketAddr| async move {
+        let url = format!("http://{at}/v1/registry/agent/{}", address(1));
+        reqwest::get(url).await.expect("answers").status().as_u16()
+    };
+    let _alice = Client::log_in_as(here.at, 1, Visibility::Public).await;
+    wait_for(PATIENCE, "the other relay knows it", || listed(there.at), |code| *code == 200).await;
+    here.kill();
+    there.kill();
+    nats.wipe(0);
+    let (again, new) = (nats.relay(b.path()), nats.relay(c.path()));
+    for relay in [&again, &new] {
+        wait_for(PATIENCE, "it is known again", || listed(relay.at), |code| *code == 200).await;
+    }
+    // Who had mail waiting there sends it again; for new mail there is room.
+    let mut sender = Client::log_in(again.at, 2).await;
+    sender.send(1, "after").await;
+    assert_eq!(sender.next("ack").await["status"], "queued");
+    let mut alice = Client::log_in(new.at, 1).await;
+    assert_eq!(alice.message_id().await, "after");
 }
 
 /// What one recipient got.
