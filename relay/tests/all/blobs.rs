@@ -7,7 +7,7 @@ use threadline::v2::frames::{BlobData, BlobGo, BlobOpen, Frame};
 use threadline::v2::{Bin, Blob, Code};
 
 use super::client::PATIENCE;
-use super::process::Relay;
+use super::stores::{House, On, on_every_store};
 use super::v2::{Session, key};
 
 fn open_frame(rid: u32, id: Bin<32>, to: u8, size: u64) -> BlobOpen {
@@ -96,10 +96,9 @@ impl Passage {
     }
 }
 
-#[tokio::test]
-async fn a_blob_arrives_whole_and_is_counted() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn a_blob_arrives_whole_and_is_counted(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let (mut alice, mut bob) = (Session::log_in(relay.at, 1).await, Session::log_in(relay.at, 2).await);
     let mut passage = Passage::new(1, 2, 3_000_000);
     passage.begin(&mut alice, &mut bob).await;
@@ -108,10 +107,9 @@ async fn a_blob_arrives_whole_and_is_counted() {
     assert!(metrics.status().is_success());
 }
 
-#[tokio::test]
-async fn no_more_passes_than_the_recipient_wants() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start_with(dir.path(), &["limits.blob_mib_per_hour=40"]);
+async fn no_more_passes_than_the_recipient_wants(on: On) {
+    let house = House::on(on);
+    let relay = house.relay_with(&["limits.blob_mib_per_hour=40"]);
     let (mut alice, mut bob) = (Session::log_in(relay.at, 1).await, Session::log_in(relay.at, 2).await);
     let id = |n: u8| Bin([n; 32]);
     alice.say(open_frame(1, id(1), 2, MAX_RELAYED + 1)).await;
@@ -162,3 +160,5 @@ async fn no_more_passes_than_the_recipient_wants() {
     assert_eq!(fault(&mut alice).await, (Some(7), Code::UnknownRecipient), "a session is not its successor");
     assert!(!again.rest().await.iter().any(is_blob));
 }
+
+on_every_store!(a_blob_arrives_whole_and_is_counted, no_more_passes_than_the_recipient_wants,);

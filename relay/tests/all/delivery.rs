@@ -6,14 +6,13 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::client::{Client, PATIENCE, envelope};
-use super::process::Relay;
+use super::stores::{House, On, on_every_store};
 
 const QUIET: Duration = Duration::from_millis(700);
 
-#[tokio::test]
-async fn accepted_messages_survive_kill_9_exactly_once_and_in_order() {
-    let dir = tempfile::tempdir().expect("dir");
-    let mut relay = Relay::start(dir.path());
+async fn accepted_messages_survive_kill_9_exactly_once_and_in_order(on: On) {
+    let house = House::on(on);
+    let mut relay = house.relay();
     let (mut accepted, mut next) = (Vec::new(), 0);
     for round in 0..4 {
         let mut sender = Client::log_in(relay.at, 1).await;
@@ -28,7 +27,7 @@ async fn accepted_messages_survive_kill_9_exactly_once_and_in_order() {
             accepted.push(ack["messageId"].as_str().expect("id").to_owned());
         }
         relay.kill();
-        relay = Relay::start(dir.path());
+        relay = house.relay();
     }
     let mut recipient = Client::log_in(relay.at, 2).await;
     let mut got = Vec::new();
@@ -44,10 +43,9 @@ async fn accepted_messages_survive_kill_9_exactly_once_and_in_order() {
     assert!(got.is_sorted(), "in order");
 }
 
-#[tokio::test]
-async fn a_delivery_that_was_not_confirmed_comes_again_after_kill_9() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn a_delivery_that_was_not_confirmed_comes_again_after_kill_9(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let mut recipient = Client::log_in(relay.at, 2).await;
     recipient.answers_pings = false;
     let mut sender = Client::log_in(relay.at, 1).await;
@@ -55,7 +53,7 @@ async fn a_delivery_that_was_not_confirmed_comes_again_after_kill_9() {
     assert_eq!(recipient.message_id().await, "m1");
     assert_eq!(sender.next("ack").await["status"], "queued", "after two seconds without confirmation");
     relay.kill();
-    let relay = Relay::start(dir.path());
+    let relay = house.relay();
     let mut recipient = Client::log_in(relay.at, 2).await;
     assert_eq!(recipient.message_id().await, "m1");
     recipient.ack("m1").await;
@@ -65,10 +63,9 @@ async fn a_delivery_that_was_not_confirmed_comes_again_after_kill_9() {
     assert!(recipient.rest(QUIET).await.is_empty());
 }
 
-#[tokio::test]
-async fn an_old_client_that_never_acknowledges_is_served_by_its_pongs() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn an_old_client_that_never_acknowledges_is_served_by_its_pongs(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let mut recipient = Client::log_in(relay.at, 2).await;
     let mut sender = Client::log_in(relay.at, 1).await;
     let reading = tokio::spawn(async move {
@@ -84,20 +81,18 @@ async fn an_old_client_that_never_acknowledges_is_served_by_its_pongs() {
     assert!(again.rest(QUIET).await.is_empty(), "not again");
 }
 
-#[tokio::test]
-async fn the_newer_session_displaces_the_older() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn the_newer_session_displaces_the_older(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let mut first = Client::log_in(relay.at, 1).await;
     let _second = Client::log_in(relay.at, 1).await;
     assert_eq!(first.next("displaced").await["type"], "displaced");
     assert_eq!(first.closed().await, 4001);
 }
 
-#[tokio::test]
-async fn a_reader_that_stands_still_delays_nobody() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn a_reader_that_stands_still_delays_nobody(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let _stuck = Client::log_in(relay.at, 2).await;
     let mut fine = Client::log_in(relay.at, 3).await;
     let mut sender = Client::log_in(relay.at, 1).await;
@@ -110,10 +105,9 @@ async fn a_reader_that_stands_still_delays_nobody() {
     assert_eq!(id, "quick");
 }
 
-#[tokio::test]
-async fn bad_frames_are_named_and_large_ones_close() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn bad_frames_are_named_and_large_ones_close(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let mut client = Client::log_in(relay.at, 1).await;
     for bad in ["not json", "{}", r#"{"type":"message"}"#, r#"{"type":"bogus"}"#] {
         client.say(bad).await;
@@ -128,10 +122,9 @@ async fn bad_frames_are_named_and_large_ones_close() {
     Client::log_in(relay.at, 1).await;
 }
 
-#[tokio::test]
-async fn sigterm_drains_and_keeps_the_mail() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn sigterm_drains_and_keeps_the_mail(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let mut sender = Client::log_in(relay.at, 1).await;
     sender.send(2, "m1").await;
     assert_eq!(sender.next("ack").await["status"], "queued");
@@ -139,7 +132,17 @@ async fn sigterm_drains_and_keeps_the_mail() {
     assert_eq!(sender.closed().await, 1001);
     drop(sender);
     assert_eq!(stopping.await.expect("stops"), Some(0));
-    let relay = Relay::start(dir.path());
+    let relay = house.relay();
     let mut recipient = Client::log_in(relay.at, 2).await;
     assert_eq!(recipient.message_id().await, "m1");
 }
+
+on_every_store!(
+    accepted_messages_survive_kill_9_exactly_once_and_in_order,
+    a_delivery_that_was_not_confirmed_comes_again_after_kill_9,
+    an_old_client_that_never_acknowledges_is_served_by_its_pongs,
+    the_newer_session_displaces_the_older,
+    a_reader_that_stands_still_delays_nobody,
+    bad_frames_are_named_and_large_ones_close,
+    sigterm_drains_and_keeps_the_mail,
+);

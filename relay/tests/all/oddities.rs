@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::client::{Client, address, envelope};
-use super::process::Relay;
+use super::stores::{House, On, on_every_store};
 
 /// Sends one frame and returns the type and code, or status and reason, of its answer.
 async fn answer(client: &mut Client, text: &str) -> Option<(String, String)> {
@@ -29,11 +29,9 @@ fn with(member: &str, value: Value) -> String {
     json!({"type": "message", "envelope": message}).to_string()
 }
 
-#[tokio::test]
-async fn odd_frames_are_answered_and_end_nothing() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay =
-        Relay::start_with(dir.path(), &["limits.junk_per_minute=1000", "limits.discover_per_minute=1000"]);
+async fn odd_frames_are_answered_and_end_nothing(on: On) {
+    let house = House::on(on);
+    let relay = house.relay_with(&["limits.junk_per_minute=1000", "limits.discover_per_minute=1000"]);
     let mut client = Client::log_in(relay.at, 1).await;
     let invalid = Some(("error".to_owned(), "invalid_frame".to_owned()));
     let refused = [
@@ -82,10 +80,9 @@ async fn odd_frames_are_answered_and_end_nothing() {
     assert_eq!(recipient.message_id().await, "odd");
 }
 
-#[tokio::test]
-async fn odd_frames_before_the_login_are_refused() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn odd_frames_before_the_login_are_refused(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     for text in ["null", r#"{"type":"auth"}"#, r#"{"type":"auth","publicKey":7,"signature":{}}"#, "{}"] {
         let mut client = Client::connect(relay.at, 1).await;
         client.next("challenge").await;
@@ -98,10 +95,9 @@ async fn odd_frames_before_the_login_are_refused() {
     assert_eq!(client.closed().await, 1009, "4 KiB before the login");
 }
 
-#[tokio::test]
-async fn an_id_twice_in_an_envelope_counts_as_its_last() {
-    let dir = tempfile::tempdir().expect("dir");
-    let relay = Relay::start(dir.path());
+async fn an_id_twice_in_an_envelope_counts_as_its_last(on: On) {
+    let house = House::on(on);
+    let relay = house.relay();
     let mut client = Client::log_in(relay.at, 1).await;
     let twice = with("payload", json!("e30=")).replacen(
         r#""threadId""#,
@@ -115,3 +111,9 @@ async fn an_id_twice_in_an_envelope_counts_as_its_last() {
         "what the recipient would read is what is checked"
     );
 }
+
+on_every_store!(
+    odd_frames_are_answered_and_end_nothing,
+    odd_frames_before_the_login_are_refused,
+    an_id_twice_in_an_envelope_counts_as_its_last,
+);
