@@ -11,7 +11,7 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{Config, DirectGetErrorKind, LastRawMessageErrorKind, State, Stream};
 use async_nats::jetstream::{Context, kv};
 use async_nats::{Client, ConnectOptions};
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use instar_durable::{Database, DatabaseError};
 use threadline::Fingerprint;
 use tokio::sync::mpsc;
@@ -38,7 +38,7 @@ const BELIEVED: Duration = Duration::from_secs(1);
 /// What the engine says when one sender has too much waiting for one recipient; any other refusal is no verdict on the
 /// sender.
 const PAIR_FULL: &str = "maximum messages per subject exceeded";
-/// Requests at a time for one recipient.
+/// Requests at a time for one recipient, and at the start.
 const AT_ONCE: usize = 8;
 /// First version that can be told to sync before it acknowledges.
 const STRONG: (u64, u64) = (2, 10);
@@ -157,20 +157,21 @@ impl Engine {
             return Err(refuse(layout.replicas));
         }
         let context = ContextBuilder::new().timeout(PATIENCE).ack_timeout(PATIENCE).build(client.clone());
-        let mut streams = Vec::new();
-        for shard in 0..SHARDS {
-            streams.push(make(&context, layout::mail_config(shard, &layout)).await?);
-        }
+        // After a server died each may be without a leader for seconds: they are waited for together.
+        let configs = (0..SHARDS).map(|shard| layout::mail_config(shard, &layout));
+        let made = futures::stream::iter(configs).map(|config| make(&context, config));
+        let streams: Vec<Stream> = made.buffered(AT_ONCE).try_collect().await?;
         let few = streams.iter().map(|stream| stream.cached_info().config.num_replicas).min().unwrap_or(0);
         if few < STRONG_COPIES && !options.allow_weak {
             return Err(refuse(few));
         }
-        let mut buckets = HashMap::new();
-        for bucket in &BUCKETS {
-            make(&context, layout::bucket_config(bucket, layout.replicas)).await?;
-            let store = patiently(bucket.name, || context.get_key_value(bucket.name)).await?;
-            buckets.insert(bucket.name, store);
-        }
+        let context_of_all = &context;
+        let opened = futures::stream::iter(BUCKETS).map(|bucket| async move {
+            make(context_of_all, layout::bucket_config(&bucket, layout.replicas)).await?;
+            let store = patiently(bucket.name, || context_of_all.get_key_value(bucket.name)).await?;
+            Ok::<_, EngineError>((bucket.name, store))
+        });
+        let buckets = opened.buffer_unordered(AT_ONCE).try_collect().await?;
         let name = rand::random::<RelayName>();
         let (peers, sessions) = (Mutex::new(peers), Sessions::default());
         let weak = weak || few < STRONG_COPIES;
