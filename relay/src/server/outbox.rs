@@ -321,4 +321,19 @@ mod tests {
         let Next::Last(frame) = outbox.next().await else { panic!("a close") };
         assert_eq!(frame[2..4], 4000_u16.to_be_bytes());
     }
+
+    #[tokio::test]
+    async fn a_node_over_quic_that_reads_nothing_is_cut_off_as_well() {
+        let outbox = Outbox::quic();
+        let frame = || Outgoing::V2(Written { bytes: vec![0; 255 << 10], lane: crate::core::Lane::Control });
+        for _ in 0..4 {
+            outbox.push(&frame());
+        }
+        assert!(outbox.is_full() && !outbox.was_cut_off());
+        let NextFrame::Write(_) = outbox.next_frame().await else { panic!("a frame") };
+        // What is being written counts until the next one is asked for.
+        outbox.push(&frame());
+        assert!(outbox.was_cut_off());
+        assert_eq!(outbox.next_frame().await, NextFrame::Close(4000));
+    }
 }

@@ -283,7 +283,7 @@ async fn news_of(session: &mut Session, agents: usize, within: Duration) -> BTre
         assert!(begun.elapsed() < within, "only {news:?} after {within:?}");
         let frames = session.rest().await.into_iter().filter_map(presence);
         news.extend(frames.map(|presence| (presence.key, presence.on)));
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
     news
 }
