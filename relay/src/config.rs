@@ -235,6 +235,10 @@ pub struct Queue {
     pub strangers_bytes: u64,
     /// Messages one sender who is no correspondent may have waiting.
     pub stranger_each: u32,
+    /// Receipts and other control mail of correspondents waiting for one recipient, beside everything else.
+    pub control: u32,
+    /// The same of one sender.
+    pub control_each: u32,
     /// Bytes on disk above which new custody is refused.
     pub max_bytes: u64,
     /// Share of the data disk, in percent, above which new custody is refused.
@@ -377,6 +381,8 @@ impl Default for RelayConfig {
                 strangers: 100,
                 strangers_bytes: 2 << 20,
                 stranger_each: 10,
+                control: 200,
+                control_each: 50,
                 max_bytes: 10 << 30,
                 disk_percent: 80,
             },

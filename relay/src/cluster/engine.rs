@@ -271,9 +271,15 @@ impl Engine {
                 let reply = self.peers().is_correspondent(recipient, sender, *now_ms);
                 Ok(QueueAnswer::Standing { standing, reply })
             }
-            QueueOp::Arrived { recipient } => {
+            QueueOp::Arrived { recipient, siblings, now_ms } => {
                 if self.peers().arrived(*recipient) {
                     self.publish_seen(recipient).await;
+                }
+                for sibling in siblings {
+                    let news = self.peers().wrote(*recipient, *sibling, *now_ms);
+                    if news {
+                        self.publish_wrote(recipient, sibling, *now_ms).await;
+                    }
                 }
                 Ok(QueueAnswer::Done)
             }
@@ -324,7 +330,8 @@ impl Engine {
             (peers.is_correspondent(recipient, sender, *now_ms), peers.is_known(recipient))
         };
         let size = message.body.len() as u64;
-        let full = |mailbox: &Mailbox| mailbox.overflow(&self.rules, sender, size, reply, known);
+        let full =
+            |mailbox: &Mailbox| mailbox.overflow(&self.rules, sender, size, (reply, message.control), known);
         if full(mailbox).is_some() && mailbox.read.is_none_or(|at| at.elapsed() > BELIEVED) {
             // Others may have confirmed some of it.
             self.read_anew(mailbox, recipient).await?;
@@ -367,7 +374,8 @@ impl Engine {
         body: &[u8],
     ) -> Result<Published, StoreFailed> {
         let (headers, payload) = letter.write(body, &self.cipher);
-        let (subject, payload) = (layout::mail_subject(&letter.recipient, &letter.sender), bytes(payload));
+        let subject = layout::mail_subject(&letter.recipient, &letter.sender, letter.control);
+        let payload = bytes(payload);
         loop {
             let sent =
                 self.context.publish_with_headers(subject.clone(), headers.clone(), payload.clone()).await;
@@ -448,8 +456,8 @@ impl Engine {
         let mut subjects = subjects.map_err(|e| failed(&e))?;
         while let Some(subject) = subjects.next().await {
             let (subject, count) = subject.map_err(|e| failed(&e))?;
-            if let Some((_, sender)) = layout::parties(&subject) {
-                counts.insert(sender, count);
+            if let Some((_, sender, _)) = layout::parties(&subject) {
+                *counts.entry(sender).or_default() += count;
             }
         }
         if counts != mailbox.counts() {
@@ -590,7 +598,7 @@ impl Engine {
         for (removal, done) in done {
             let positions = match removal {
                 Removal::One(at) => vec![at],
-                Removal::UpTo(_, positions) => positions,
+                Removal::UpTo(_, _, positions) => positions,
             };
             match done {
                 Ok(true) => removed.extend(positions),
@@ -622,9 +630,9 @@ impl Engine {
                 Err(error) if error.to_string().contains("sequence") => Ok(false),
                 Err(error) => Err(failed(&error)),
             },
-            Removal::UpTo(sender, positions) => {
+            Removal::UpTo(sender, control, positions) => {
                 let bound = positions.last().map_or(0, |at| at + 1);
-                let subject = layout::mail_subject(recipient, sender);
+                let subject = layout::mail_subject(recipient, sender, *control);
                 let purged = stream.purge().filter(subject).sequence(bound).await.map_err(|e| failed(&e))?;
                 Ok(purged.success)
             }

@@ -37,9 +37,9 @@ pub(super) fn mail_stream(shard: u8) -> String {
     format!("TLQ_{shard:x}")
 }
 
-/// Where mail from `sender` for `recipient` lies.
-pub(super) fn mail_subject(recipient: &Fingerprint, sender: &Fingerprint) -> String {
-    format!("tlq.{:x}.{recipient}.{sender}", shard(recipient))
+/// Where mail from `sender` for `recipient` lies; control mail has a subject and so a limit of its own.
+pub(super) fn mail_subject(recipient: &Fingerprint, sender: &Fingerprint, control: bool) -> String {
+    format!("tlq.{:x}.{recipient}.{sender}{}", shard(recipient), if control { ".c" } else { "" })
 }
 
 /// Where all mail for `recipient` lies.
@@ -47,11 +47,16 @@ pub(super) fn mailbox_subject(recipient: &Fingerprint) -> String {
     format!("tlq.{:x}.{recipient}.>", shard(recipient))
 }
 
-/// Recipient and sender of a subject.
-pub(super) fn parties(subject: &str) -> Option<(Fingerprint, Fingerprint)> {
+/// Recipient and sender of a subject, and whether it is one of control mail.
+pub(super) fn parties(subject: &str) -> Option<(Fingerprint, Fingerprint, bool)> {
     let mut parts = subject.strip_prefix("tlq.")?.split('.').skip(1);
-    let parties = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    parts.next().is_none().then_some(parties)
+    let (recipient, sender) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let control = match parts.next() {
+        None => false,
+        Some("c") => true,
+        Some(_) => return None,
+    };
+    parts.next().is_none().then_some((recipient, sender, control))
 }
 
 /// Where a relay with a session of `recipient` hears of mail.
@@ -197,9 +202,9 @@ mod tests {
         }
 
         #[test]
-        fn subjects_read_back(to in any::<[u8; 16]>(), from in any::<[u8; 16]>()) {
+        fn subjects_read_back(to in any::<[u8; 16]>(), from in any::<[u8; 16]>(), control: bool) {
             let (to, from) = (Fingerprint::from_bytes(to), Fingerprint::from_bytes(from));
-            prop_assert_eq!(parties(&mail_subject(&to, &from)), Some((to, from)));
+            prop_assert_eq!(parties(&mail_subject(&to, &from, control)), Some((to, from, control)));
         }
 
         #[test]

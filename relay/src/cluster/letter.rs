@@ -30,6 +30,8 @@ pub struct Letter {
     pub size: u32,
     /// Whether the sender was no correspondent of the recipient.
     pub stranger: bool,
+    /// Whether it is control mail, which has an allowance of its own.
+    pub control: bool,
     /// When it was stored, in Unix milliseconds.
     pub stored_ms: i64,
     /// When it is given up, in Unix milliseconds.
@@ -51,6 +53,7 @@ impl Letter {
             content: content_of(&message.body),
             size: u32::try_from(message.body.len()).unwrap_or(u32::MAX),
             stranger,
+            control: message.control && !stranger,
             stored_ms: message.now_ms,
             expires_ms: message.expires_ms,
         }
@@ -63,8 +66,8 @@ impl Letter {
 
     /// What the seal of the body vouches for.
     fn sealed_head(&self) -> String {
-        let stranger = u8::from(self.stranger);
-        format!("{} {} {} {stranger} {}\0", self.once_id(), self.expires_ms, self.stored_ms, self.size)
+        let kind = u8::from(self.stranger) + 2 * u8::from(self.control);
+        format!("{} {} {} {kind} {}\0", self.once_id(), self.expires_ms, self.stored_ms, self.size)
     }
 
     /// Headers and payload of the stored form.
@@ -90,7 +93,7 @@ impl Letter {
 
     /// Reads subject and headers.
     pub fn parse<'a>(subject: &str, header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
-        let (recipient, sender) = layout::parties(subject)?;
+        let (recipient, sender, control) = layout::parties(subject)?;
         let rest = header(ID)?.strip_prefix(&format!("{sender}:{recipient}:"))?;
         let (id, content) = rest.rsplit_once(':')?;
         (content.len() == 16 && header(FORMAT)? == "1").then_some(())?;
@@ -101,6 +104,7 @@ impl Letter {
             content: u64::from_str_radix(content, 16).ok()?,
             size: header(SIZE)?.parse().ok()?,
             stranger: header(STRANGER)? == "1",
+            control,
             stored_ms: header(STORED)?.parse().ok()?,
             expires_ms: header(EXPIRES)?.parse().ok()?,
         };
@@ -129,6 +133,7 @@ mod tests {
             body: body.as_bytes().into(),
             now_ms: 5,
             expires_ms: 6,
+            control: false,
         }
     }
 
@@ -137,11 +142,14 @@ mod tests {
         let cipher = BodyCipher::new(&[1; 32]);
         let letter = Letter::of(&accept("a:b-c", "hello"), true);
         let (headers, payload) = letter.write(b"hello", &cipher);
-        let subject = layout::mail_subject(&letter.recipient, &letter.sender);
+        let subject = layout::mail_subject(&letter.recipient, &letter.sender, false);
         let read = Letter::parse(&subject, |name| Some(headers.get(name)?.as_str())).expect("reads");
         assert_eq!(read, letter);
         assert_eq!(read.open(&payload, &cipher).as_deref(), Some(&b"hello"[..]));
         assert!(!payload.windows(5).any(|bytes| bytes == b"hello"));
+        let control = layout::mail_subject(&letter.recipient, &letter.sender, true);
+        let moved = Letter::parse(&control, |name| Some(headers.get(name)?.as_str())).expect("reads");
+        assert_eq!(moved.open(&payload, &cipher), None, "nobody makes it control mail");
         let later = Letter { expires_ms: 7, ..letter.clone() };
         assert_eq!(later.open(&payload, &cipher), None, "nobody prolongs a life");
         let other = Letter { sender: letter.recipient, ..letter };
@@ -154,7 +162,7 @@ mod tests {
             let names = [ID, EXPIRES, FORMAT, STORED, SIZE, STRANGER];
             let header = |name: &str| names.iter().position(|n| *n == name).map(|at| values[at].as_str());
             prop_assert_eq!(Letter::parse(&subject, header), None);
-            let subject = layout::mail_subject(&Fingerprint::from_bytes([1; 16]), &Fingerprint::from_bytes([2; 16]));
+            let subject = layout::mail_subject(&Fingerprint::from_bytes([1; 16]), &Fingerprint::from_bytes([2; 16]), false);
             let _ = Letter::parse(&subject, header);
         }
     }

@@ -36,8 +36,8 @@ pub(super) struct Mailbox {
 pub(super) enum Removal {
     /// One message.
     One(u64),
-    /// All of a sender up to and including the last of these.
-    UpTo(Fingerprint, Vec<u64>),
+    /// All of a sender up to and including the last of these, of its control mail or of the rest.
+    UpTo(Fingerprint, bool, Vec<u64>),
 }
 
 impl Mailbox {
@@ -126,12 +126,19 @@ impl Mailbox {
         rules: &config::Queue,
         sender: &Fingerprint,
         size: u64,
-        correspondent: bool,
+        (correspondent, control): (bool, bool),
         recipient_known: bool,
     ) -> Option<QueueFull> {
-        let n = self.waiting.len() as u64;
-        let pair = self.waiting.values().filter(|letter| letter.sender == *sender).count() as u64;
-        let bytes: u64 = self.waiting.values().map(|letter| u64::from(letter.size)).sum();
+        let control = correspondent && control;
+        let beside = || self.waiting.values().filter(|letter| letter.control == control);
+        let n = beside().count() as u64;
+        let pair = beside().filter(|letter| letter.sender == *sender).count() as u64;
+        if control {
+            let each = pair >= u64::from(rules.control_each);
+            let all = n >= u64::from(rules.control);
+            return each.then_some(QueueFull::Sender).or(all.then_some(QueueFull::Recipient));
+        }
+        let bytes: u64 = beside().map(|letter| u64::from(letter.size)).sum();
         let most = if recipient_known {
             rules.per_recipient
         } else {
@@ -159,24 +166,27 @@ impl Mailbox {
 
     /// How to remove these: a purge must not take a message of the same sender that nobody confirmed.
     pub(super) fn removals(&self, confirmed: &[u64]) -> Vec<Removal> {
-        let mut by_sender: HashMap<Fingerprint, Vec<u64>> = HashMap::new();
+        let mut by_sender: HashMap<(Fingerprint, bool), Vec<u64>> = HashMap::new();
         let mut confirmed: Vec<u64> = confirmed.to_vec();
         confirmed.sort_unstable();
         confirmed.dedup();
         for at in &confirmed {
             if let Some(letter) = self.waiting.get(at) {
-                by_sender.entry(letter.sender).or_default().push(*at);
+                by_sender.entry((letter.sender, letter.control)).or_default().push(*at);
             }
         }
         let mut removals = Vec::new();
-        for (sender, positions) in by_sender {
-            let of_sender =
-                self.waiting.iter().filter(|(_, letter)| letter.sender == sender).map(|(at, _)| *at);
+        for ((sender, control), positions) in by_sender {
+            let of_sender = self
+                .waiting
+                .iter()
+                .filter(|(_, letter)| letter.sender == sender && letter.control == control)
+                .map(|(at, _)| *at);
             let together = of_sender.zip(&positions).take_while(|(waits, taken)| waits == *taken).count();
             let purge = if together >= WORTH_A_PURGE { together } else { 0 };
             let (first, rest) = positions.split_at(purge);
             if !first.is_empty() {
-                removals.push(Removal::UpTo(sender, first.to_vec()));
+                removals.push(Removal::UpTo(sender, control, first.to_vec()));
             }
             removals.extend(rest.iter().copied().map(Removal::One));
         }
@@ -231,6 +241,7 @@ mod tests {
             content: 1,
             size: 2,
             stranger: true,
+            control: false,
             stored_ms: 0,
             expires_ms: 10,
         }
@@ -245,9 +256,9 @@ mod tests {
         mailbox.enter(7, letter(2, "other"));
         let sender = Fingerprint::from_bytes([1; 16]);
         assert_eq!(mailbox.removals(&[1, 2, 3]).len(), 3, "three are removed one by one");
-        assert_eq!(mailbox.removals(&[4, 3, 2, 1]), [Removal::UpTo(sender, vec![1, 2, 3, 4])]);
+        assert_eq!(mailbox.removals(&[4, 3, 2, 1]), [Removal::UpTo(sender, false, vec![1, 2, 3, 4])]);
         let with_hole = mailbox.removals(&[1, 2, 3, 4, 6, 7]);
-        assert!(with_hole.contains(&Removal::UpTo(sender, vec![1, 2, 3, 4])), "{with_hole:?}");
+        assert!(with_hole.contains(&Removal::UpTo(sender, false, vec![1, 2, 3, 4])), "{with_hole:?}");
         assert!(
             with_hole.contains(&Removal::One(6)) && with_hole.contains(&Removal::One(7)),
             "{with_hole:?}"

@@ -204,6 +204,7 @@ fn a_full_pair_and_a_full_stream_are_told_apart() {
             body: "x".repeat(size).as_bytes().into(),
             now_ms: 1,
             expires_ms: i64::MAX,
+            control: false,
         })
     };
     for n in 0..3 {

@@ -292,6 +292,8 @@ pub(super) const KEYS: &[Key] = &[
     number!("queue.strangers", None, queue.strangers, 0..=MANY),
     number!("queue.strangers_bytes", None, queue.strangers_bytes, 0..=1 << 40),
     number!("queue.stranger_each", None, queue.stranger_each, 0..=MANY),
+    number!("queue.control", None, queue.control, 0..=MANY),
+    number!("queue.control_each", None, queue.control_each, 0..=MANY),
     number!("queue.max_bytes", None, queue.max_bytes, 1..=1 << 50),
     number!("queue.disk_percent", None, queue.disk_percent, 1..=100),
     Key {

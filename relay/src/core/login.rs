@@ -274,7 +274,10 @@ impl Core {
             self.came(id, elsewhere, now_ms);
         }
         self.claim_in_cluster(id);
-        self.store_queue(Pending::Quiet, QueueOp::Arrived { recipient: address });
+        self.store_queue(
+            Pending::Quiet,
+            QueueOp::Arrived { recipient: address, siblings: Vec::new(), now_ms },
+        );
         self.read_backlog(id, now_ms);
         if !self.is_bridge(&address) {
             self.churned(&address, now_ms);

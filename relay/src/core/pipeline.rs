@@ -21,6 +21,10 @@ use crate::store::{Accept, Accepted, Departed, QueueOp, RegistryOp, Row, Standin
 const PATIENCE_MS: i64 = 2_000;
 /// Versions of one message of v2: sealed anew under its id.
 const VERSIONS: u8 = 3;
+/// Largest envelope that is control mail: a receipt.
+const CONTROL_BYTES: usize = 2 << 10;
+/// Of control mail to correspondents one in so many counts for the rates.
+const CONTROL_COUNTS: u64 = 10;
 
 /// A message between its arrival and the answer of storage.
 pub(super) struct Submitted {
@@ -66,6 +70,16 @@ pub(super) struct SendOrigin {
     pub(super) version: u8,
     /// The stream it came on, where the carrier has several.
     pub(super) stream: Option<u64>,
+    /// Whether its sender calls it control mail.
+    pub(super) control: bool,
+}
+
+impl Submitted {
+    /// Whether it is small and says that it is control mail; whether it is depends on the recipient.
+    fn is_control(&self) -> bool {
+        let says = matches!(&self.origin, Origin::V2(send) if send.control);
+        says && self.body.len() <= CONTROL_BYTES
+    }
 }
 
 impl Core {
@@ -209,6 +223,7 @@ impl Core {
             body: Arc::clone(&message.body),
             now_ms: at_ms,
             expires_ms: message.expires_ms,
+            control: message.is_control(),
         });
         self.store_queue(Pending::Accept(Box::new(message)), op);
     }
@@ -288,6 +303,9 @@ impl Core {
                 return self.reject(&message, &Refusal::Full(full));
             }
         };
+        if reply && message.is_control() && !message.seq.is_multiple_of(CONTROL_COUNTS) {
+            self.uncount(&message);
+        }
         self.counters.accepted += 1;
         if let Some(figures) = self.figures.carriers.get_mut(message.carrier) {
             figures.accepted += 1;

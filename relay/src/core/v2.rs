@@ -589,7 +589,10 @@ impl Core {
             self.came(id, elsewhere, now_ms);
         }
         self.claim_in_cluster(id);
-        self.store_queue(super::Pending::Quiet, QueueOp::Arrived { recipient: address });
+        let siblings = self.session(id).map(|session| session.siblings.to_vec()).unwrap_or_default();
+        let siblings = siblings.into_iter().filter(|sibling| *sibling != address).collect();
+        let arrived = QueueOp::Arrived { recipient: address, siblings, now_ms };
+        self.store_queue(super::Pending::Quiet, arrived);
         if role == Role::Active {
             self.read_backlog(id, now_ms);
         }

@@ -221,8 +221,11 @@ impl<M: Medium> Custody<M> {
                     reply: self.peers.is_correspondent(recipient, sender, *now_ms),
                 })
             }
-            QueueOp::Arrived { recipient } => {
+            QueueOp::Arrived { recipient, siblings, now_ms } => {
                 self.peers.arrived(*recipient);
+                for sibling in siblings {
+                    self.peers.wrote(*recipient, *sibling, *now_ms);
+                }
                 Ok(QueueAnswer::Done)
             }
             QueueOp::Confirm { recipient, seqs, now_ms } => {
@@ -321,6 +324,7 @@ impl<M: Medium> Custody<M> {
             expires_ms: message.expires_ms,
             content,
             stranger: !reply,
+            control: reply && message.control,
             id: id.clone(),
             size: size as u32,
         };
@@ -337,7 +341,14 @@ impl<M: Medium> Custody<M> {
     fn overflow(&self, message: &Accept, correspondent: bool, size: u64) -> Option<QueueFull> {
         let rules = &self.rules.queue;
         let pair = u64::from(self.index.pair(&message.sender, &message.recipient));
+        let (control_pair, control, control_bytes) = self.index.control(&message.sender, &message.recipient);
+        if message.control && correspondent {
+            let each = control_pair >= rules.control_each;
+            let all = control >= u64::from(rules.control);
+            return each.then_some(QueueFull::Sender).or(all.then_some(QueueFull::Recipient));
+        }
         let (n, bytes, strangers, strangers_bytes) = self.index.mailbox(&message.recipient);
+        let (n, bytes) = (n - control, bytes.saturating_sub(control_bytes));
         let known = n < u64::from(rules.unknown_recipient) || self.peers.is_known(&message.recipient);
         let most = if known { rules.per_recipient } else { rules.unknown_recipient.min(rules.per_recipient) };
         if pair >= u64::from(rules.per_pair) {

@@ -33,6 +33,8 @@ pub struct Accept {
     pub now_ms: i64,
     /// When it is given up, in Unix milliseconds.
     pub expires_ms: i64,
+    /// Whether it says that it is control mail; it is, if its sender is a correspondent of the recipient.
+    pub control: bool,
 }
 
 /// What became of a message that was seen before.
@@ -181,6 +183,10 @@ pub enum QueueOp {
     Arrived {
         /// Its address.
         recipient: Fingerprint,
+        /// Whom it names as belonging to it: they are its correspondents.
+        siblings: Vec<Fingerprint>,
+        /// Now, in Unix milliseconds.
+        now_ms: i64,
     },
     /// A session began or changed. Only of interest to an engine that several relays share.
     Online(Box<OnlineAgent>),
@@ -255,7 +261,7 @@ impl QueueOp {
             Self::Online(agent) => Some(agent.address),
             Self::Offline { address, .. } => Some(*address),
             Self::Standing { recipient, .. }
-            | Self::Arrived { recipient }
+            | Self::Arrived { recipient, .. }
             | Self::Backlog { recipient, .. }
             | Self::Confirm { recipient, .. }
             | Self::Drop { recipient, .. } => Some(*recipient),

@@ -6,8 +6,8 @@
 //! ```text
 //! segment  "tlqueue1" id:u32 synced:u32 boot:[16] crc:u32
 //! batch    "TLQB" len:u32 crc:u32 records
-//! mail     4 seq:u64 recipient:[16] sender:[16] stored:i64 expires:i64 content:u64 stranger:u8 id_len:u8 len:u32
-//!            id nonce:[24] body and tag, by AES-256-GCM
+//! mail     4 seq:u64 recipient:[16] sender:[16] stored:i64 expires:i64 content:u64 mark:u8 id_len:u8 len:u32
+//!            id nonce:[24] body and tag, by AES-256-GCM; mark: 1 of a stranger, 2 control mail
 //! mail     1 as 4, with a SHA-256 instead of content, by XChaCha20-Poly1305; only read
 //! settled  2 at:i64 count:u32 (seq:u64 recipient:[16] key:u64 content:u64)*     content 0: not to be remembered
 //! recent   3 count:u32 (at:u32 key:u64 content:u64)*
@@ -38,6 +38,9 @@ const MAIL_1: u8 = 1;
 const SETTLED: u8 = 2;
 const RECENT: u8 = 3;
 const MAIL: u8 = 4;
+
+const STRANGER: u8 = 1;
+const CONTROL: u8 = 2;
 
 /// The first bytes of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +118,8 @@ pub struct Mail {
     pub content: u64,
     /// Whether the sender was no correspondent of the recipient.
     pub stranger: bool,
+    /// Whether it is control mail, which has an allowance of its own.
+    pub control: bool,
     /// Id given by the sender.
     pub id: MessageId,
     /// Bytes of the envelope.
@@ -167,7 +172,7 @@ pub(crate) fn write_mail(mail: &Mail, body: &[u8], sealer: &mut Sealer, out: &mu
     out.extend(mail.stored_ms.to_le_bytes());
     out.extend(mail.expires_ms.to_le_bytes());
     out.extend(mail.content.to_le_bytes());
-    out.push(u8::from(mail.stranger));
+    out.push((u8::from(mail.stranger) * STRANGER) | (u8::from(mail.control) * CONTROL));
     let id = mail.id.as_str().as_bytes();
     // Ids have at most 128 bytes (`MessageId`).
     out.push(id.len() as u8);
@@ -224,12 +229,13 @@ pub fn read(bytes: &[u8]) -> Option<(Record<'_>, usize)> {
                 MAIL => rest.u64()?,
                 _ => (u64::from_le_bytes(*rest.take::<32>()?.first_chunk()?) >> 1).max(1),
             };
-            let stranger = rest.u8()? != 0;
+            let mark = rest.u8()?;
+            let (stranger, control) = (mark & STRANGER != 0, mark & CONTROL != 0);
             let (id, size) = (usize::from(rest.u8()?), rest.u32()?);
             let id = std::str::from_utf8(rest.slice(id)?).ok()?.parse().ok()?;
             let sealed = rest.slice(NONCE + size as usize + TAG)?;
             Record::Mail(
-                Mail { seq, recipient, sender, stored_ms, expires_ms, content, stranger, id, size },
+                Mail { seq, recipient, sender, stored_ms, expires_ms, content, stranger, control, id, size },
                 sealed,
             )
         }
@@ -319,6 +325,7 @@ mod tests {
             expires_ms: 6,
             content: 7,
             stranger: true,
+            control: seq.is_multiple_of(2),
             id: id.parse().expect("id"),
             size: body.len() as u32,
         }

@@ -113,6 +113,7 @@ impl<E: Engine> Bench<E> {
             body: body.as_bytes().into(),
             now_ms: NOW,
             expires_ms: NOW + 1000,
+            control: false,
         })
     }
 
@@ -129,8 +130,20 @@ impl<E: Engine> Bench<E> {
         self.send_body(from, to, id, "{}")
     }
 
+    fn receipt(&mut self, from: u8, to: u8, n: u8) -> Accepted {
+        let QueueOp::Accept(message) = self.message(from, to, &format!("r{n}"), "{}") else {
+            panic!("accept")
+        };
+        let op = QueueOp::Accept(Accept { control: true, ..message });
+        let QueueAnswer::Accepted(outcome) = self.run(op) else { panic!("accept") };
+        if let Accepted::Stored { seq, .. } = outcome {
+            self.numbers.push(seq);
+        }
+        outcome
+    }
+
     fn arrive(&mut self, who: u8) {
-        self.run(QueueOp::Arrived { recipient: addr(who) });
+        self.run(QueueOp::Arrived { recipient: addr(who), siblings: Vec::new(), now_ms: NOW });
     }
 
     fn confirm(&mut self, to: u8, seqs: &[u64]) -> usize {
@@ -194,6 +207,46 @@ fn a_stranger_has_ten_and_all_strangers_share_a_hundred<E: Engine>() {
         assert!(matches!(outcome, Accepted::Stored { reply: true, .. }), "{n}: {outcome:?}");
     }
     assert_eq!(bench.send(50, 200, "m100"), Accepted::Full(QueueFull::Sender));
+}
+
+fn receipts_of_correspondents_have_room_of_their_own<E: Engine>() {
+    let mut bench = Bench::<E>::new();
+    (bench.rules.queue.per_pair, bench.rules.queue.per_recipient) = (5, 6);
+    (bench.rules.queue.control, bench.rules.queue.control_each) = (7, 4);
+    bench.restart();
+    bench.arrive(2);
+    // Who is named by the recipient is its correspondent, like those it wrote to.
+    let siblings = vec![addr(3), addr(4)];
+    bench.run(QueueOp::Arrived { recipient: addr(2), siblings, now_ms: NOW });
+    assert!(matches!(bench.send(2, 1, "hello"), Accepted::Stored { .. }));
+    for n in 0..5 {
+        assert!(matches!(bench.send(1, 2, &format!("m{n}")), Accepted::Stored { reply: true, .. }));
+    }
+    assert_eq!(bench.send(1, 2, "m5"), Accepted::Full(QueueFull::Sender));
+    assert!(matches!(bench.send(3, 2, "m"), Accepted::Stored { reply: true, .. }));
+    assert_eq!(bench.send(4, 2, "m"), Accepted::Full(QueueFull::Recipient));
+    for n in 0..4 {
+        assert!(matches!(bench.receipt(1, 2, n), Accepted::Stored { reply: true, .. }), "{n}");
+    }
+    assert_eq!(bench.receipt(1, 2, 4), Accepted::Full(QueueFull::Sender));
+    bench.engine.tidy();
+    bench.restart();
+    assert_eq!(bench.receipt(1, 2, 4), Accepted::Full(QueueFull::Sender), "also after a restart");
+    for n in 0..3 {
+        assert!(matches!(bench.receipt(3, 2, n), Accepted::Stored { .. }), "{n}");
+    }
+    assert_eq!(bench.receipt(4, 2, 0), Accepted::Full(QueueFull::Recipient));
+    // Of a stranger the word counts for nothing.
+    assert_eq!(bench.receipt(9, 2, 0), Accepted::Full(QueueFull::Recipient));
+    // All of it comes in the order in which it was taken, and goes.
+    let (read, more) = bench.read(2, 0, 99, 999);
+    assert_eq!((read.len(), read.is_sorted(), more), (13, true, false));
+    let numbers = bench.numbers.split_off(1);
+    assert_eq!(bench.confirm(2, &numbers), 13);
+    for n in 10..14 {
+        assert!(matches!(bench.receipt(1, 2, n), Accepted::Stored { .. }), "room again: {n}");
+        assert!(matches!(bench.send(1, 2, &format!("m{n}")), Accepted::Stored { .. }), "room again: {n}");
+    }
 }
 
 fn a_recipient_never_seen_gets_twenty<E: Engine>() {
@@ -314,6 +367,7 @@ macro_rules! on_every_engine {
 on_every_engine!(
     a_repeat_gets_the_answer_it_had_and_other_bytes_are_refused,
     a_stranger_has_ten_and_all_strangers_share_a_hundred,
+    receipts_of_correspondents_have_room_of_their_own,
     a_recipient_never_seen_gets_twenty,
     bytes_are_counted_and_given_back,
     the_backlog_comes_in_order_and_in_portions,

@@ -418,6 +418,24 @@ async fn a_message_sealed_anew_is_another_version_and_the_fourth_is_refused(on: 
     }
 }
 
+async fn receipts_to_correspondents_count_a_tenth(on: On) {
+    let house = House::on(on);
+    let relay = house.relay_with(&["limits.messages_per_minute=10"]);
+    let (mut alice, mut bob) = (Session::log_in(relay.at, 1).await, Session::log_in(relay.at, 2).await);
+    bob.send(1, 1, 1).await;
+    bob.answer(1).await.expect("accepted");
+    for id in 10..40 {
+        alice.say(Send { pri: 3, ..send(1, 2, id, 1) }).await;
+        alice.answer(id).await.expect("a receipt for somebody who wrote");
+    }
+    let mut accepted = 0;
+    for id in 50..62 {
+        alice.say(Send { pri: 3, ..send(1, 9, id, 1) }).await;
+        accepted += usize::from(alice.answer(id).await.is_ok());
+    }
+    assert!((5..10).contains(&accepted), "{accepted}: to anybody else the word counts for nothing");
+}
+
 async fn a_frame_that_contradicts_its_envelope_is_refused(on: On) {
     let house = House::on(on);
     let relay = house.relay();
@@ -747,6 +765,7 @@ on_every_store!(
     who_proves_nothing_is_not_let_in,
     a_message_is_stored_before_it_is_accepted_and_survives_the_relay,
     a_message_sealed_anew_is_another_version_and_the_fourth_is_refused,
+    receipts_to_correspondents_count_a_tenth,
     a_frame_that_contradicts_its_envelope_is_refused,
     what_is_not_taken_comes_again_or_is_dropped,
     one_time_keys_are_given_out_once_also_after_a_crash,

@@ -212,6 +212,7 @@ pub fn relay_log(data: &[u8]) {
             body: (*b"{}").into(),
             now_ms: NOW,
             expires_ms: NOW + 1,
+            control: false,
         });
         store.apply(&StoreOp::Queue(accept)).expect("there is room");
         assert_eq!(store.totals().messages, before.messages + 1, "mail can be taken whatever was found");

@@ -24,6 +24,8 @@ const TOKEN_EVERY_MS: i64 = 300_000;
 const BACK_OFF_MS: i64 = 30_000;
 /// Streams that are remembered as refused; a client has 64 at a time.
 const STREAMS: usize = 256;
+/// Priority of receipts and other control mail.
+const CONTROL: u8 = 3;
 const ROWS: u32 = 50;
 const MOST_ROWS: u32 = 100;
 
@@ -123,6 +125,7 @@ impl Core {
             expires_ms: now_ms.saturating_add(life_ms),
             version: 1,
             stream,
+            control: send.pri == CONTROL,
         };
         self.submit_from(id, submission, Origin::V2(Box::new(origin)), now_ms);
     }

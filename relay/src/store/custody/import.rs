@@ -70,6 +70,7 @@ impl<M: Medium> Custody<M> {
                 expires_ms: row.get(4)?,
                 content: 0,
                 stranger: row.get(5)?,
+                control: false,
                 id: id.map_err(|_| rusqlite::Error::InvalidQuery)?,
                 size: row.get(7)?,
             };

@@ -35,6 +35,8 @@ struct Mailbox {
     bytes: u64,
     strangers: u32,
     strangers_bytes: u64,
+    control: u32,
+    control_bytes: u64,
 }
 
 /// In place of a segment: a memory stands in the log of memories.
@@ -55,6 +57,8 @@ pub(super) struct Index {
     messages: Table,
     mailboxes: AddressMap<Fingerprint, Mailbox>,
     pairs: AddressMap<(Fingerprint, Fingerprint), u32>,
+    /// The same of control mail.
+    control_pairs: AddressMap<(Fingerprint, Fingerprint), u32>,
     /// Ascending by segment: what is carried comes first, and the log goes from its oldest end.
     recent: VecDeque<Memory>,
     /// Numbers, keys and heads of the newest messages, ascending by number.
@@ -84,7 +88,12 @@ impl Index {
             mailbox.strangers += 1;
             mailbox.strangers_bytes += size;
         }
-        *self.pairs.entry((mail.sender, mail.recipient)).or_default() += 1;
+        if mail.control {
+            mailbox.control += 1;
+            mailbox.control_bytes += size;
+        }
+        let pairs = if mail.control { &mut self.control_pairs } else { &mut self.pairs };
+        *pairs.entry((mail.sender, mail.recipient)).or_default() += 1;
         self.messages_waiting += 1;
         self.bytes += size;
         mailbox.waiting.len() == 1
@@ -113,15 +122,20 @@ impl Index {
             mailbox.strangers = mailbox.strangers.saturating_sub(1);
             mailbox.strangers_bytes = mailbox.strangers_bytes.saturating_sub(size);
         }
+        if mail.control {
+            mailbox.control = mailbox.control.saturating_sub(1);
+            mailbox.control_bytes = mailbox.control_bytes.saturating_sub(size);
+        }
         if mailbox.waiting.is_empty() {
             self.mailboxes.remove(&mail.recipient);
         } else if mailbox.waiting.capacity() > 64 && mailbox.waiting.len() < mailbox.waiting.capacity() / 4 {
             mailbox.waiting.shrink_to(mailbox.waiting.len() * 2);
         }
-        if let Some(n) = self.pairs.get_mut(&(mail.sender, mail.recipient)) {
+        let pairs = if mail.control { &mut self.control_pairs } else { &mut self.pairs };
+        if let Some(n) = pairs.get_mut(&(mail.sender, mail.recipient)) {
             *n -= 1;
             if *n == 0 {
-                self.pairs.remove(&(mail.sender, mail.recipient));
+                pairs.remove(&(mail.sender, mail.recipient));
             }
         }
         self.messages_waiting -= 1;
@@ -160,6 +174,18 @@ impl Index {
     /// Messages of one sender that wait for one recipient.
     pub(super) fn pair(&self, sender: &Fingerprint, recipient: &Fingerprint) -> u32 {
         self.pairs.get(&(*sender, *recipient)).copied().unwrap_or_default()
+    }
+
+    /// Control mail of one sender for one recipient, and of all for it with its bytes.
+    pub(super) fn control(&self, sender: &Fingerprint, recipient: &Fingerprint) -> (u32, u64, u64) {
+        if self.control_pairs.is_empty() {
+            return (0, 0, 0);
+        }
+        let pair = self.control_pairs.get(&(*sender, *recipient)).copied().unwrap_or_default();
+        let mailbox = self.mailboxes.get(recipient);
+        let (all, bytes) =
+            mailbox.map_or((0, 0), |mailbox| (u64::from(mailbox.control), mailbox.control_bytes));
+        (pair, all, bytes)
     }
 
     /// Messages and bytes of a recipient, and those of strangers among them.

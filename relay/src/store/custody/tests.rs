@@ -86,6 +86,7 @@ impl Bench {
             body: body.as_bytes().into(),
             now_ms: NOW,
             expires_ms: NOW + 1000,
+            control: false,
         })
     }
 
@@ -100,7 +101,7 @@ impl Bench {
     }
 
     fn arrive(&mut self, who: u8) {
-        self.run(&QueueOp::Arrived { recipient: addr(who) });
+        self.run(&QueueOp::Arrived { recipient: addr(who), siblings: Vec::new(), now_ms: NOW });
     }
 
     fn confirm(&mut self, to: u8, seqs: &[u64]) -> usize {
