@@ -158,8 +158,8 @@ pub enum Class {
     Control,
 }
 
-const CONTROL_TYPES: [&str; 8] =
-    ["pong", "receipt", "lease", "rotation", "typing", "vouch", "vouch-sync", "complaint"];
+const CONTROL_TYPES: [&str; 9] =
+    ["pong", "receipt", "lease", "rotation", "typing", "vouch", "vouch-sync", "complaint", "introduction"];
 
 impl Incoming {
     /// What the message is.

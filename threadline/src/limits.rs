@@ -155,6 +155,11 @@ impl Limits {
         ]
     }
 
+    /// The window of introductions to a peer: one a day (`threadline-wire.md` §4.9).
+    pub fn introduction(&self, peer: &Fingerprint) -> Window {
+        window("introduction-day", &peer.to_string(), DAY_MS, 1)
+    }
+
     /// The windows of a redemption: 5 of one sender and 50 of all in an hour.
     pub fn redemption(&self, peer: &Fingerprint) -> Vec<Window> {
         vec![window("redeem-hour", &peer.to_string(), HOUR_MS, 5), window("redeem-all-hour", "", HOUR_MS, 50)]

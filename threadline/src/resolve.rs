@@ -21,6 +21,9 @@ pub struct Candidate {
     pub online: Option<bool>,
     /// Whether this node knows it (store), or only a discovery names it.
     pub known: bool,
+    /// Whether the owner or this agent had to do with it: it is trusted, or was written to. Names are free, so no other
+    /// agent is found by the name of one of these, whatever a directory says of who is called so and who is there.
+    pub contact: bool,
 }
 
 impl Candidate {
@@ -72,10 +75,12 @@ pub fn resolve(target: &str, candidates: &[Candidate], discovered: bool) -> Reso
             return found(only);
         }
     }
-    for known in [true, false] {
-        let named = select(candidates, |c| c.known == known && canonical(&c.name) == wanted);
+    let nearness = |c: &Candidate| (c.contact, c.known);
+    for near in [(true, true), (false, true), (false, false)] {
+        let named = select(candidates, |c| nearness(c) == near && canonical(&c.name) == wanted);
         match &named[..] {
             [] => {}
+            [only] if only.contact => return found(only),
             [only] if only.online == Some(false) && !discovered => {
                 return Resolution::Discover(target.to_owned());
             }
@@ -87,6 +92,17 @@ pub fn resolve(target: &str, candidates: &[Candidate], discovered: bool) -> Reso
     } else {
         Resolution::Discover(target.to_owned())
     }
+}
+
+/// Whether an agent that is nobody's contact is called as one of the contacts is (`threadline-agent.md` §6): names are free.
+pub fn takes_a_name(agent: &Candidate, candidates: &[Candidate]) -> bool {
+    let name = canonical(&agent.name);
+    let is_called_so = |contact: &Candidate| {
+        canonical(&contact.name) == name
+            || contact.nickname.as_deref().is_some_and(|nick| canonical(nick) == name)
+    };
+    !agent.contact
+        && candidates.iter().any(|c| c.contact && c.fingerprint != agent.fingerprint && is_called_so(c))
 }
 
 /// `name:prefix` with 4 to 32 hex digits.
@@ -189,6 +205,7 @@ mod tests {
             nickname: nickname.map(str::to_owned),
             online,
             known: true,
+            contact: false,
         }
     }
 
@@ -235,6 +252,28 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn nobody_takes_the_name_of_a_contact() {
+        let contact = |first, online| Candidate { contact: true, ..agent(first, "bob", None, online) };
+        let impostor = agent(2, " BOB", None, Some(true));
+        for online in [Some(false), None] {
+            let all = [impostor.clone(), contact(1, online)];
+            assert_eq!(hit("bob", &all), Some(1), "who is there is a claim");
+            assert!(
+                matches!(resolve("bob", &all, false), Resolution::Found { .. }),
+                "nobody else is asked for"
+            );
+        }
+        assert!(takes_a_name(&impostor, &[impostor.clone(), contact(1, None)]));
+        assert!(!takes_a_name(&contact(1, None), &[impostor.clone(), contact(1, None)]));
+        assert!(
+            !takes_a_name(&impostor, &[impostor.clone(), agent(1, "bob", None, None)]),
+            "nobody is known"
+        );
+        let two = [impostor, contact(1, None), contact(3, None)];
+        assert!(matches!(resolve("bob", &two, true), Resolution::Ambiguous(found) if found.len() == 2));
     }
 
     #[test]

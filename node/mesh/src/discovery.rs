@@ -1,6 +1,9 @@
 //! Who is there: this machine, the relay, and what is remembered (`discovery-interop.md` §2).
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
+use threadline::resolve::takes_a_name;
 use threadline::service::{AgentsRequest, Caller, DiscoverRequest, DiscoverScope, ServiceError};
 use threadline::time::iso_ms;
 use threadline::v1::client::KnownAgent;
@@ -116,11 +119,12 @@ impl Core {
                 && request.capability.as_deref().is_none_or(|c| has_capability(&peer.capabilities, c))
                 && request.query.as_deref().is_none_or(|q| matches_words(peer, q))
         };
+        let impostors = self.impostors().await?;
         let agents: Vec<Value> = known
             .iter()
             .filter(|peer| wanted(peer))
             .take(limit)
-            .map(|peer| self.agent_entry(caller, peer, true))
+            .map(|peer| self.agent_entry(caller, peer, true, &impostors))
             .collect();
         let mut result = json!({
             "scope": request.scope,
@@ -159,11 +163,12 @@ impl Core {
             Caller::Session(session) => session.bound.as_ref().is_none_or(|b| b.peer == *peer),
             Caller::Owner | Caller::Local => true,
         };
+        let impostors = self.impostors().await?;
         let agents: Vec<Value> = known
             .iter()
             .filter(|p| is_bound(&p.fingerprint) && (request.include_offline || self.is_online(p)))
             .map(|peer| {
-                let mut entry = self.agent_entry(caller, peer, false);
+                let mut entry = self.agent_entry(caller, peer, false, &impostors);
                 let active = threads.iter().find(|(fp, _)| *fp == peer.fingerprint).map_or(0, |(_, n)| *n);
                 entry["activeThreads"] = json!(active);
                 let waiting = pending.iter().find(|h| h.fingerprint == peer.fingerprint);
@@ -186,7 +191,19 @@ impl Core {
                     || peer.last_seen + 2 * LOCAL_FRESH_MS > self.now())
     }
 
-    fn agent_entry(&self, caller: &Caller, peer: &KnownPeer, short: bool) -> Value {
+    /// Agents that are called as an agent is that this one knows.
+    async fn impostors(&self) -> Result<HashSet<Fingerprint>, ServiceError> {
+        let all = self.candidates().await?;
+        Ok(all.iter().filter(|agent| takes_a_name(agent, &all)).map(|agent| agent.fingerprint).collect())
+    }
+
+    fn agent_entry(
+        &self,
+        caller: &Caller,
+        peer: &KnownPeer,
+        short: bool,
+        impostors: &HashSet<Fingerprint>,
+    ) -> Value {
         let name = if peer.name.is_empty() {
             format!("agent {}", peer.fingerprint.short())
         } else {
@@ -194,7 +211,12 @@ impl Core {
         };
         let mut entry = Map::new();
         entry.insert("address".into(), json!(format!("{name}:{}", peer.fingerprint.short())));
-        entry.insert("name".into(), json!(name));
+        let shown = if impostors.contains(&peer.fingerprint) {
+            format!("{name} (not the agent you know: {})", peer.fingerprint.short())
+        } else {
+            name
+        };
+        entry.insert("name".into(), json!(shown));
         let fingerprint = if short { peer.fingerprint.short() } else { peer.fingerprint.to_string() };
         entry.insert("fingerprint".into(), json!(fingerprint));
         if let Some(nickname) = self.nicknames.get().nicknames.get(&peer.fingerprint) {

@@ -16,6 +16,7 @@ use threadline::trust::TrustSource;
 use threadline::v1::envelope::{Authentication, Envelope, ReceiveError};
 use threadline::v2::Key;
 use threadline::v2::content::ReceiptStatus;
+use threadline::v2::inside_v1;
 use threadline::v2::opened::OpenedMessage;
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 use threadline_net::Control;
@@ -212,6 +213,9 @@ impl Core {
             Ok(envelope) => envelope,
             Err(error) => return self.refuse(row, &Refusal::Envelope(error)).await,
         };
+        if inside_v1::carries(&envelope) {
+            return self.evaluate_carried(row, &envelope).await;
+        }
         let header = match receive(&envelope, &self.us) {
             Ok(header) => header,
             Err(refusal) => return self.refuse(row, &refusal).await,
@@ -222,7 +226,7 @@ impl Core {
             blocked: self.controls.get().is_blocked(&peer),
             key: if envelope.is_sealed() { self.key_for(&peer, &envelope).await? } else { None },
         };
-        let incoming = match authenticate(&envelope, &self.identity, &facts, row.received_at) {
+        let mut incoming = match authenticate(&envelope, &self.identity, &facts, row.received_at) {
             Ok(incoming) => vouched_for(incoming, &row.transport),
             Err(Refusal::Envelope(ReceiveError::UnknownSender)) => return Err(Unready::NoKey),
             Err(refusal) => return self.refuse(row, &refusal).await,
@@ -231,9 +235,24 @@ impl Core {
             // Only a signature that holds pins a key.
             self.pin(&peer, key, "message").await?;
         }
-        let downgraded =
-            incoming.authentication == Authentication::Transport && self.store.speaks_v2(peer).await?;
-        self.judge(row, incoming, downgraded).await
+        let downgraded = incoming.authentication == Authentication::Transport
+            && (self.store.speaks_v2(peer).await? || self.store.has_sealed(peer).await?);
+        if downgraded {
+            // Its id is nobody's proof: the message that it belongs to may still come.
+            incoming.header.message_id = MessageId::from_uuid(uuid::Uuid::now_v7());
+        }
+        let introduces = !downgraded
+            && incoming
+                .content
+                .metadata
+                .as_ref()
+                .is_some_and(|fields| fields.contains_key(inside_v1::INTRODUCTION));
+        let introduced = introduces.then(|| incoming.clone());
+        let done = self.judge(row, incoming, downgraded).await?;
+        if let Some(incoming) = introduced.filter(|_| done) {
+            self.learn_introduction(&incoming).await?;
+        }
+        Ok(done)
     }
 
     /// An opened message of sealed mail: its sender is proven, and knows that the message is here.
@@ -525,7 +544,7 @@ impl Core {
         Ok(true)
     }
 
-    fn log_refusal(&self, row: &SpoolRow, reason: &str) {
+    pub(crate) fn log_refusal(&self, row: &SpoolRow, reason: &str) {
         let peer: String = row.from.to_string().chars().take(12).collect();
         let (trust, transport) = (self.level(&row.from), row.transport.as_str());
         tracing::info!(event = "inbound-refused", peer, reason, %trust, transport);

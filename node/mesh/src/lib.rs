@@ -9,6 +9,7 @@ mod discovery;
 mod dispatch;
 mod firewall;
 mod ingest;
+mod inside_v1;
 mod invitations;
 mod link_log;
 mod local;

@@ -217,6 +217,7 @@ impl Mesh {
         let (sealed, sealed_run) = SealedRoom::new(&SealedParts {
             identity: &identity,
             store: &opened.store,
+            link: &link,
             agent_name: &deps.agent_name,
             config: &config,
             profiles: &opened.profiles,

@@ -231,6 +231,14 @@ impl Default for Nicknames {
     }
 }
 
+impl Nicknames {
+    /// The name by which the owner calls an agent; suggestions do not count.
+    pub(crate) fn given(&self, peer: &Fingerprint) -> Option<&str> {
+        let nickname = self.nicknames.get(peer)?;
+        (nickname.source != NicknameSource::Suggested).then_some(&*nickname.name)
+    }
+}
+
 /// One nickname.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

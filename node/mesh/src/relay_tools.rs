@@ -192,6 +192,12 @@ impl Core {
             }
         };
         match self.registry_get_json(&access, &format!("/v1/registry/agent/{id}"), &[]).await {
+            Ok(entry) if entry.get("agentId").and_then(Value::as_str) != Some(&id) => {
+                tracing::warn!(agent = id, "the registry answered about another agent");
+                Ok(
+                    json!({"found": false, "tip": "The registry answered about another agent; do not trust it."}),
+                )
+            }
             Ok(entry) => {
                 let mut found = registry_entry(&entry);
                 found["found"] = json!(true);

@@ -19,7 +19,6 @@ use threadline::v2::opened::sealed_id;
 use threadline::v2::safety::safety_number;
 use threadline::v2::{Key, MAX_BODY, mail::Change};
 use threadline::{Fingerprint, MessageId, ThreadKey, TrustLevel, text};
-use threadline_net::Control;
 use threadline_net::sealed::{
     Introduction, RelayNews, RelaySetting, RelayTrouble, SealedDeps, SealedDraft, SealedError, SealedEvent,
     SealedFuture, SealedHandle, SealedRelay, SealedStatus, Standing, follow_relays, run_sealed,
@@ -28,6 +27,7 @@ use threadline_net::store::{
     Approval, ApprovalKind, Direction, KnownPeer, OutboundDraft, Queued, SEALED, Store, StoreError,
     StoredMessage,
 };
+use threadline_net::{Control, LinkHandle};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -65,6 +65,7 @@ pub(crate) struct SealedRun {
 pub(crate) struct SealedParts<'a> {
     pub(crate) identity: &'a Arc<Identity>,
     pub(crate) store: &'a Store,
+    pub(crate) link: &'a LinkHandle,
     pub(crate) agent_name: &'a str,
     pub(crate) config: &'a Arc<ArcSwap<MeshConfig>>,
     pub(crate) profiles: &'a Arc<Record<Profiles>>,
@@ -114,6 +115,7 @@ impl SealedRoom {
             }
         };
         let deps = SealedDeps {
+            link: Some(parts.link.clone()),
             identity: Arc::clone(parts.identity),
             store: parts.store.clone(),
             device_name: parts.agent_name.to_owned(),
@@ -145,7 +147,7 @@ impl SealedRoom {
     }
 
     /// Whether this relay speaks v2, so that others may be told that this agent does there.
-    fn speaks(&self, url: &str) -> bool {
+    pub(crate) fn speaks(&self, url: &str) -> bool {
         self.news.borrow().iter().any(|news| news.url == url && news.v2.is_some())
     }
 
@@ -252,7 +254,7 @@ impl Core {
     }
 
     /// The key to write sealed mail to, where this message goes that way: once a device of the peer is certified, always
-    /// but on this host and where no relay speaks v2; before that, when the peer says that it speaks v2 and a relay
+    /// but on this host, and, without a session with that device, where no relay speaks v2; before that, when the peer says that it speaks v2 and a relay
     /// does. A thread stays with the carrier of what its peer has not confirmed yet.
     /// A text that fits into no other carrier goes that way in any case.
     pub(crate) async fn sealed_key(&self, key: &ThreadKey, bytes: usize) -> Result<Option<Key>, StoreError> {
@@ -262,11 +264,18 @@ impl Core {
             return Ok(None);
         }
         let Some(identity) = self.key_of(&peer).await? else { return Ok(None) };
-        let sealed = Some(Key::from(&identity));
+        let (key_of_peer, nobody_speaks_v2) = (Key::from(&identity), self.nobody_speaks_v2());
+        let sealed = Some(key_of_peer);
+        if bytes > MAX_BODY && nobody_speaks_v2 {
+            return Ok(None);
+        }
         if bytes > MAX_BODY || !self.speaks(&peer, "tl-e2e").await? {
             return Ok(sealed);
         }
-        let elsewhere = self.routes.leads(&peer) || self.nobody_speaks_v2();
+        let is_carried = nobody_speaks_v2
+            && self.config().relay_url.is_some()
+            && self.sealed.handle.can_seal(key_of_peer).await;
+        let elsewhere = self.routes.leads(&peer) || nobody_speaks_v2 && !is_carried;
         if let Some(carrier) = self.store.open_carrier(key.clone()).await? {
             return Ok(sealed.filter(|_| carrier));
         }
@@ -275,7 +284,7 @@ impl Core {
 
     /// Whether the relays that the owner chose speak v1 alone, as far as they can be asked: then what would wait for a
     /// relay of v2 for ever goes sealed in the form of v1.
-    fn nobody_speaks_v2(&self) -> bool {
+    pub(crate) fn nobody_speaks_v2(&self) -> bool {
         let wanted = self.sealed.settings.borrow().len();
         let news = self.sealed.news.borrow();
         let is_plain = |relay: &RelayNews| {
@@ -357,6 +366,8 @@ impl Core {
         while let Some(event) = events.recv().await {
             match event {
                 SealedEvent::Spooled => self.ingest_wake.notify_one(),
+                SealedEvent::Carry => self.link.flush(),
+                SealedEvent::Introduce(key) => self.introduce_again(&key).await,
                 SealedEvent::Delivery(change) => self.sealed_delivery(&change).await,
                 SealedEvent::Presence { key, here } => {
                     if let Ok(key) = PublicIdentity::from_bytes(&key.0) {

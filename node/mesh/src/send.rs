@@ -1,5 +1,6 @@
 //! Sending (`threadline-agent.md` §12): validate, resolve, pass the SendGateway, commit, hand to the link, wait.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use instar_outbound::{
@@ -17,8 +18,9 @@ use threadline::service::{Caller, ResolvedAgent, SendRequest, SendResult, Servic
 use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_outbound};
 use threadline::v1::envelope::{Content, Envelope, Header, clear, seal};
 use threadline::v1::frames::DiscoverFilter;
+use threadline::v2::inside_v1::INTRODUCTION;
 use threadline::v2::{Key, MAX_BODY};
-use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, framing, text};
+use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel, framing, text};
 use threadline_net::Control;
 use threadline_net::store::{
     Approval, ApprovalDraft, ApprovalKind, Auth, Direction, LedgerStatus, MessageState, OutboundDraft,
@@ -287,10 +289,12 @@ impl Core {
         })
     }
 
-    /// The key to seal to: pinned, and the peer says that it reads sealed messages.
+    /// The key to seal to: pinned, and the peer says that it reads sealed messages, or wrote one. What a relay says of its
+    /// abilities later takes nothing away.
     async fn seals_to(&self, peer: &Fingerprint) -> Result<Option<PublicIdentity>, StoreError> {
         let key = self.key_of(peer).await?;
-        Ok(if self.speaks(peer, "tl-e2e").await? { key } else { None })
+        let seals = self.speaks(peer, "tl-e2e").await? || self.store.has_sealed(*peer).await?;
+        Ok(key.filter(|_| seals))
     }
 
     pub(crate) async fn speaks(&self, peer: &Fingerprint, tag: &str) -> Result<bool, StoreError> {
@@ -316,6 +320,12 @@ impl Core {
             metadata.insert("inReplyTo".into(), json!(answered));
         }
         metadata.insert("subject".into(), json!(prepared.subject));
+        let bytes = cleared.get().text.len();
+        let introduction =
+            self.introduction_for(&prepared.key.peer, bytes).await.map_err(|e| internal(&e))?;
+        if let Some(introduction) = introduction {
+            metadata.insert(INTRODUCTION.into(), introduction);
+        }
         let kind = prepared.kind.clone();
         let identity = std::sync::Arc::clone(&self.identity);
         let make = move |message: &OutboundMessage| -> Result<String, SealFailed> {
@@ -349,7 +359,7 @@ impl Core {
 
     /// Whether a carrier that the message goes with is up.
     fn is_reachable(&self, prepared: &Prepared) -> bool {
-        if prepared.sealed.is_some() {
+        if prepared.sealed.is_some() && !self.nobody_speaks_v2() {
             return self.sealed.is_connected();
         }
         self.routes.leads(&prepared.key.peer) || self.link.status().is_connected()
@@ -624,10 +634,20 @@ impl Core {
         if self.control_sealed(key, &control).await? {
             return Ok(());
         }
+        let sealed_to = self.seals_to(&key.peer).await?;
+        self.queue_control_in_v1(key, control, sealed_to).await
+    }
+
+    /// Queues a control message in the form of v1.
+    pub(crate) async fn queue_control_in_v1(
+        &self,
+        key: &ThreadKey,
+        control: Control,
+        sealed_to: Option<PublicIdentity>,
+    ) -> Result<(), SealFailed> {
         let now = self.now();
         let id = MessageId::from_uuid(uuid::Uuid::new_v4());
         let header = self.header(key, &id, now);
-        let sealed_to = self.seals_to(&key.peer).await?;
         let identity = std::sync::Arc::clone(&self.identity);
         let make = move |control: Control| -> Result<String, SealFailed> {
             let content = Content {
@@ -705,36 +725,31 @@ impl Core {
     }
 
     /// Everyone who can be meant by a name.
-    async fn candidates(&self) -> Result<Vec<Candidate>, ServiceError> {
-        use crate::records::NicknameSource;
+    pub(crate) async fn candidates(&self) -> Result<Vec<Candidate>, ServiceError> {
         let known = self.store.known_peers().await.map_err(|e| internal(&e))?;
+        let written_to = self.store.written_to().await.map_err(|e| internal(&e))?;
         let nicknames = self.nicknames.get();
         let profiles = self.profiles.get();
-        let nickname = |peer: &Fingerprint| {
-            let entry = nicknames.nicknames.get(peer)?;
-            (entry.source != NicknameSource::Suggested).then(|| entry.name.clone())
-        };
-        let mut candidates: Vec<Candidate> = known
-            .iter()
-            .map(|k| Candidate {
-                fingerprint: k.fingerprint,
-                name: k.name.clone(),
-                nickname: nickname(&k.fingerprint),
-                online: Some(k.status == "online"),
+        let candidate = |peer: Fingerprint, name: &str, online: Option<bool>| {
+            let trusted =
+                profiles.profiles.get(&peer).filter(|profile| profile.level > TrustLevel::Untrusted);
+            // Who is trusted keeps the name that it had then.
+            let trusted_as =
+                trusted.map(|profile| text::name(&profile.agent)).filter(|name| !name.is_empty());
+            Candidate {
+                fingerprint: peer,
+                name: trusted_as.unwrap_or_else(|| name.to_owned()),
+                nickname: nicknames.given(&peer).map(str::to_owned),
+                online,
                 known: true,
-            })
-            .collect();
-        for (peer, profile) in &profiles.profiles {
-            if !candidates.iter().any(|c| c.fingerprint == *peer) {
-                candidates.push(Candidate {
-                    fingerprint: *peer,
-                    name: text::name(&profile.agent),
-                    nickname: nickname(peer),
-                    online: None,
-                    known: true,
-                });
+                contact: trusted.is_some() || written_to.contains(&peer),
             }
-        }
+        };
+        let mut candidates: Vec<Candidate> =
+            known.iter().map(|k| candidate(k.fingerprint, &k.name, Some(k.status == "online"))).collect();
+        let heard: HashSet<Fingerprint> = known.iter().map(|k| k.fingerprint).collect();
+        let others = profiles.profiles.iter().filter(|(peer, _)| !heard.contains(peer));
+        candidates.extend(others.map(|(peer, profile)| candidate(*peer, &text::name(&profile.agent), None)));
         Ok(candidates)
     }
 }

@@ -157,11 +157,7 @@ impl Core {
 
     /// What the carrier says about a message of ours.
     async fn delivery_event(&self, to: Option<Fingerprint>, id: MessageId, event: &DeliveryEvent) {
-        let row = match to {
-            Some(peer) => self.store.delivery(peer, id.clone()).await,
-            None => self.store.open_delivery_by_id(id).await,
-        };
-        let row = match row {
+        let row = match self.store.delivery_of_v1(to, id).await {
             Ok(Some(row)) => row,
             Ok(None) => return,
             Err(error) => return tracing::error!(%error, "a delivery cannot be read"),

@@ -80,6 +80,7 @@ pub fn peer_words(data: &[u8]) {
         nickname: None,
         online: None,
         known: true,
+        contact: false,
     };
     resolve(first, &[candidate], false);
     let binding = Binding {

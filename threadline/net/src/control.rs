@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 use threadline::TrustLevel;
 use threadline::invitation::{RedeemRefusal, Redemption};
 use threadline::v1::local::AgentName;
+use threadline::v2::inside_v1::{INTRODUCTION, Introduction};
 
 /// A control message of this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub enum Control {
         /// Name of this agent.
         name: Option<AgentName>,
     },
+    /// Who this device is, for a peer that has to begin another session with it.
+    Introduction(Box<Introduction>),
 }
 
 impl Control {
@@ -39,6 +42,7 @@ impl Control {
             Self::Received => "status",
             Self::Redeem(_) => "invitation-redeem",
             Self::InvitationResult { .. } => "invitation-result",
+            Self::Introduction(_) => "introduction",
         }
     }
 
@@ -50,6 +54,7 @@ impl Control {
             Self::ThreadResolved => "resolved",
             Self::Received => "Message received.",
             Self::Redeem(_) | Self::InvitationResult { .. } => "invitation",
+            Self::Introduction(_) => "introduction",
         }
     }
 
@@ -70,6 +75,11 @@ impl Control {
                         fields.insert("code".into(), refusal.as_str().into());
                     }
                 }
+                Some(fields)
+            }
+            Self::Introduction(introduction) => {
+                let mut fields = Map::new();
+                fields.insert(INTRODUCTION.into(), introduction.to_json());
                 Some(fields)
             }
             Self::Pong | Self::Healthy | Self::ThreadResolved | Self::Received => None,

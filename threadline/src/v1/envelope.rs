@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use super::{MAX_ENVELOPE, MAX_PAYLOAD};
 use crate::identity::{self, Identity, PublicIdentity, Purpose};
 use crate::time::{iso_ms, parse_iso};
+use crate::v2::inside_v1::INTRODUCTION;
 use crate::{Fingerprint, MessageId, ThreadId, jcs};
 
 /// Member of a sealed envelope that names the sender's full key. The signature covers it, and whoever does not know it
@@ -225,7 +226,11 @@ pub fn clear(header: &Header, content: &Content) -> Envelope {
     payload.insert("text".into(), content.text.as_str().into());
     payload.insert("type".into(), content.kind.as_deref().unwrap_or("chat").into());
     if let Some(metadata) = &content.metadata {
-        payload.insert("metadata".into(), Value::Object(metadata.clone()));
+        let mut metadata = metadata.clone();
+        if let Some(introduction) = metadata.remove(INTRODUCTION) {
+            payload.insert(INTRODUCTION.into(), introduction);
+        }
+        payload.insert("metadata".into(), Value::Object(metadata));
     }
     let json = serde_json::to_vec(&payload).expect("a JSON object serialises");
     let mut envelope = start(header);
@@ -472,7 +477,10 @@ fn read_json(bytes: &[u8]) -> Result<Content, ReceiveError> {
         });
     };
     let kind = fields.get("type").and_then(Value::as_str).map(str::to_owned);
-    let metadata = fields.get("metadata").and_then(Value::as_object).cloned();
+    let mut metadata = fields.get("metadata").and_then(Value::as_object).cloned();
+    if let Some(introduction @ Value::Object(_)) = fields.get(INTRODUCTION) {
+        metadata.get_or_insert_default().insert(INTRODUCTION.into(), introduction.clone());
+    }
     let text = [fields.get("text"), fields.get("content")].into_iter().flatten().find_map(Value::as_str);
     let text = text.map(str::to_owned);
     Ok(Content { text: text.unwrap_or_else(|| compact(&value)), kind, metadata })

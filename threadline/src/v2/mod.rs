@@ -6,6 +6,7 @@ pub mod content;
 pub mod envelope;
 mod error;
 pub mod frames;
+pub mod inside_v1;
 pub mod login;
 pub mod mail;
 pub mod objects;

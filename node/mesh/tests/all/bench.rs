@@ -14,9 +14,9 @@ use instar_state::events::EventBus;
 use instar_state::notices::NoticeBoard;
 use instar_state::paths::{AccountPaths, AgentPaths};
 use serde_json::{Value, json};
-use threadline::identity::{Identity, LoginNonce};
+use threadline::identity::{Identity, LoginNonce, PublicIdentity};
 use threadline::service::{Caller, ServiceError, SessionCaller, Threadline, Tool, ToolCall};
-use threadline::v1::envelope::{Content, Envelope, Header, clear};
+use threadline::v1::envelope::{Content, Envelope, Header, clear, seal};
 use threadline::v1::frames::{Ack, AckStatus, AuthOk, ClientFrame, ServerFrame};
 use threadline::v2::session::Protocol;
 use threadline::{Fingerprint, ThreadKey};
@@ -177,6 +177,11 @@ impl Node {
         self.mesh.decide(&Caller::Owner, id, decision).await
     }
 
+    pub fn key(&self) -> PublicIdentity {
+        let key = self.mesh.health()["identityPub"].as_str().map(hex::decode);
+        PublicIdentity::from_bytes(&key.expect("a key").expect("hex")).expect("a key")
+    }
+
     pub fn us(&self) -> Fingerprint {
         self.mesh.fingerprint().expect("identity")
     }
@@ -273,6 +278,19 @@ impl Peer {
     pub fn answers(&self, to: Fingerprint, thread: &str, id: &str, text: &str, asked: &str) -> ServerFrame {
         let metadata = json!({"inReplyTo": asked}).as_object().cloned();
         self.writes(to, thread, id, Content { text: text.into(), metadata, ..Content::default() })
+    }
+
+    /// What it says to the owner of `key`, sealed in the form of v1.
+    pub fn seals(&self, key: &PublicIdentity, thread: &str, id: &str, text: &str) -> ServerFrame {
+        let header = Header {
+            from: self.fingerprint(),
+            to: key.fingerprint(),
+            thread_id: Some(thread.parse().expect("thread")),
+            message_id: id.parse().expect("id"),
+            timestamp: instar_state::time::now_ms(),
+        };
+        let content = Content { text: text.into(), ..Content::default() };
+        ServerFrame::Message(seal(&self.0, key, &header, &content, &mut rand::rng()).expect("seals"))
     }
 
     fn writes(&self, to: Fingerprint, thread: &str, id: &str, content: Content) -> ServerFrame {

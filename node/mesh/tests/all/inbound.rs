@@ -434,3 +434,26 @@ async fn what_comes_in_clear_from_an_agent_that_seals_waits_for_the_owner() {
     let envelope = relay.message().await;
     assert!(envelope.is_sealed(), "a relay of v1 alone carries it, but not in clear: {envelope:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_sealed_once_is_not_believed_in_clear_and_its_ids_are_not_used_up() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(9);
+    node.trust(&peer, "verified").await;
+    relay.send(&peer.seals(&node.key(), "t1", "s1", "The first one is sealed.")).await;
+    relay.taken("s1").await;
+    until("it is there", || async { node.state_of("s1").await.ok_or("not yet".into()) }).await;
+    relay.send(&peer.says(node.us(), "t1", "s2", "Send me the keys to the house.")).await;
+    relay.taken("s2").await;
+    until("the owner is asked", || async {
+        let waiting = node.mesh.approvals(None, None).await.expect("approvals");
+        waiting["approvals"][0]["id"].as_str().map(str::to_owned).ok_or(waiting.to_string())
+    })
+    .await;
+    relay.send(&peer.seals(&node.key(), "t1", "s2", "This is the real one.")).await;
+    relay.taken("s2").await;
+    let state =
+        until("the real one is there", || async { node.state_of("s2").await.ok_or("not yet".into()) }).await;
+    assert!(!state.starts_with("held"), "{state}");
+}

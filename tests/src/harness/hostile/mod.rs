@@ -3,6 +3,7 @@
 
 mod crimes;
 mod socket;
+mod v1;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -20,6 +21,7 @@ use crate::sim::v2::relay::{Out, Relay};
 use crimes::Mallory;
 pub use crimes::{Crimes, Deeds};
 use socket::Event;
+pub use v1::{FORGED, HOSTILE_PROFILE, HostileV1, V1Crimes, V1Deeds};
 
 /// Pause between two looks at what waits.
 const TICK: Duration = Duration::from_millis(100);

@@ -1,6 +1,7 @@
 //! The task that owns the mail of this device and a session with every relay.
 
 mod blobs;
+mod inside_v1;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
@@ -29,10 +30,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::inside_v1::link_changed;
 use super::connection::{Connection, Incoming, Reports};
 use super::handle::{Command, SealedEvent, SealedHandle, SealedRelay, SealedStatus, Submission};
 use super::network::local_addresses;
 use crate::link::driver::spool_entry;
+use crate::link::{LinkHandle, LinkStatus};
 use crate::store::{Queued, Spooled, Store, StoreError};
 
 /// Pause after the store failed; then everything is made anew from it.
@@ -93,6 +96,8 @@ pub struct SealedDeps {
     pub events: mpsc::Sender<SealedEvent>,
     /// Unix ms.
     pub now: fn() -> i64,
+    /// The link, which carries envelopes inside v1 messages where its relay speaks v1 alone.
+    pub link: Option<LinkHandle>,
 }
 
 /// The work, to be spawned by its owner.
@@ -179,6 +184,10 @@ struct Driver {
     /// What this machine sent from when that was last looked at.
     network: [Option<IpAddr>; 2],
     withheld: bool,
+    /// Since when keys are missing that nobody can be asked for, Unix ms.
+    keyless: BTreeMap<Key, u64>,
+    /// State of the link; absent where there is none.
+    link: Option<watch::Receiver<LinkStatus>>,
     status: watch::Sender<Vec<SealedStatus>>,
 }
 
@@ -214,6 +223,8 @@ impl Driver {
             begun: Instant::now(),
             network: local_addresses(),
             withheld: false,
+            keyless: BTreeMap::new(),
+            link: deps.link.as_ref().map(LinkHandle::watch_status),
             status,
             relays,
             deps,
@@ -296,6 +307,7 @@ impl Driver {
                     Some(command) => self.command(command).await?,
                     None => break Ended::Stopped,
                 },
+                () = link_changed(&mut self.link) => {}
                 Some((relay, connection, incoming)) = self.reports.recv() => {
                     self.incoming(relay, connection, incoming);
                 }
@@ -403,6 +415,17 @@ impl Driver {
                     self.searches.insert((relay, request), answer);
                 }
             }
+            Command::Carried { env, answer } => {
+                let received = self.carried(&env, now).await?;
+                let _ = answer.send(received);
+            }
+            Command::CanSeal { peer, answer } => drop(answer.send(self.mail.can_seal(&peer))),
+            Command::Introduce { answer } => {
+                let (commit, introduction) = self.mail.introduce(now)?;
+                self.keep(commit).await?;
+                let _ = answer.send(introduction);
+            }
+            Command::Introduced { peer, keys } => self.introduced(&peer, &keys, now).await?,
         }
         Ok(())
     }
@@ -444,7 +467,10 @@ impl Driver {
         self.open(now).await?;
         self.dispatch(now).await?;
         self.seal(now).await?;
+        let inside_v1 = self.link_carries();
+        self.courier.set_inside_v1(&mut self.mail, inside_v1, now);
         self.courier.send(&mut self.mail, &mut self.sessions, now);
+        self.carry(now).await?;
         self.sweep(now).await?;
         self.effects(now).await
     }
@@ -703,6 +729,7 @@ impl Driver {
     async fn open(&mut self, now: u64) -> Result<(), Trouble> {
         let standing = Arc::clone(&self.deps.standing);
         let is_contact = move |key: &Key| standing(key) == Standing::Contact;
+        let mut introduce = Vec::new();
         while let Some(opened) = self.mail.open_next(&is_contact, now)? {
             let evidence = !opened.evidence.is_empty();
             self.keep_with(opened.commit, opened.evidence).await?;
@@ -710,11 +737,18 @@ impl Driver {
                 self.courier.tidy(&self.mail);
             }
             if let Some(answer) = opened.answer {
+                let no_session = opened.outcome == Outcome::Unopened(Unopened::NoSession);
                 self.courier.carry(answer);
+                if no_session && self.link_carries() && !self.sessions.iter().any(ClientSession::is_ready) {
+                    introduce.push(opened.from);
+                }
             }
             if opened.outcome == Outcome::Unopened(Unopened::UnknownDevice) {
                 self.courier.look_up(&mut self.sessions, opened.from, now);
             }
+        }
+        for peer in introduce {
+            let _ = self.deps.events.send(SealedEvent::Introduce(peer)).await;
         }
         if self.mail.relay_withholds_keys() && !std::mem::replace(&mut self.withheld, true) {
             let _ = self.deps.events.send(SealedEvent::KeysWithheld).await;
@@ -747,7 +781,7 @@ impl Driver {
         let standing = Arc::clone(&self.deps.standing);
         let commit = self.mail.flush_receipts(&move |key| standing(key).may_know(), now)?;
         self.keep(commit).await?;
-        if self.sessions.iter().any(ClientSession::is_ready) {
+        if self.sessions.iter().any(ClientSession::is_ready) || self.link_carries() {
             let commit = self.mail.drop_stale(PATIENCE_MS, now);
             self.keep(commit).await?;
         }
@@ -756,6 +790,7 @@ impl Driver {
             self.keep(sealing.commit).await?;
             if sealing.needs_keys {
                 self.courier.claim_keys(&mut self.sessions, peer, now);
+                self.go_on_without_keys(&peer, now).await?;
             }
         }
         Ok(())

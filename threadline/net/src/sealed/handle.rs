@@ -8,11 +8,12 @@ use serde::Serialize;
 use threadline::ThreadId;
 use threadline::v2::blob;
 use threadline::v2::content::{Body, Need, ReceiptStatus};
-use threadline::v2::frames::{Found, FoundRow, MAX_WATCHED, Search};
+use threadline::v2::frames::{Found, FoundRow, Keys, MAX_WATCHED, Search};
+use threadline::v2::inside_v1::Introduction;
 use threadline::v2::login::QuicAddress;
 use threadline::v2::mail::{Change, Draft, MailError, SubmitError};
 use threadline::v2::opened::{OpenedMessage, members_body, sealed_id};
-use threadline::v2::{Bin, Id, Key, MAX_BODY};
+use threadline::v2::{Bin, Code, Id, Key, MAX_BODY};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::Control;
@@ -70,6 +71,10 @@ pub enum SealedEvent {
     KeysWithheld,
     /// Opened messages were handed on.
     Spooled,
+    /// Envelopes wait for the link, which carries them inside v1 messages.
+    Carry,
+    /// A peer wrote in a session that is not there any more, and no relay of v2 gives it the keys for another one.
+    Introduce(Key),
     /// This state turned out to be an old copy of another: the machine became a device of its own.
     NewDevice,
 }
@@ -128,6 +133,10 @@ pub(super) enum Command {
     Receipt { peer: Key, id: Id, status: ReceiptStatus },
     Fetch(Box<OpenedMessage>),
     Search { relay: usize, search: Search, answer: oneshot::Sender<Found> },
+    Carried { env: Vec<u8>, answer: oneshot::Sender<Result<(), Code>> },
+    CanSeal { peer: Key, answer: oneshot::Sender<bool> },
+    Introduce { answer: oneshot::Sender<Introduction> },
+    Introduced { peer: Key, keys: Box<Keys> },
 }
 
 /// Handle to running sealed mail; cheap to clone.
@@ -189,6 +198,33 @@ impl SealedHandle {
     /// lost, the row of the message in the spool says so, and [`SealedEvent::Spooled`] follows.
     pub async fn fetch(&self, message: OpenedMessage) {
         let _ = self.commands.send(Command::Fetch(Box::new(message))).await;
+    }
+
+    /// Takes an envelope that a v1 message carried into sealed mail. When it returns, the envelope is on the disk, known,
+    /// or refused with a code; `None` when sealed mail is stopped, or could not store it.
+    pub async fn carried(&self, env: Vec<u8>) -> Option<Result<(), Code>> {
+        let (answer, rx) = oneshot::channel();
+        self.commands.send(Command::Carried { env, answer }).await.ok()?;
+        rx.await.ok()
+    }
+
+    /// Whether there is a session with a device of this peer: sealing for it needs no relay of v2.
+    pub async fn can_seal(&self, peer: Key) -> bool {
+        let (answer, rx) = oneshot::channel();
+        self.commands.send(Command::CanSeal { peer, answer }).await.is_ok() && rx.await.unwrap_or(false)
+    }
+
+    /// What this device says of itself to one peer that no relay of v2 tells of it.
+    pub async fn introduce(&self) -> Option<Introduction> {
+        let (answer, rx) = oneshot::channel();
+        self.commands.send(Command::Introduce { answer }).await.ok()?;
+        rx.await.ok()
+    }
+
+    /// Learns the device of a peer that introduced itself, and begins a session with it if there is none.
+    pub async fn introduced(&self, introduction: &Introduction) {
+        let (peer, keys) = (introduction.key, Box::new(introduction.keys()));
+        let _ = self.commands.send(Command::Introduced { peer, keys }).await;
     }
 
     /// Tells a peer more about its message than that it is here.

@@ -42,6 +42,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { sql: include_str!("schema_3.sql") },
     Migration { sql: include_str!("schema_4.sql") },
     Migration { sql: include_str!("schema_5.sql") },
+    Migration { sql: include_str!("schema_6.sql") },
 ];
 
 /// Why an operation on the store failed.

@@ -152,6 +152,26 @@ impl Store {
         Ok(inserted?)
     }
 
+    /// Queues the v1 message that carries an envelope of sealed mail. It is tried once: sealed mail tries again by its own
+    /// schedule, and what waits here under the same id gives way.
+    pub async fn enqueue_carried(
+        &self,
+        peer: Fingerprint,
+        id: MessageId,
+        message: String,
+        now: i64,
+    ) -> Result<(), StoreError> {
+        self.db
+            .write(move |c| {
+                c.prepare_cached(
+                    "INSERT OR REPLACE INTO outbox(peer_fp, message_id, envelope, created_at) VALUES (?1, ?2, ?3, ?4)",
+                )?
+                .execute(params![peer.to_string(), id.as_str(), message, now])?;
+                Ok(())
+            })
+            .await
+    }
+
     /// Keeps a text of ours that waits for the owner; it is not in the outbox.
     pub async fn hold_outbound(
         &self,
@@ -212,7 +232,7 @@ impl Store {
             .read(|c| {
                 Ok(c.query_row(
                     "SELECT min(coalesce(d.next_retry_at, 0)) FROM outbox o LEFT JOIN deliveries d
-                     ON d.peer_fp = o.peer_fp AND d.message_id = o.message_id
+                     ON d.peer_fp = o.peer_fp AND d.message_id = o.message_id AND NOT d.sealed
                      WHERE d.peer_fp IS NULL OR d.next_retry_at IS NOT NULL",
                     [],
                     |r| r.get(0),
@@ -239,17 +259,31 @@ impl Store {
         self.db.read(move |c| find_delivery(c, &peer, &id)).await
     }
 
-    /// The message of ours with this id that still waits for evidence, whoever the recipient is. Acknowledgements of a
-    /// v1 relay name only the id.
-    pub async fn open_delivery_by_id(&self, id: MessageId) -> Result<Option<DeliveryRow>, StoreError> {
+    /// What a v1 relay may speak of: the message of ours to `peer` with this id, or where it names only the id, whoever
+    /// the recipient is, the one that still waits for evidence. Never sealed mail, whose ids relays see: of that only its
+    /// peer speaks.
+    pub async fn delivery_of_v1(
+        &self,
+        peer: Option<Fingerprint>,
+        id: MessageId,
+    ) -> Result<Option<DeliveryRow>, StoreError> {
         self.db
             .read(move |c| {
-                Ok(c.prepare_cached(
-                    "SELECT *, created_at AS delivery_created_at FROM deliveries WHERE message_id = ?1
-                     AND state IN ('pending', 'sent', 'accepted')",
-                )?
-                .query_row([id.as_str()], read_delivery)
-                .optional()?)
+                let row = match peer {
+                    Some(peer) => c
+                        .prepare_cached(
+                            "SELECT *, created_at AS delivery_created_at FROM deliveries
+                             WHERE peer_fp = ?1 AND message_id = ?2 AND NOT sealed",
+                        )?
+                        .query_row(params![peer.to_string(), id.as_str()], read_delivery),
+                    None => c
+                        .prepare_cached(
+                            "SELECT *, created_at AS delivery_created_at FROM deliveries WHERE message_id = ?1
+                             AND state IN ('pending', 'sent', 'accepted') AND NOT sealed",
+                        )?
+                        .query_row([id.as_str()], read_delivery),
+                };
+                Ok(row.optional()?)
             })
             .await
     }
@@ -342,7 +376,8 @@ fn outbox_due(c: &Connection, now: i64, limit: usize) -> Result<Vec<OutboxRow>, 
         "SELECT o.id AS outbox_id, o.peer_fp, o.message_id, d.thread_id, d.state, d.attempts, d.rejections,
             d.peer_dedups, d.next_retry_at, d.last_attempt_at, d.acked_at, d.escalated_at, d.expires_at,
             d.created_at AS delivery_created_at
-         FROM outbox o LEFT JOIN deliveries d ON d.peer_fp = o.peer_fp AND d.message_id = o.message_id
+         FROM outbox o
+            LEFT JOIN deliveries d ON d.peer_fp = o.peer_fp AND d.message_id = o.message_id AND NOT d.sealed
          ORDER BY o.id LIMIT ?1",
     )?;
     let rows = statement.query_map([MAX_OPEN], |r| {

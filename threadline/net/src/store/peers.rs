@@ -1,5 +1,7 @@
 //! Pinned keys and known peers.
 
+use std::collections::HashSet;
+
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Serialize;
 use threadline::Fingerprint;
@@ -86,7 +88,8 @@ impl Store {
             .await
     }
 
-    /// Merges what was heard about agents; nothing is ever replaced by less.
+    /// Merges what was heard about agents; nothing is ever replaced by less, and no relay gives another name to whom
+    /// this agent wrote to.
     pub async fn merge_known(&self, peers: Vec<KnownPeer>) -> Result<(), StoreError> {
         self.db
             .write(move |c| {
@@ -142,6 +145,30 @@ impl Store {
             .await
     }
 
+    /// Everyone who was ever written to.
+    pub async fn written_to(&self) -> Result<HashSet<Fingerprint>, StoreError> {
+        self.db
+            .read(|c| {
+                let mut statement =
+                    c.prepare_cached("SELECT DISTINCT peer_fp FROM messages WHERE direction = 'out'")?;
+                let rows = statement.query_map([], |row| parsed(row, "peer_fp"))?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    /// Whether this agent ever wrote sealed, by which it showed that it can.
+    pub async fn has_sealed(&self, peer: Fingerprint) -> Result<bool, StoreError> {
+        self.db
+            .read(move |c| {
+                Ok(c.prepare_cached(
+                    "SELECT 1 FROM messages WHERE peer_fp = ?1 AND direction = 'in' AND auth = 'e2e' LIMIT 1",
+                )?
+                .exists([peer.to_string()])?)
+            })
+            .await
+    }
+
     /// One known agent.
     pub async fn known_peer(&self, peer: Fingerprint) -> Result<Option<KnownPeer>, StoreError> {
         self.db
@@ -177,7 +204,9 @@ fn merge(c: &rusqlite::Connection, peer: &KnownPeer) -> Result<(), StoreError> {
     if let Some(known) = known {
         merged.first_seen = known.first_seen;
         merged.last_seen = merged.last_seen.max(known.last_seen);
-        if merged.name.is_empty() {
+        let is_hearsay = peer.sources.iter().all(|source| source == "relay");
+        let keeps_name = is_hearsay && !known.name.is_empty() && was_written_to(c, &peer.fingerprint)?;
+        if merged.name.is_empty() || keeps_name {
             merged.name = known.name;
         }
         if merged.capabilities.is_empty() {
@@ -211,6 +240,11 @@ fn merge(c: &rusqlite::Connection, peer: &KnownPeer) -> Result<(), StoreError> {
         merged.sources.join(",")
     ])?;
     Ok(())
+}
+
+fn was_written_to(c: &rusqlite::Connection, peer: &Fingerprint) -> rusqlite::Result<bool> {
+    c.prepare_cached("SELECT 1 FROM messages WHERE peer_fp = ?1 AND direction = 'out' LIMIT 1")?
+        .exists([peer.to_string()])
 }
 
 fn read_known(row: &Row<'_>) -> rusqlite::Result<KnownPeer> {

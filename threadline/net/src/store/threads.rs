@@ -43,6 +43,16 @@ pub struct SearchHit {
 }
 
 impl Store {
+    /// Whether there is a conversation with this agent.
+    pub async fn has_conversation(&self, peer: Fingerprint) -> Result<bool, StoreError> {
+        self.db
+            .read(move |c| {
+                Ok(c.prepare_cached("SELECT 1 FROM conversations WHERE peer_fp = ?1 LIMIT 1")?
+                    .exists([peer.to_string()])?)
+            })
+            .await
+    }
+
     /// Conversations by latest activity.
     pub async fn threads(&self, filter: ThreadFilter) -> Result<Vec<Thread>, StoreError> {
         self.db

@@ -169,6 +169,7 @@ impl Party {
             standing: Arc::new(|_: &Key| Standing::Contact),
             events: events_tx,
             now: clock,
+            link: None,
         };
         let (handle, future) = run_sealed(deps, CancellationToken::new());
         let mut status = handle.watch_status();

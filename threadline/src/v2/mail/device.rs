@@ -2,6 +2,7 @@
 
 use super::{Commit, DeviceRow, Mail, MailError, PeerRow, UnpublishedKey, Write};
 use crate::v2::frames::{KeysOk, KeysPut, MAX_ONE_TIME_KEYS};
+use crate::v2::inside_v1::Introduction;
 use crate::v2::objects::{
     CERT_LIFE_MS, DeviceCert, DeviceList, FALLBACK, LIST_RENEW_MS, ONE_TIME, Prekey, Signed, next_seq,
 };
@@ -260,6 +261,26 @@ impl Mail {
         let prekey = Prekey { version: 1, key: self.key, device: row.device, kind, key_id, curve, not_after };
         let signed = Signed::<Prekey>::issue(&self.identity, prekey);
         (key_id, Blob(signed.bytes().to_vec()), *signed.signature())
+    }
+
+    /// What this device says of itself to a peer that no relay of v2 tells of it: with a one-time key that nobody else
+    /// gets.
+    pub fn introduce(&mut self, now_ms: u64) -> Result<(Commit, Introduction), MailError> {
+        let mut row = self.records.device.clone().ok_or(MailError::NoDevice)?;
+        let mut account = DeviceAccount::open(&row.pickle, &self.store_key)?;
+        let curve = account.generate_one_time(1).pop().ok_or(MailError::NoDevice)?;
+        let until = now_ms.saturating_add(ONE_TIME_LIFE_MS);
+        let (_, prekey, signature) = self.prekey(&mut row, ONE_TIME, curve, until);
+        row.pickle = account.pickle(&self.store_key, &mut self.rng);
+        let introduction = Introduction {
+            key: self.key,
+            cert: (Blob(row.cert.bytes().to_vec()), *row.cert.signature()),
+            prekey: (prekey, signature),
+            list: (Blob(row.list.bytes().to_vec()), *row.list.signature()),
+        };
+        let mut commit = Commit::default();
+        self.put(&mut commit, Write::Device(Box::new(row)));
+        Ok((commit, introduction))
     }
 
     /// `relay` answered KEYS_PUT: what it ever took is not offered again.

@@ -48,6 +48,8 @@ pub enum CarrierAnswer {
     },
     /// It gave a message up that it held.
     GaveUp,
+    /// It wrote the message to somebody whose word about it proves nothing.
+    Written,
 }
 
 /// A message of ours moved on.
@@ -175,7 +177,7 @@ impl Mail {
         };
         let before = row.state;
         match answer {
-            CarrierAnswer::Accepted { .. } if is_control(&row) => {
+            CarrierAnswer::Accepted { .. } | CarrierAnswer::Written if is_control(&row) => {
                 self.put(&mut commit, Write::DropOut(*peer, *id));
                 return (commit, None);
             }
@@ -198,13 +200,15 @@ impl Mail {
                 }
             }
             CarrierAnswer::GaveUp => row.next_at = Some(now_ms),
+            CarrierAnswer::Written => {
+                // Its order is kept there, so what was written after it may follow.
+                row.held = true;
+                raise(&mut row.state, DeliveryState::Sent);
+                row.next_at = Some(now_ms.saturating_add(retry_delay_ms(row.attempts).unsigned_abs()));
+            }
         }
-        let change = (row.state != before).then_some(Change {
-            peer: *peer,
-            id: *id,
-            state: row.state,
-            confirmed: false,
-        });
+        let is_news = row.state != before || answer == CarrierAnswer::Written && row.attempts <= 1;
+        let change = is_news.then_some(Change { peer: *peer, id: *id, state: row.state, confirmed: false });
         self.keep_out(row, &mut commit);
         (commit, change)
     }

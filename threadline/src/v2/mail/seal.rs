@@ -198,6 +198,11 @@ impl Mail {
         peers
     }
 
+    /// Whether a device of this peer is known and has a session.
+    pub fn can_seal(&self, peer: &Key) -> bool {
+        self.records.peers.get(peer).is_some_and(|known| !self.sendable_devices(peer, known).is_empty())
+    }
+
     /// Seals what waits for a peer, in order, as far as sessions and the window allow.
     pub fn seal(&mut self, peer: &Key, now_ms: u64) -> Result<Sealing, MailError> {
         let mut commit = Commit::default();

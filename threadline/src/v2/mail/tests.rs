@@ -11,7 +11,9 @@ use crate::testing::identity;
 use crate::v2::content::{Body, Receipt, ReceiptStatus};
 use crate::v2::envelope::Envelope;
 use crate::v2::frames::{Keys, KeysOk, KeysPut, SignedBytes};
+use crate::v2::inside_v1::{Introduction, unwrap, wrap};
 use crate::v2::objects::{DeviceList, FALLBACK, ONE_TIME, Signed};
+use crate::v2::session::Courier;
 use crate::v2::{Blob, Code};
 
 const NOW: u64 = 1_768_478_400_000;
@@ -227,6 +229,56 @@ fn a_conversation_is_delivered_receipted_and_forward_secret_in_both_directions()
     assert!(alice.store.sessions.len() == 1 && bob.store.sessions.len() == 1);
     assert!(!alice.store.sessions.values().any(|session| session.weak));
     assert_eq!((alice.stored(), bob.stored()), (alice.store, bob.store), "rows hold the records");
+}
+
+#[test]
+fn who_introduced_itself_is_written_to_inside_v1_messages() {
+    let (mut alice, mut bob) = pair();
+    let (commit, introduction) = alice.mail.introduce(NOW).expect("introduces");
+    alice.keep(commit);
+    let address = alice.identity.fingerprint();
+    assert_eq!(Introduction::from_json(&introduction.to_json(), &bob.identity.fingerprint()), None);
+    let (_, heard) = Introduction::from_json(&introduction.to_json(), &address).expect("readable");
+    assert!(heard == introduction && heard.is_signed() && !bob.mail.can_seal(&alice.key()));
+    for _ in 0..2 {
+        let commit = bob.mail.learn_keys(&heard.key, &heard.keys(), NOW).expect("good keys");
+        bob.keep(commit);
+    }
+    assert!(bob.mail.can_seal(&alice.key()) && bob.store.sessions.len() == 1, "the key is used once");
+
+    let ids = ["one", "two"].map(|text| bob.say(alice.key(), "t", text, NOW));
+    let sealing = bob.mail.seal(&alice.key(), NOW).expect("seals");
+    assert!(!sealing.needs_keys);
+    bob.keep(sealing.commit);
+    let mut courier = Courier::default();
+    assert_eq!(courier.send(&mut bob.mail, &mut [], NOW), 0, "nobody carries it");
+    courier.set_inside_v1(&mut bob.mail, true, NOW);
+    let mut carried = Vec::new();
+    while courier.send(&mut bob.mail, &mut [], NOW) > 0 {
+        for (to, id, env) in courier.take_for_v1() {
+            let (commit, change) = bob.mail.answered(&to, &id, CarrierAnswer::Written, NOW);
+            assert_eq!(
+                change.map(|change| (change.state, change.confirmed)),
+                Some((DeliveryState::Sent, false))
+            );
+            bob.keep(commit);
+            carried.push(unwrap(&wrap(&env.0, 1_000).expect("small")).expect("true to itself"));
+        }
+    }
+    assert_eq!(carried.len(), 2, "the second does not wait for the first");
+    for env in carried {
+        alice.arrives(&Blob(env), NOW + 1);
+    }
+    alice.open_all(NOW + 1);
+    assert_eq!(alice.texts(), ["one", "two"]);
+    assert!(alice.mail.can_seal(&bob.key()), "the first message says who wrote it");
+    let row = &bob.store.outbox[&(alice.key(), ids[0])];
+    assert!(
+        !row.confirmed && row.env.is_some() && row.next_at.is_some_and(|at| at > NOW),
+        "it is tried again"
+    );
+    carry(&mut alice, &mut bob, NOW + 2);
+    assert!(ids.iter().all(|id| bob.store.outbox[&(alice.key(), *id)].confirmed));
 }
 
 #[test]

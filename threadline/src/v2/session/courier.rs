@@ -32,12 +32,35 @@ pub struct Courier {
     trails: HashMap<(Key, Id), PathTrail>,
     paths: HashMap<Key, PathMemory>,
     bare: Vec<(Key, Id, Blob)>,
+    /// Whether a relay that speaks v1 alone carries envelopes inside its messages.
+    inside_v1: bool,
+    /// Envelopes for it.
+    for_v1: Vec<(Key, Id, Blob)>,
 }
 
 impl Courier {
     /// Whether something waits for a carrier that may have to be given to another one.
     pub fn waits(&self) -> bool {
         !self.trails.is_empty() || !self.questions.is_empty()
+    }
+
+    /// Whether there is a relay that speaks v1 alone, and carries envelopes inside its messages. When it comes, everything
+    /// goes out again.
+    pub fn set_inside_v1(&mut self, mail: &mut Mail, is_there: bool, now_ms: u64) {
+        if is_there && !std::mem::replace(&mut self.inside_v1, is_there) {
+            self.welcomed(mail, now_ms);
+        }
+        self.inside_v1 = is_there;
+    }
+
+    /// Envelopes to hand to the relay of v1, in this order. The mail is told of each by [`CarrierAnswer::Written`].
+    pub fn take_for_v1(&mut self) -> Vec<(Key, Id, Blob)> {
+        std::mem::take(&mut self.for_v1)
+    }
+
+    /// [`Courier::heard`] of the relay of v1, beside `sessions` others.
+    pub fn heard_in_v1(&mut self, sessions: usize, from: Key, now_ms: u64) {
+        self.paths.entry(from).or_default().worked(Path::V2InV1(sessions), now_ms);
     }
 
     /// A bare envelope to hand to every relay once.
@@ -153,7 +176,10 @@ impl Courier {
     ) -> CarrierAnswer {
         self.paths.entry(to).or_default().worked(Path::RelayV2(relay), now_ms);
         let trail = self.trails.entry((to, id)).or_default();
-        CarrierAnswer::Accepted { live: answer.st == Standing::Live, others: is_next(sessions, trail) }
+        CarrierAnswer::Accepted {
+            live: answer.st == Standing::Live,
+            others: is_next(sessions, self.inside_v1, trail),
+        }
     }
 
     /// A relay refused an envelope: for good, and the others are asked before the message counts as failed, or for now,
@@ -179,11 +205,12 @@ impl Courier {
             }
             trail.declined(path);
             let later = if code == Code::Duplicate { Some(DUPLICATE_PAUSE_MS) } else { retry_ms };
-            let retry_ms = if is_next(sessions, trail) { Some(0) } else { later };
+            let retry_ms = if is_next(sessions, self.inside_v1, trail) { Some(0) } else { later };
             return CarrierAnswer::Rejected { code, retry_ms, last_path: false };
         }
         trail.refused(path);
-        let all: Vec<Path> = (0..sessions.len()).map(Path::RelayV2).collect();
+        let inside_v1 = self.inside_v1.then_some(Path::V2InV1(sessions.len()));
+        let all: Vec<Path> = (0..sessions.len()).map(Path::RelayV2).chain(inside_v1).collect();
         let last_path = memory.step(&all, trail, u64::MAX) == PathStep::Refused;
         CarrierAnswer::Rejected { code, retry_ms, last_path }
     }
@@ -203,11 +230,15 @@ impl Courier {
     pub fn send(&mut self, mail: &mut Mail, sessions: &mut [ClientSession], now_ms: u64) -> u64 {
         let facts =
             |session: &ClientSession| RelayFacts { v2: session.is_ready(), v1: false, peer_listens: None };
-        let relays: Vec<RelayFacts> = sessions.iter().map(facts).collect();
-        if !relays.iter().any(|relay| relay.v2) {
+        let mut relays: Vec<RelayFacts> = sessions.iter().map(facts).collect();
+        relays.push(RelayFacts { v2: false, v1: self.inside_v1, peer_listens: None });
+        if !relays.iter().any(|relay| relay.v2 || relay.v1) {
             return 0;
         }
         for (to, id, env) in std::mem::take(&mut self.bare) {
+            if self.inside_v1 {
+                self.for_v1.push((to, id, env.clone()));
+            }
             let Ok(tag) = Envelope::parse(&env.0).map(|envelope| envelope.header.tag) else { continue };
             for session in &mut *sessions {
                 let _ = session.send(to, id, tag, env.clone(), BARE_LIFE_S, 3, now_ms);
@@ -276,6 +307,12 @@ impl Courier {
                 return false;
             }
         };
+        if let Path::V2InV1(_) = path {
+            self.for_v1.push((to, id, env));
+            trail.took(path, now_ms);
+            mail.handed(&to, &id, first, now_ms);
+            return true;
+        }
         let Path::RelayV2(relay) = path else { return false };
         let Ok(header) = Envelope::parse(&env.0).map(|envelope| envelope.header) else { return false };
         let Some(session) = sessions.get_mut(relay) else { return false };
@@ -291,7 +328,8 @@ impl Courier {
 }
 
 /// Whether a relay is there that had not the message of this trail.
-fn is_next(sessions: &[ClientSession], trail: &PathTrail) -> bool {
+fn is_next(sessions: &[ClientSession], inside_v1: bool, trail: &PathTrail) -> bool {
     let mut ready = sessions.iter().enumerate().filter(|(_, session)| session.is_ready());
     ready.any(|(number, _)| !trail.went(Path::RelayV2(number)))
+        || inside_v1 && !trail.went(Path::V2InV1(sessions.len()))
 }

@@ -122,6 +122,7 @@ impl Party {
             standing: Arc::new(|_: &Key| Standing::Contact),
             events: events_tx,
             now: now_ms,
+            link: None,
         };
         let stop = CancellationToken::new();
         let (handle, mail) = run_sealed(deps, stop.clone());
