@@ -342,8 +342,15 @@ impl Engine {
         let letter = Letter::of(message, !reply);
         let at = match self.publish(&letter, &message.body).await? {
             Published::Stored(at) => at,
-            Published::Again(at) => {
-                return self.stored_before(mailbox, &letter, at, *now_ms).await.map(Accepted::Repeat);
+            Published::Again => {
+                mailbox.remember(*sender, letter.id.clone(), letter.content, *now_ms);
+                return Ok(Accepted::Repeat(Standing::Delivered));
+            }
+            Published::Before(at, before) => {
+                let seq = layout::number(at, layout::shard(recipient));
+                let expires_ms = before.expires_ms;
+                mailbox.enter(at, before);
+                return Ok(Accepted::Repeat(Standing::Queued { seq, expires_ms }));
             }
             Published::PairFull => return Ok(Accepted::Full(QueueFull::Sender)),
         };
@@ -373,9 +380,10 @@ impl Engine {
         letter: &Letter,
         body: &[u8],
     ) -> Result<Published, StoreFailed> {
-        let (headers, payload) = letter.write(body, &self.cipher);
+        let (mut headers, payload) = letter.write(body, &self.cipher);
         let subject = layout::mail_subject(&letter.recipient, &letter.sender, letter.control);
         let payload = bytes(payload);
+        let mut anew = 0;
         loop {
             let sent =
                 self.context.publish_with_headers(subject.clone(), headers.clone(), payload.clone()).await;
@@ -384,7 +392,24 @@ impl Engine {
                 Err(error) => Err(error),
             };
             match acknowledged {
-                Ok(ack) if ack.duplicate => return Ok(Published::Again(ack.sequence)),
+                Ok(ack) if ack.duplicate => match self.known_as(letter, ack.sequence).await? {
+                    Known::Stored(at, before) => return Ok(Published::Before(at, before)),
+                    Known::Gone => return Ok(Published::Again),
+                    // What it knows it may never have stored: the proposal of a leader that fell. A copy too many is a
+                    // repeat to its recipient; one too few is lost.
+                    Known::Nowhere if Instant::now() >= end => return Err(StoreFailed),
+                    Known::Nowhere => {
+                        anew += 1;
+                        // A second is enough for what is still on its way.
+                        if anew >= 4 {
+                            tracing::warn!(
+                                at = ack.sequence,
+                                "the engine names a message a repeat that it has not; it is stored anew"
+                            );
+                            letter.write_anew(anew, &mut headers);
+                        }
+                    }
+                },
                 Ok(ack) => return Ok(Published::Stored(ack.sequence)),
                 Err(error) if error.to_string().contains(PAIR_FULL) => return Ok(Published::PairFull),
                 // Said by the stream: another try would hear the same.
@@ -398,23 +423,15 @@ impl Engine {
         }
     }
 
-    /// The engine has the same message already.
-    async fn stored_before(
-        &self,
-        mailbox: &mut Mailbox,
-        letter: &Letter,
-        at: u64,
-        now_ms: i64,
-    ) -> Result<Standing, StoreFailed> {
-        if let Some(stored) = self.at(&letter.recipient, at).await? {
-            let letter = Letter::read(&stored).ok_or(StoreFailed)?;
-            let seq = layout::number(at, layout::shard(&letter.recipient));
-            let expires_ms = letter.expires_ms;
-            mailbox.enter(at, letter);
-            return Ok(Standing::Queued { seq, expires_ms });
+    /// What became of a message that the engine says it has. By its position alone nothing is known: of a message that it
+    /// has not stored yet it says 0, and where a leader fell, another message may stand there.
+    async fn known_as(&self, letter: &Letter, at: u64) -> Result<Known, StoreFailed> {
+        if at == 0 {
+            return Ok(Known::Nowhere);
         }
-        mailbox.remember(letter.sender, letter.id.clone(), letter.content, now_ms);
-        Ok(Standing::Delivered)
+        let Some(stored) = self.at(&letter.recipient, at).await? else { return Ok(Known::Gone) };
+        let before = Letter::read(&stored);
+        Ok(before.filter(|before| before.is_same(letter)).map_or(Known::Nowhere, |b| Known::Stored(at, b)))
     }
 
     async fn standing(
@@ -675,8 +692,18 @@ pub(super) fn sum(states: &[Option<State>]) -> Option<QueueTotals> {
 
 pub(super) enum Published {
     Stored(u64),
-    Again(u64),
+    /// The same message waits there.
+    Before(u64, Letter),
+    /// It was stored, and is gone.
+    Again,
     PairFull,
+}
+
+/// What the engine has of a message that it calls a repeat.
+enum Known {
+    Stored(u64, Letter),
+    Gone,
+    Nowhere,
 }
 
 async fn connect(options: &Options) -> Result<Client, EngineError> {

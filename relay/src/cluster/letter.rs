@@ -9,6 +9,8 @@ use super::layout;
 use crate::store::{Accept, BodyCipher};
 
 const ID: &str = "Nats-Msg-Id";
+/// Stands before the number of another try in an id; hex digits have none.
+const ANEW: char = '~';
 const EXPIRES: &str = "Tl-Exp";
 const FORMAT: &str = "Tl-Fmt";
 const STORED: &str = "Tl-At";
@@ -86,6 +88,16 @@ impl Letter {
         (headers, payload)
     }
 
+    /// Gives the headers an id that the engine does not know, for a message that it knows and does not have.
+    pub fn write_anew(&self, number: u32, headers: &mut HeaderMap) {
+        headers.insert(ID, format!("{}{ANEW}{number}", self.once_id()));
+    }
+
+    /// Whether it is the same message of the same sender, whenever it was stored.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.once_id() == other.once_id()
+    }
+
     /// Reads the headers of a stored message. `None`: it is none of ours.
     pub fn read(stored: &StreamMessage) -> Option<Self> {
         Self::parse(&stored.subject, |name| Some(stored.headers.get(name)?.as_str()))
@@ -96,6 +108,7 @@ impl Letter {
         let (recipient, sender, control) = layout::parties(subject)?;
         let rest = header(ID)?.strip_prefix(&format!("{sender}:{recipient}:"))?;
         let (id, content) = rest.rsplit_once(':')?;
+        let content = content.split_once(ANEW).map_or(content, |(content, _)| content);
         (content.len() == 16 && header(FORMAT)? == "1").then_some(())?;
         let letter = Self {
             recipient,
@@ -135,6 +148,20 @@ mod tests {
             expires_ms: 6,
             control: false,
         }
+    }
+
+    #[test]
+    fn a_message_that_is_published_anew_is_the_same() {
+        let cipher = BodyCipher::new(&[1; 32]);
+        let letter = Letter::of(&accept("a:b-c", "hello"), true);
+        let (mut headers, payload) = letter.write(b"hello", &cipher);
+        let first = headers.get(ID).map(|id| id.as_str().to_owned());
+        letter.write_anew(4, &mut headers);
+        assert_ne!(headers.get(ID).map(|id| id.as_str().to_owned()), first);
+        let subject = layout::mail_subject(&letter.recipient, &letter.sender, letter.control);
+        let read = Letter::parse(&subject, |name| Some(headers.get(name)?.as_str())).expect("reads");
+        assert!(read == letter && read.is_same(&letter));
+        assert_eq!(read.open(&payload, &cipher).as_deref(), Some(&b"hello"[..]));
     }
 
     #[test]
