@@ -90,7 +90,7 @@ impl BodyCipher {
     }
 }
 
-/// Seals bodies for a log by AES-256-GCM, five times faster than ChaCha20 where the processor has AES. Their nonces begin
+/// Seals bodies for a log by AES-256-GCM, cheaper than ChaCha20 where the processor has AES. Their nonces begin
 /// alike, at random for each start, which gives the key; the end counts, so no nonce comes twice under a key.
 pub(crate) struct Sealer {
     key: LessSafeKey,
