@@ -10,6 +10,8 @@ mod client;
 mod cluster;
 #[path = "all/cluster_v2.rs"]
 mod cluster_v2;
+#[path = "all/coverage_v2.rs"]
+mod coverage_v2;
 #[path = "all/crash.rs"]
 mod crash;
 #[path = "all/delivery.rs"]

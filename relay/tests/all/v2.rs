@@ -8,8 +8,8 @@ use threadline::identity::{Identity, Purpose};
 use threadline::v2::envelope::{Header, SUITE_OLM, assemble, encode_legs, thread_tag};
 use threadline::v2::frames::{
     Accepted, Challenge, Custody, FORMAT_V1, Frame, FrameId, FramePhase, Hello, KeysClaim, KeysPut, Lookup,
-    NotTaken, Outcome, Ping, PowDone, PresenceSet, Proof, Role, Search, Send, SignedBytes, Standing, Taken,
-    Target, Via, Visibility, Watch, Welcome,
+    NotTaken, Outcome, Ping, Pow, PowDone, PresenceSet, Proof, Role, Search, Send, SignedBytes, Standing,
+    Taken, Target, Via, Visibility, Watch, Welcome,
 };
 use threadline::v2::login::{PowPuzzle, SignedWellKnown, WellKnown, WsExchange};
 use threadline::v2::objects::{DeviceCert, DeviceList, FALLBACK, ONE_TIME, Prekey, Signed};
@@ -23,7 +23,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use super::client::{Client, PATIENCE, address, agent};
 use super::stores::{House, On, on_every_store};
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
     u64::try_from(since.as_millis()).expect("in range")
 }
@@ -51,6 +51,11 @@ impl Machine {
     }
 
     fn objects(&self) -> (Signed<DeviceCert>, Signed<DeviceList>) {
+        self.objects_for((now() - 1_000, now() + 86_400_000))
+    }
+
+    /// With a certificate for that time, Unix ms.
+    fn objects_for(&self, (not_before, not_after): (u64, u64)) -> (Signed<DeviceCert>, Signed<DeviceList>) {
         let identity = agent(self.n);
         let cert = DeviceCert {
             version: 1,
@@ -58,8 +63,8 @@ impl Machine {
             device: device(self.device),
             curve: Bin([9; 32]),
             name: "laptop".into(),
-            not_before: now() - 1_000,
-            not_after: now() + 86_400_000,
+            not_before,
+            not_after,
             seq: 7,
             caps: Vec::new(),
         };
@@ -75,7 +80,15 @@ impl Machine {
     }
 
     pub(crate) fn hello(&self) -> Hello {
-        let (cert, list) = self.objects();
+        self.hello_with(&self.objects())
+    }
+
+    /// With a certificate for that time, Unix ms.
+    pub(crate) fn hello_for(&self, valid: (u64, u64)) -> Hello {
+        self.hello_with(&self.objects_for(valid))
+    }
+
+    fn hello_with(&self, (cert, list): &(Signed<DeviceCert>, Signed<DeviceList>)) -> Hello {
         Hello {
             v: 2,
             dev: device(self.device),
@@ -147,7 +160,7 @@ async fn open(at: SocketAddr) -> Socket {
 
 impl Session {
     /// Proves the key and says HELLO; whatever comes then is the caller's.
-    async fn greet(at: SocketAddr, host: &str, hello: Hello, identity: &Identity, n: u8) -> Self {
+    pub(crate) async fn greet(at: SocketAddr, host: &str, hello: Hello, identity: &Identity, n: u8) -> Self {
         let mut session = Self { socket: open(at).await, n, welcome: None };
         let Frame::Challenge(Challenge { n: nonce, rk, .. }) = session.frame().await.expect("open") else {
             panic!("a challenge first")
@@ -721,6 +734,22 @@ async fn who_watches_everybody_hears_no_more_than_its_share(on: On) {
     }
 }
 
+/// Does the work that the relay asks `client` for.
+pub(crate) async fn work_done(at: SocketAddr, client: Key, pow: Pow) -> PowDone {
+    let url = format!("http://{at}/.well-known/threadline");
+    let signed = reqwest::get(&url).await.expect("answers").bytes().await.expect("bytes");
+    let document = WellKnown::parse(&serde_json::from_slice(&signed).expect("JSON")).expect("signed");
+    let puzzle = PowPuzzle {
+        epoch: pow.e.clone(),
+        challenge: pow.h,
+        bits: pow.bits,
+        relay: document.key().expect("key"),
+        client,
+    };
+    let solution = tokio::task::spawn_blocking(move || puzzle.search(0, u64::MAX)).await.expect("works");
+    PowDone { e: pow.e, n: solution.expect("a solution") }
+}
+
 async fn a_new_identity_works_for_its_place_once(on: On) {
     let house = House::on(on);
     let relay = house.relay_with(&["sybil.tiers=true"]);
@@ -732,18 +761,7 @@ async fn a_new_identity_works_for_its_place_once(on: On) {
     let mut session = Session::greet(relay.at, "127.0.0.1", Machine::of(1).hello(), &agent(1), 1).await;
     let pow = session.expect(|f| if let Frame::Pow(pow) = f { Some(pow) } else { None }).await;
     assert_eq!(pow.bits, 20);
-    let url = format!("http://{}/.well-known/threadline", relay.at);
-    let signed = reqwest::get(&url).await.expect("answers").bytes().await.expect("bytes");
-    let document = WellKnown::parse(&serde_json::from_slice(&signed).expect("JSON")).expect("signed");
-    let puzzle = PowPuzzle {
-        epoch: pow.e.clone(),
-        challenge: pow.h,
-        bits: pow.bits,
-        relay: document.key().expect("key"),
-        client: key(1),
-    };
-    let solution = tokio::task::spawn_blocking(move || puzzle.search(0, u64::MAX)).await.expect("works");
-    session.say(PowDone { e: pow.e, n: solution.expect("a solution") }).await;
+    session.say(work_done(relay.at, key(1), pow).await).await;
     session.welcomed().await;
     for id in 1..=31 {
         session.send(2, id, 1).await;
