@@ -52,6 +52,8 @@ pub(crate) struct SealedRoom {
     there: Mutex<HashSet<Fingerprint>>,
     /// Keys that directories named; what is not used is not pinned. Held only to look and to note.
     found: Mutex<HashMap<Fingerprint, PublicIdentity>>,
+    /// Relays that opened a v2 session since the start. Held only to look and to note.
+    spoke_v2: Mutex<HashSet<String>>,
 }
 
 /// What runs for it.
@@ -132,13 +134,25 @@ impl SealedRoom {
         let relays = Box::pin(async move {
             tokio::join!(following, passing);
         });
-        let (there, found) = (Mutex::default(), Mutex::default());
-        (Self { handle, settings, news, again, there, found }, SealedRun { mail, relays, events })
+        let (there, found, spoke_v2) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let room = Self { handle, settings, news, again, there, found, spoke_v2 };
+        (room, SealedRun { mail, relays, events })
     }
 
-    /// Whether the link may speak v1 with this relay.
+    /// Whether the link may speak v1 with this relay: with one that ever opened a v2 session, beside an open one only. Else
+    /// a relay would get a login by v1 until it is known that it does not speak v2 any more.
     pub(crate) fn v1_allowed(&self, url: &str) -> bool {
-        self.news.borrow().iter().find(|news| news.url == url).is_none_or(|news| news.v1_allowed)
+        let status = self.handle.status();
+        let is_open = status.iter().any(|session| session.relay == url && session.state == "ready");
+        let mut opened = self.spoke_v2.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_open {
+            opened.insert(url.to_owned());
+        }
+        let news = self.news.borrow();
+        let Some(news) = news.iter().find(|news| news.url == url) else { return true };
+        let is_bound =
+            news.v2.as_ref().is_some_and(|relay| relay.remember) && (news.spoke_v2 || opened.contains(url));
+        news.v1_allowed && (is_open || !is_bound)
     }
 
     /// Whether it is known by now what this relay speaks, or that it does not say.
@@ -385,6 +399,16 @@ impl Core {
                      are less secret than they should be. Consider another relay",
                     false,
                 ),
+                SealedEvent::ClocksDiffer { relay, ahead_ms } => {
+                    let day = self.now().div_euclid(86_400_000);
+                    let minutes = ahead_ms.unsigned_abs() / 60_000;
+                    let where_it_is = if ahead_ms > 0 { "ahead of" } else { "behind" };
+                    let text = format!(
+                        "The clock of the relay {relay} is {minutes} minutes {where_it_is} this machine's. Nothing is \
+                         decided by the relay's; if this machine's is wrong, set it right"
+                    );
+                    self.notify(format!("relay-clock:{relay}:{day}"), text, false);
+                }
                 SealedEvent::NewDevice => self.notify(
                     "sealed-new-device",
                     "This state directory is an older copy of another: the agent goes on as a new device. If it runs \

@@ -14,12 +14,12 @@ use anyhow::Context;
 use threadline::v2::Key;
 use threadline::v2::frames::Frame;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use crate::sim::v2::relay::{Out, Relay};
-use crimes::Mallory;
-pub use crimes::{Crimes, Deeds};
+pub use crimes::{Crimes, Deeds, Denial};
+use crimes::{Mallory, misdated};
 use socket::Event;
 pub use v1::{FORGED, HOSTILE_PROFILE, HostileV1, V1Crimes, V1Deeds};
 
@@ -41,6 +41,7 @@ struct Shared {
     deeds: Mutex<Deeds>,
     /// Every byte that came, after the carrier.
     heard: Mutex<Vec<u8>>,
+    hang_up: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -63,7 +64,7 @@ impl HostileRelay {
             shared: Arc::clone(&shared),
         };
         let (events_tx, events) = mpsc::channel(256);
-        let document = socket::document(seed, hosts);
+        let document = socket::Documents::new(seed, &hosts);
         let mut tasks = JoinSet::new();
         tasks.spawn(socket::accept(listener, document, events_tx, Arc::clone(&shared)));
         tasks.spawn(core.run(events));
@@ -83,6 +84,11 @@ impl HostileRelay {
     /// From now on it commits these.
     pub fn commit(&self, crimes: Crimes) {
         *lock(&self.shared.crimes) = crimes;
+    }
+
+    /// Ends every session; who comes back is welcomed anew.
+    pub fn hang_up(&self) {
+        self.shared.hang_up.notify_one();
     }
 
     /// What it did so far.
@@ -107,13 +113,18 @@ struct Core {
 impl Core {
     async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         let mut tick = tokio::time::interval(TICK);
+        let shared = Arc::clone(&self.shared);
         loop {
             tokio::select! {
+                () = shared.hang_up.notified() => self.end_all(),
                 event = events.recv() => match event {
                     Some(event) => self.handle(event),
                     None => return,
                 },
                 _ = tick.tick() => {
+                    if lock(&self.shared.crimes).denies.is_some() {
+                        self.end_all();
+                    }
                     let mut out = Vec::new();
                     self.relay.deliver(&mut out);
                     self.emit(out);
@@ -122,17 +133,22 @@ impl Core {
         }
     }
 
+    fn end_all(&mut self) {
+        self.relay.kill();
+        self.connections.clear();
+    }
+
     fn handle(&mut self, event: Event) {
         match event {
             Event::Opened(connection, frames) => {
                 let challenge = self.relay.opened(connection, rand::random(), now());
-                let _ = frames.send(challenge);
                 self.connections.insert(connection, frames);
+                self.write(connection, challenge);
             }
             Event::Frame(connection, frame) => {
                 let crimes = *lock(&self.shared.crimes);
                 let shared = Arc::clone(&self.shared);
-                let lies = Mallory::before(&frame, crimes, &mut lock(&shared.deeds), now());
+                let lies = self.mallory.before(&frame, crimes, &mut lock(&shared.deeds), now());
                 let Some(lies) = lies else { return };
                 let out = self.relay.received(connection, *frame, now());
                 self.emit(out);
@@ -165,7 +181,8 @@ impl Core {
 
     fn write(&self, connection: u64, frame: Frame) {
         if let Some(frames) = self.connections.get(&connection) {
-            let _ = frames.send(frame);
+            let clock_ms = lock(&self.shared.crimes).clock_ms;
+            let _ = frames.send(misdated(frame, clock_ms, &mut lock(&self.shared.deeds)));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderValue;
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ed25519_dalek::{Signer as _, SigningKey};
 use futures::{SinkExt as _, StreamExt as _};
 use threadline::v2::frames::{Frame, FramePhase};
@@ -13,11 +13,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_tungstenite::accept_hdr_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::{accept_async, accept_hdr_async};
 
-use super::{Shared, lock};
+use super::{Denial, Shared, lock};
 
 /// What happens on connections.
 #[derive(Debug)]
@@ -31,13 +31,28 @@ pub(super) enum Event {
 }
 
 /// What the relay says of itself.
-pub(super) fn document(seed: [u8; 32], hosts: Vec<String>) -> String {
+#[derive(Debug, Clone)]
+pub(super) struct Documents {
+    /// It speaks both.
+    honest: String,
+    /// It speaks v1 alone.
+    old: String,
+}
+
+impl Documents {
+    pub(super) fn new(seed: [u8; 32], hosts: &[String]) -> Self {
+        let old = document(seed, hosts, &["threadline/1"]);
+        Self { honest: document(seed, hosts, &["threadline/1", "threadline/2"]), old }
+    }
+}
+
+fn document(seed: [u8; 32], hosts: &[String], protocols: &[&str]) -> String {
     let signer = SigningKey::from_bytes(&seed);
     let document = WellKnown {
         v: 2,
         relay_id: "hostile".into(),
         relay_key: URL_SAFE_NO_PAD.encode(signer.verifying_key().as_bytes()),
-        protocols: vec!["threadline/1".into(), "threadline/2".into()],
+        protocols: protocols.iter().map(ToString::to_string).collect(),
         ws1: Some("/v1/connect".into()),
         ws2: Some("/v2/connect".into()),
         quic: Vec::new(),
@@ -45,7 +60,7 @@ pub(super) fn document(seed: [u8; 32], hosts: Vec<String>) -> String {
         limits: serde_json::Value::Null,
         pow: serde_json::Value::Null,
         drain: false,
-        hosts,
+        hosts: hosts.to_vec(),
         next_key: None,
         expires: (chrono::Utc::now() + chrono::Duration::days(1))
             .to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
@@ -59,7 +74,7 @@ pub(super) fn document(seed: [u8; 32], hosts: Vec<String>) -> String {
 
 pub(super) async fn accept(
     listener: TcpListener,
-    document: String,
+    document: Documents,
     events: mpsc::Sender<Event>,
     shared: Arc<Shared>,
 ) {
@@ -80,18 +95,24 @@ pub(super) async fn accept(
 async fn serve(
     mut stream: TcpStream,
     connection: u64,
-    document: &str,
+    document: &Documents,
     events: &mpsc::Sender<Event>,
     shared: &Shared,
 ) -> anyhow::Result<()> {
     let mut start = [0; 64];
     let length = stream.peek(&mut start).await?;
     let line = String::from_utf8_lossy(&start[..length]).into_owned();
-    if !line.starts_with("GET /v2/connect") {
-        let (status, body) = if line.starts_with("GET /.well-known/threadline") {
-            ("200 OK", document)
-        } else {
-            ("404 Not Found", "{}")
+    let denies = lock(&shared.crimes).denies;
+    if denies.is_some() && line.starts_with("GET /v1/connect") {
+        return offer_v1(stream, shared).await;
+    }
+    if denies.is_some() || !line.starts_with("GET /v2/connect") {
+        let is_asked = line.starts_with("GET /.well-known/threadline");
+        lock(&shared.deeds).denied += usize::from(is_asked && denies.is_some());
+        let (status, body) = match denies {
+            None if is_asked => ("200 OK", &*document.honest),
+            Some(Denial::Document) if is_asked => ("200 OK", &*document.old),
+            _ => ("404 Not Found", "{}"),
         };
         let _ = stream.read(&mut [0; 4096]).await?;
         let answer = format!(
@@ -126,4 +147,19 @@ async fn serve(
             },
         }
     }
+}
+
+/// Begins a login by v1, and hears what the client says then.
+async fn offer_v1(stream: TcpStream, shared: &Shared) -> anyhow::Result<()> {
+    let mut socket = accept_async(stream).await?;
+    let nonce = STANDARD.encode(rand::random::<[u8; 32]>());
+    let challenge = serde_json::json!({"type": "challenge", "nonce": nonce});
+    socket.send(Message::text(challenge.to_string())).await?;
+    while let Some(Ok(message)) = socket.next().await {
+        if let Message::Text(text) = message {
+            lock(&shared.deeds).v1_logins += 1;
+            lock(&shared.heard).extend_from_slice(text.as_bytes());
+        }
+    }
+    Ok(())
 }

@@ -355,6 +355,9 @@ impl Node {
             if let Some(answer) = opened.answer {
                 live.courier.carry(answer);
             }
+            if opened.keys_failed {
+                live.courier.keys_failed(opened.from);
+            }
             if opened.outcome == Outcome::Unopened(Unopened::UnknownDevice) {
                 live.courier.look_up(&mut live.sessions, opened.from, now);
             }

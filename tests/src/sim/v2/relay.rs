@@ -77,7 +77,7 @@ impl Relay {
         }
     }
 
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.sessions.clear();
     }
 

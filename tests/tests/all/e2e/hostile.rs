@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use instar_tests::harness::hostile::{Crimes, HostileRelay};
+use instar_tests::harness::hostile::{Crimes, Denial, HostileRelay};
 use instar_tests::harness::{
     Agent, MessageStore, RAISED_LIMITS, Relay, Stored, World, eventually, isolated, request,
 };
@@ -28,13 +28,14 @@ fn a_hostile_relay_achieves_nothing() {
         let hostile = HostileRelay::start().await?;
         let mut good = Relay::start(&world, RAISED_LIMITS).await?;
         let mut meeting = Meeting::begin(&world, &hostile, &good).await?;
+        meeting.were_disowned(&hostile)?;
 
         // Nobody else is there to ask.
         good.kill().await?;
         hostile.commit(Crimes { swaps_keys: true, ..Crimes::default() });
         meeting.everybody_writes(1).await?;
         eventually(LIMIT, "keys are swapped in every way", async || {
-            Ok((hostile.deeds().swapped >= 8).then_some(()))
+            Ok((hostile.deeds().swapped >= 12).then_some(()))
         })
         .await?;
         ensure!(meeting.nothing_came()?, "a message was sealed for keys that are not the peer's");
@@ -72,6 +73,127 @@ fn losses_forgeries_and_repetitions_achieve_nothing() {
     });
 }
 
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn keys_of_devices_that_are_gone_do_not_keep_mail_from_those_that_are_there() {
+    isolated(keys_of_devices_that_are_gone_do_not_keep_mail_from_those_that_are_there, async {
+        let world = World::new()?;
+        let hostile = HostileRelay::start().await?;
+        let good = Relay::start(&world, RAISED_LIMITS).await?;
+        let mut meeting =
+            Meeting::begin_with(&world, &hostile, &good, &good.url(), Crimes::default()).await?;
+        // Everybody becomes another device.
+        hostile.commit(Crimes { disowns: true, ..Crimes::default() });
+        hostile.hang_up();
+        eventually(LIMIT, "everybody is another device", async || {
+            Ok(meeting.were_disowned(&hostile).is_ok().then_some(()))
+        })
+        .await?;
+        hostile.commit(Crimes { serves_the_past: true, ..Crimes::default() });
+        meeting.everybody_writes(2).await?;
+        let what = "a relay gives out keys of the past";
+        meeting.everything_came(what, LIMIT).await?;
+        meeting.everybody_knows_so(what).await?;
+        let deeds = hostile.deeds();
+        println!("the hostile relay did {deeds:?}");
+        ensure!(deeds.past >= 1, "{deeds:?}");
+        nothing_was_read(&hostile)
+    });
+}
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn a_key_that_everybody_is_given_keeps_no_mail_back() {
+    isolated(a_key_that_everybody_is_given_keeps_no_mail_back, async {
+        let world = World::new()?;
+        let hostile = HostileRelay::start().await?;
+        let good = Relay::start(&world, RAISED_LIMITS).await?;
+        let mut meeting =
+            Meeting::begin_with(&world, &hostile, &good, &good.url(), Crimes::default()).await?;
+        hostile.commit(Crimes { repeats_keys: true, ..Crimes::default() });
+        meeting.everybody_writes(2).await?;
+        let what = "a relay gives everybody the same one-time key";
+        meeting.everything_came(what, LIMIT).await?;
+        meeting.everybody_knows_so(what).await?;
+        let deeds = hostile.deeds();
+        println!("the hostile relay did {deeds:?}");
+        ensure!(deeds.repeated_keys >= 1, "{deeds:?}");
+        nothing_was_read(&hostile)
+    });
+}
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn a_relay_whose_clock_is_a_year_off_expires_nothing() {
+    isolated(a_relay_whose_clock_is_a_year_off_expires_nothing, async {
+        const YEAR_MS: i64 = 365 * 86_400_000;
+        let world = World::new()?;
+        let hostile = HostileRelay::start().await?;
+        let mut good = Relay::start(&world, RAISED_LIMITS).await?;
+        let mut meeting =
+            Meeting::begin_with(&world, &hostile, &good, &good.url(), Crimes::default()).await?;
+        for alone in [false, true] {
+            if alone {
+                good.kill().await?;
+            }
+            for (clock_ms, what) in [(YEAR_MS, "a year ahead"), (-YEAR_MS, "a year behind")] {
+                hostile.commit(Crimes { clock_ms, ..Crimes::default() });
+                hostile.hang_up();
+                meeting.everybody_writes(2).await?;
+                let what = format!("a relay is {what}{}", if alone { ", and alone" } else { "" });
+                meeting.everything_came(&what, LIMIT).await?;
+                meeting.everybody_knows_so(&what).await?;
+            }
+        }
+        let deeds = hostile.deeds();
+        println!("the hostile relay did {deeds:?}");
+        ensure!(deeds.misdated >= 12 && deeds.skewed == 0, "{deeds:?}");
+        nothing_was_read(&hostile)
+    });
+}
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn a_relay_that_spoke_v2_pulls_nobody_down_to_v1() {
+    isolated(a_relay_that_spoke_v2_pulls_nobody_down_to_v1, async {
+        let world = World::new()?;
+        let hostile = HostileRelay::start().await?;
+        let mut good = Relay::start(&world, RAISED_LIMITS).await?;
+        let mut meeting =
+            Meeting::begin_with(&world, &hostile, &good, &hostile.url(), Crimes::default()).await?;
+        meeting.everybody_writes(1).await?;
+        meeting.everything_came("nothing is wrong", LIMIT).await?;
+        meeting.everybody_knows_so("nothing is wrong").await?;
+
+        good.kill().await?;
+        for (denies, restarts) in
+            [(Denial::Document, false), (Denial::Document, true), (Denial::NotFound, true)]
+        {
+            hostile.commit(Crimes { denies: Some(denies), ..Crimes::default() });
+            if restarts {
+                for agent in &mut meeting.agents {
+                    agent.kill().await?;
+                    agent.up().await?;
+                }
+            }
+            meeting.everybody_sees_a_downgrade(&hostile.url()).await?;
+            meeting.everybody_writes(1).await?;
+            // Long enough for another login.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let deeds = hostile.deeds();
+            ensure!(deeds.denied >= 1 && deeds.v1_logins == 0, "{denies:?}: {deeds:?}");
+            nothing_was_read(&hostile)?;
+        }
+        good.up().await?;
+        meeting.everything_came("a relay denies v2", LIMIT).await?;
+        meeting.everybody_knows_so("a relay denies v2").await?;
+        let deeds = hostile.deeds();
+        println!("the hostile relay did {deeds:?}");
+        ensure!(deeds.v1_logins == 0, "{deeds:?}");
+        nothing_was_read(&hostile)
+    });
+}
+
 /// It heard what the nodes said in clear, and nothing of what they said to each other.
 fn nothing_was_read(hostile: &HostileRelay) -> anyhow::Result<()> {
     ensure!(hostile.heard(b"alpha"), "the relay heard nothing at all");
@@ -91,6 +213,18 @@ struct Meeting {
 impl Meeting {
     /// Starts everybody, in spite of what the hostile relay says of them, and waits until all can seal for all.
     async fn begin(world: &World, hostile: &HostileRelay, good: &Relay) -> anyhow::Result<Self> {
+        let crimes = Crimes { disowns: true, ..Crimes::default() };
+        Self::begin_with(world, hostile, good, &good.url(), crimes).await
+    }
+
+    /// The same while the hostile relay does this. The relay at `link` is the one that v1 would be spoken with.
+    async fn begin_with(
+        world: &World,
+        hostile: &HostileRelay,
+        good: &Relay,
+        link: &str,
+        crimes: Crimes,
+    ) -> anyhow::Result<Self> {
         let mut account = world.account("ann")?;
         // The hostile one comes first: every message is offered to it.
         let relays = [json!({"url": hostile.url(), "key": hostile.key()}), entry(good).await?];
@@ -101,11 +235,11 @@ impl Meeting {
             "outboundPerHour": many,
         }});
         account.configure(json!({"threadline": {
-            "localRelay": "off", "relayEnabled": true, "relayUrl": good.url(), "relays": relays,
+            "localRelay": "off", "relayEnabled": true, "relayUrl": link, "relays": relays,
             "visibility": "public", "direct": {"enabled": false}, "sessions": {"maxActive": 0},
             "limits": limits,
         }}));
-        hostile.commit(Crimes { disowns: true, ..Crimes::default() });
+        hostile.commit(crimes);
         let mut agents = Vec::new();
         for name in NAMES {
             let mut agent = account.agent(name).await?;
@@ -114,12 +248,31 @@ impl Meeting {
         }
         let mut meeting = Self { agents, fingerprints: Vec::new(), said: BTreeMap::new() };
         meeting.get_to_know().await?;
+        Ok(meeting)
+    }
+
+    fn were_disowned(&self, hostile: &HostileRelay) -> anyhow::Result<()> {
         let deeds = hostile.deeds();
         ensure!(
-            deeds.disowned >= 2 * NAMES.len(),
+            deeds.disowned >= 2 * self.agents.len(),
             "each node was told twice that it is an old copy: {deeds:?}"
         );
-        Ok(meeting)
+        Ok(())
+    }
+
+    /// Waits until every node says of this relay that it spoke v2 before.
+    async fn everybody_sees_a_downgrade(&self, url: &str) -> anyhow::Result<()> {
+        for agent in &self.agents {
+            eventually(LIMIT, &format!("{} sees a downgrade", agent.name()), async || {
+                let status = agent.json(&["threadline", "status"]).await?;
+                let relays = status["v2"]["relays"].as_array().cloned().unwrap_or_default();
+                let relay = relays.iter().find(|relay| relay["url"] == url).context("the relay")?;
+                ensure!(relay["trouble"] == "relay-downgrade" && relay["speaks"].is_null(), "so far {relay}");
+                Ok(Some(()))
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     async fn get_to_know(&mut self) -> anyhow::Result<()> {

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use instar_tests::harness::hostile::{FORGED, HOSTILE_PROFILE, HostileV1, V1Crimes};
+use instar_tests::harness::hostile::{
+    Crimes, Denial, FORGED, HOSTILE_PROFILE, HostileRelay, HostileV1, V1Crimes,
+};
 use instar_tests::harness::{Agent, MessageStore, World, eventually, isolated, request};
 use serde_json::{Value, json};
 
-use super::inside_v1::{all_confirmed, came, inbound, introduced, strangers};
+use super::inside_v1::{all_confirmed, came, found, inbound, introduced, strangers, strangers_at};
+use super::sealed::sessions_are_ready;
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// What no relay may read.
@@ -106,6 +109,56 @@ fn a_relay_of_v1_achieves_nothing() {
             deeds.forged >= 24 && deeds.repeated >= 12 && deeds.lied >= 3 && deeds.carried >= 14,
             "{deeds:?}"
         );
+        nothing_was_read(&relay)
+    });
+}
+
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn who_spoke_sealed_stays_sealed_when_v2_is_denied() {
+    isolated(who_spoke_sealed_stays_sealed_when_v2_is_denied, async {
+        let world = World::new()?;
+        let (speaks_v2, relay) = (HostileRelay::start().await?, HostileV1::start().await?);
+        let relays = json!([{"url": speaks_v2.url(), "key": speaks_v2.key()}, {"url": relay.url()}]);
+        let [mut alpha, mut beta] = strangers_at(&world, &relay.url(), relays).await?;
+        for agent in [&alpha, &beta] {
+            sessions_are_ready(agent, 1).await?;
+        }
+        found(&alpha, &beta).await?;
+        // In the form of v1, until each knows that the other speaks v2.
+        let (hello, again) = (format!("{SECRET} for the first time"), format!("{SECRET} again"));
+        let sent = alpha.send("beta", &hello, None).await?;
+        ensure!(sent["encryption"] == "e2e", "{sent}");
+        eventually(LIMIT, "the first message came", async || {
+            Ok(inbound(&beta)?.iter().any(|message| message.body == hello).then_some(()))
+        })
+        .await?;
+        beta.send("alpha", &again, None).await?;
+        came(&alpha, &again, "sealed").await?;
+
+        speaks_v2.commit(Crimes { denies: Some(Denial::Document), impersonates: true, ..Crimes::default() });
+        let lies = V1Crimes { impersonates: true, swaps_keys: true, strips: true, ..V1Crimes::default() };
+        relay.commit(lies);
+        for round in 0..2 {
+            for n in 0..3 {
+                for (from, to, name) in [(&alpha, &beta, "beta"), (&beta, &alpha, "alpha")] {
+                    let text = format!("{SECRET} {round}.{n} to {name}");
+                    let sent = from.send(name, &text, None).await?;
+                    ensure!(sent["encryption"] == "e2e", "{sent}");
+                    came(to, &text, "sealed").await?;
+                }
+            }
+            for agent in [&mut alpha, &mut beta] {
+                all_confirmed(agent).await?;
+                agent.kill().await?;
+                agent.up().await?;
+            }
+        }
+        let (denied, carried) = (speaks_v2.deeds(), relay.deeds());
+        println!("the relays did {denied:?} and {carried:?}");
+        ensure!(denied.denied >= 1 && denied.v1_logins == 0, "{denied:?}");
+        ensure!(carried.carried >= 12 && carried.won == 0, "{carried:?}");
+        ensure!(!speaks_v2.heard(SECRET.as_bytes()), "the relay of v2 read the secret");
         nothing_was_read(&relay)
     });
 }

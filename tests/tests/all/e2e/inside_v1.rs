@@ -50,13 +50,18 @@ fn sealed_mail_travels_inside_a_relay_of_v1() {
 
 /// Two agents of two accounts, alpha and beta, that speak v1 with this relay and nothing else with anybody.
 pub(super) async fn strangers(world: &World, url: &str) -> anyhow::Result<[Agent; 2]> {
+    strangers_at(world, url, json!([{"url": url, "protocol": "1"}])).await
+}
+
+/// The same with these relays, of which the one at `url` is spoken v1 with, if any.
+pub(super) async fn strangers_at(world: &World, url: &str, relays: Value) -> anyhow::Result<[Agent; 2]> {
     let many = 1_000;
     let limits = json!({
         "messagesPerHour": many, "messagesPerDay": many, "perThreadPerHour": many, "burstPerMinute": many,
         "outboundPerHour": many,
     });
     let linked = json!({"threadline": {
-        "localRelay": "off", "relayEnabled": true, "relayUrl": url, "relays": [{"url": url, "protocol": "1"}],
+        "localRelay": "off", "relayEnabled": true, "relayUrl": url, "relays": relays,
         "visibility": "public", "sessions": {"maxActive": 0}, "firstContactPolicy": "auto",
         "limits": {"verified": limits, "untrusted": limits},
     }});
@@ -73,14 +78,7 @@ pub(super) async fn strangers(world: &World, url: &str) -> anyhow::Result<[Agent
 
 /// Has one agent find the other and write to it, and that one answer. Returns their thread.
 pub(super) async fn introduced(alpha: &Agent, beta: &Agent) -> anyhow::Result<String> {
-    for (seeker, sought) in [(beta, "alpha"), (alpha, "beta")] {
-        eventually(LIMIT, &format!("{sought} is found"), async || {
-            let found = seeker.json(&["threadline", "discover", "--network"]).await?;
-            ensure!(found["agents"].to_string().contains(sought), "so far {found}");
-            Ok(Some(()))
-        })
-        .await?;
-    }
+    found(alpha, beta).await?;
     let sent = alpha.send("beta", "do you know me?", None).await?;
     ensure!(sent["encryption"] == "e2e", "{sent}");
     let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
@@ -89,6 +87,19 @@ pub(super) async fn introduced(alpha: &Agent, beta: &Agent) -> anyhow::Result<St
     ensure!(sent["encryption"] == "e2e", "{sent}");
     came(alpha, "now I do", "sealed").await?;
     Ok(thread)
+}
+
+/// Waits until alpha and beta found each other.
+pub(super) async fn found(alpha: &Agent, beta: &Agent) -> anyhow::Result<()> {
+    for (seeker, sought) in [(beta, "alpha"), (alpha, "beta")] {
+        eventually(LIMIT, &format!("{sought} is found"), async || {
+            let found = seeker.json(&["threadline", "discover", "--network"]).await?;
+            ensure!(found["agents"].to_string().contains(sought), "so far {found}");
+            Ok(Some(()))
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 /// What came to an agent, in the order in which it was stored.

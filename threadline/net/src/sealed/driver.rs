@@ -42,6 +42,10 @@ use crate::store::{Queued, Spooled, Store, StoreError};
 const RECOVER: Duration = Duration::from_secs(1);
 /// Old marks and messages are cleared this often, ms.
 const SWEEP_MS: u64 = 60_000;
+/// Clocks that differ by less show the same time, ms.
+const SAME_TIME_MS: u64 = 120_000;
+/// From here on a relay that nobody contradicts keeps messages of ours from expiring, ms.
+const DISPUTED_MS: u64 = 600_000;
 /// Nonces tried between two looks at whether anyone still waits for the solution.
 const POW_SLICE: u64 = 1 << 16;
 
@@ -572,7 +576,8 @@ impl Driver {
             SessionEffect::Status { id: FrameId::Bin(id), outcome: Fate::Expired | Fate::Dropped } => {
                 let peer = self.mail.records().outbox.keys().find(|(_, known)| *known == id).map(|(p, _)| *p);
                 if let Some(peer) = peer {
-                    self.answered(&peer, &id, CarrierAnswer::GaveUp, now).await?;
+                    let answer = self.courier.gave_up(&self.sessions, (peer, id));
+                    self.answered(&peer, &id, answer, now).await?;
                 }
             }
             SessionEffect::Status { .. } => {}
@@ -641,12 +646,29 @@ impl Driver {
                 self.deps.store.set_relay_pin(&relay.name, &pin).await?;
             }
         }
+        self.compare_clocks(relay).await;
         self.courier.welcomed(&mut self.mail, now);
         let watched = self.watched.borrow().clone();
         if !watched.is_empty() {
             let _ = self.sessions.get_mut(relay).map(|session| session.watch(watched, false));
         }
         self.publish(relay, None, now).await
+    }
+
+    /// Says so when the clock of a relay, which just welcomed us, is not ours.
+    async fn compare_clocks(&self, relay: usize) {
+        let ahead = self.sessions.get(relay).and_then(ClientSession::clock_ahead_ms);
+        if let Some(ahead_ms) = ahead.filter(|ahead| ahead.unsigned_abs() > SAME_TIME_MS) {
+            let relay = self.relay_url(relay).to_owned();
+            let _ = self.deps.events.send(SealedEvent::ClocksDiffer { relay, ahead_ms }).await;
+        }
+    }
+
+    /// Whether a relay contradicts our clock and no other one confirms it: one of them lies, or ours is wrong
+    /// (`threadline-wire.md` §4.11).
+    fn clock_is_disputed(&self) -> bool {
+        let ahead = || self.sessions.iter().filter_map(ClientSession::clock_ahead_ms).map(i64::unsigned_abs);
+        ahead().any(|ahead| ahead > DISPUTED_MS) && ahead().all(|ahead| ahead > SAME_TIME_MS)
     }
 
     /// Asks every relay for presence of those that are watched now.
@@ -743,6 +765,9 @@ impl Driver {
                     introduce.push(opened.from);
                 }
             }
+            if opened.keys_failed {
+                self.courier.keys_failed(opened.from);
+            }
             if opened.outcome == Outcome::Unopened(Unopened::UnknownDevice) {
                 self.courier.look_up(&mut self.sessions, opened.from, now);
             }
@@ -806,8 +831,10 @@ impl Driver {
         if std::mem::replace(&mut self.network, network) != network {
             self.sessions.iter_mut().for_each(|session| session.network_changed(now));
         }
-        let (commit, changes) = self.mail.expire(now);
-        self.keep_with(commit, changes).await?;
+        if !self.clock_is_disputed() {
+            let (commit, changes) = self.mail.expire(now);
+            self.keep_with(commit, changes).await?;
+        }
         let commit = self.mail.forget_seen(now);
         self.keep(commit).await?;
         let commit = self.mail.ensure_device(&self.deps.device_name, now)?;

@@ -69,6 +69,13 @@ pub enum SealedEvent {
     PresenceUnknown,
     /// A relay gives out the fallback key although it holds one-time keys.
     KeysWithheld,
+    /// A relay's clock and ours differ by more than two minutes.
+    ClocksDiffer {
+        /// Its address in the configuration.
+        relay: String,
+        /// How far the relay's is ahead, ms.
+        ahead_ms: i64,
+    },
     /// Opened messages were handed on.
     Spooled,
     /// Envelopes wait for the link, which carries them inside v1 messages.

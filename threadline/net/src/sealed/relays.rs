@@ -68,6 +68,8 @@ pub struct RelayNews {
     pub trouble: Option<RelayTrouble>,
     /// Whether v1 may be spoken with it: never with one that once spoke v2 and does not now.
     pub v1_allowed: bool,
+    /// Whether it had opened a v2 session when it was asked: v1 is spoken with it beside such a session only.
+    pub spoke_v2: bool,
 }
 
 struct Known {
@@ -164,6 +166,7 @@ async fn begin(setting: &RelaySetting, store: &Store) -> Known {
         asked: false,
         trouble: None,
         v1_allowed: setting.protocol != Protocol::V2 && !spoke_v2,
+        spoke_v2,
     };
     let setting = setting.clone();
     Known { setting, news, asked_at: i64::MIN, ask_at: 0, pause: RETRY_MS.0, asking: false }
@@ -184,6 +187,7 @@ async fn learn(relay: &mut Known, answer: &Answer, store: &Store, now: fn() -> i
         resolve(setting.protocol, &host, setting.key, &pin, outcome, u64::try_from(at).unwrap_or(0));
     let may_be_v1 = setting.protocol != Protocol::V2;
     let news = &mut relay.news;
+    news.spoke_v2 = pin.spoke_v2;
     let (pause, trouble) = match resolved {
         Resolved::V2(..) if !base.starts_with("https://") && setting.key.is_none() && !setting.is_ours => {
             (TROUBLE_MS, Some(RelayTrouble::KeyNotConfigured))

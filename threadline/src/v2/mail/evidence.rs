@@ -47,7 +47,10 @@ pub enum CarrierAnswer {
         last_path: bool,
     },
     /// It gave a message up that it held.
-    GaveUp,
+    GaveUp {
+        /// Whether another carrier is there that had not the message yet.
+        others: bool,
+    },
     /// It wrote the message to somebody whose word about it proves nothing.
     Written,
 }
@@ -199,7 +202,10 @@ impl Mail {
                     row.next_at = Some(now_ms.saturating_add(pause));
                 }
             }
-            CarrierAnswer::GaveUp => row.next_at = Some(now_ms),
+            CarrierAnswer::GaveUp { others } => {
+                let pause = if others { 0 } else { retry_delay_ms(row.attempts).unsigned_abs() };
+                row.next_at = Some(now_ms.saturating_add(pause));
+            }
             CarrierAnswer::Written => {
                 // Its order is kept there, so what was written after it may follow.
                 row.held = true;

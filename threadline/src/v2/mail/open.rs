@@ -73,6 +73,8 @@ pub struct Opened {
     pub answer: Option<(Key, Id, Blob)>,
     /// What it says about messages of ours.
     pub evidence: Vec<super::evidence::Change>,
+    /// Whether it says that the keys that we had of its sender lead nowhere: another relay is asked for others.
+    pub keys_failed: bool,
 }
 
 /// Kinds of results.
@@ -142,6 +144,7 @@ impl Mail {
             outcome: Outcome::Duplicate,
             answer: None,
             evidence: Vec::new(),
+            keys_failed: false,
         };
         opened.outcome = self.open_row(&row, knows, now_ms, &mut opened)?;
         match opened.outcome {

@@ -16,6 +16,8 @@ use crate::v2::objects::{DeviceList, FALLBACK, ONE_TIME, Signed};
 use crate::v2::session::Courier;
 use crate::v2::{Blob, Code};
 
+mod stale_keys;
+
 const NOW: u64 = 1_768_478_400_000;
 const RELAY: Key = Bin([0xee; 32]);
 

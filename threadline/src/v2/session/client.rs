@@ -322,6 +322,13 @@ impl ClientSession {
         now_ms.saturating_sub(ours).saturating_add(theirs)
     }
 
+    /// How far the relay's clock was ahead of ours at WELCOME, ms; absent without a session.
+    pub fn clock_ahead_ms(&self) -> Option<i64> {
+        let (theirs, ours) = self.live.as_ref()?.clocks;
+        let ahead = i128::from(theirs) - i128::from(ours);
+        Some(i64::try_from(ahead).unwrap_or(if ahead > 0 { i64::MAX } else { i64::MIN }))
+    }
+
     /// The next thing to do.
     pub fn poll_effect(&mut self) -> Option<SessionEffect> {
         self.effects.pop_front()

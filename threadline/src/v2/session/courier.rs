@@ -29,6 +29,10 @@ pub struct Courier {
     questions: BTreeMap<(usize, u32), (Key, u64)>,
     /// Which relay is asked first; moves on when one had no answer.
     asks_first: usize,
+    /// Which relay gave the newest keys of a peer.
+    told_by: HashMap<Key, usize>,
+    /// How often a relay's word about a peer led nowhere: those of which that is true most often are asked last.
+    misled: HashMap<Key, BTreeMap<usize, u32>>,
     trails: HashMap<(Key, Id), PathTrail>,
     paths: HashMap<Key, PathMemory>,
     bare: Vec<(Key, Id, Blob)>,
@@ -89,8 +93,11 @@ impl Courier {
         question: impl Fn(&mut ClientSession) -> Option<u32>,
     ) {
         let count = sessions.len();
-        for step in 0..count {
-            let relay = self.asks_first.wrapping_add(step) % count;
+        let misled = self.misled.get(&peer);
+        let mut order: Vec<usize> =
+            (0..count).map(|step| self.asks_first.wrapping_add(step) % count).collect();
+        order.sort_by_key(|relay| misled.and_then(|misled| misled.get(relay)).copied().unwrap_or_default());
+        for relay in order {
             if let Some(request) = sessions.get_mut(relay).and_then(&question) {
                 self.questions.insert((relay, request), (peer, now_ms));
                 return;
@@ -128,13 +135,36 @@ impl Courier {
             }
         };
         Some(match learnt {
-            Ok(commit) => (commit, None),
+            Ok(commit) => {
+                self.told_by.insert(peer, relay);
+                if mail.wants_newer_list(&peer) {
+                    // It keeps back what the peer itself spoke of.
+                    self.misled(peer, relay);
+                }
+                (commit, None)
+            }
             Err(error) => {
                 // Keys that are not the peer's are this relay's doing: another one is asked next.
-                self.asks_first = self.asks_first.wrapping_add(1);
+                self.misled(peer, relay);
                 (mail.keys_unavailable(&peer, now_ms), Some(error))
             }
         })
+    }
+
+    /// What was learnt about a peer led nowhere: its devices cannot open what was sealed by it, or they are others by now. The
+    /// relay that said so may be mistaken or lie; another one is asked next.
+    pub fn keys_failed(&mut self, peer: Key) {
+        if let Some(relay) = self.told_by.get(&peer) {
+            self.misled(peer, *relay);
+        }
+    }
+
+    fn misled(&mut self, peer: Key, relay: usize) {
+        if self.misled.len() >= MAX_PATHS {
+            self.misled.clear();
+        }
+        let times = self.misled.entry(peer).or_default().entry(relay).or_default();
+        *times = times.saturating_add(1);
     }
 
     /// A session was opened: everything goes out again, beginning with the best path.
@@ -215,6 +245,12 @@ impl Courier {
         CarrierAnswer::Rejected { code, retry_ms, last_path }
     }
 
+    /// A relay gave up an envelope that it held.
+    pub fn gave_up(&self, sessions: &[ClientSession], message: (Key, Id)) -> CarrierAnswer {
+        let trail = self.trails.get(&message);
+        CarrierAnswer::GaveUp { others: trail.is_some_and(|trail| is_next(sessions, self.inside_v1, trail)) }
+    }
+
     /// The ways of messages that are not in the outbox any more are forgotten, and with many peers, those to peers that
     /// nothing waits for: strangers write as well.
     pub fn tidy(&mut self, mail: &Mail) {
@@ -223,6 +259,9 @@ impl Courier {
         if self.paths.len() > MAX_PATHS {
             let waiting: HashSet<Key> = self.trails.keys().map(|(peer, _)| *peer).collect();
             self.paths.retain(|peer, _| waiting.contains(peer));
+        }
+        if self.told_by.len() > MAX_PATHS {
+            self.told_by.clear();
         }
     }
 
@@ -316,8 +355,9 @@ impl Courier {
         let Path::RelayV2(relay) = path else { return false };
         let Ok(header) = Envelope::parse(&env.0).map(|envelope| envelope.header) else { return false };
         let Some(session) = sessions.get_mut(relay) else { return false };
-        // By the relay's clock, which decides whether a message outlives itself.
-        let life_s = (header.expires.saturating_sub(session.relay_time(now_ms)) / 1_000).saturating_sub(2);
+        // By the relay's clock, which decides whether a message outlives itself; by ours where that one is behind, or lies.
+        let relay_ms = session.relay_time(now_ms).max(now_ms);
+        let life_s = (header.expires.saturating_sub(relay_ms) / 1_000).saturating_sub(2);
         let taken = session.send(to, id, header.tag, env, life_s, priority, now_ms).is_ok();
         if taken {
             trail.took(path, now_ms);
