@@ -52,6 +52,11 @@ impl Plan {
         self.only.is_empty() || self.only.iter().any(|only| only == part)
     }
 
+    /// Whether an attack is wanted: all are, unless words out of their names are among the parts.
+    fn has_attack(&self, name: &str) -> bool {
+        self.has("hostile") || self.only.iter().any(|only| name.contains(only.as_str()))
+    }
+
     fn length(&self) -> Duration {
         Duration::from_secs(self.seconds)
     }

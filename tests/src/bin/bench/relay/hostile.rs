@@ -54,7 +54,7 @@ pub(crate) fn figures(bin_dir: &Path, plan: &Plan) -> Result<()> {
         ("oversized frames", 0, |relay| Ok(oversized(relay))),
     ];
     let mut over = Vec::new();
-    for (name, agents, begin) in attacks {
+    for (name, agents, begin) in attacks.into_iter().filter(|(name, ..)| plan.has_attack(name)) {
         let relay = start(agents)?;
         let mut pairs = load::connect(&relay, 1024)?;
         let mut attack = begin(&relay)?;
