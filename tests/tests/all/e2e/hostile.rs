@@ -145,6 +145,9 @@ fn a_relay_whose_clock_is_a_year_off_expires_nothing() {
                 meeting.everybody_knows_so(&what).await?;
             }
         }
+        for agent in &meeting.agents {
+            ensure!(agent.node_log().contains("relay-clock:"), "{} was not told", agent.name());
+        }
         let deeds = hostile.deeds();
         println!("the hostile relay did {deeds:?}");
         ensure!(deeds.misdated >= 12 && deeds.skewed == 0, "{deeds:?}");

@@ -7,6 +7,8 @@ use crate::v2::frames::*;
 use crate::v2::mail::{Mail, Records};
 use crate::v2::{Bin, Blob, Code, Key};
 
+mod asking;
+
 const NOW: u64 = 1_768_478_400_000;
 const HOST: &str = "relay.example.test";
 
