@@ -416,6 +416,8 @@ impl Mail {
         }
         let listed = &list.object().devices;
         known.certs.retain(|device, _| listed.contains(device));
+        // No relay has keys of a device that is gone.
+        known.renew.retain(|device| listed.contains(device));
         for (ratchet, device, kind) in started {
             let cert = device.cert.object();
             let row = SessionRow {

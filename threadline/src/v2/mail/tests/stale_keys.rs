@@ -82,6 +82,36 @@ fn a_one_time_key_that_somebody_else_had_is_not_the_end() {
 }
 
 #[test]
+fn a_session_that_a_device_asked_for_is_not_waited_for_when_the_device_is_gone() {
+    let (mut alice, mut bob) = pair();
+    alice.say(bob.key(), "t", "hello", NOW);
+    let keys = bob.shelf.claim();
+    learn(&mut alice, bob.key(), &keys, NOW);
+    let (_, sealed) = seal(&mut alice, bob.key(), NOW);
+    // It forgot the key, and then itself.
+    bob.restart();
+    bob.store.sessions.clear();
+    let account = Party::new("bob").store.device.expect("another account").pickle;
+    let mut forgetful = bob.store.clone();
+    forgetful.device.as_mut().expect("a device").pickle = account;
+    let old = std::mem::replace(&mut bob.mail, Mail::new(bob.identity.clone(), forgetful, [3; 32]));
+    let Received::Take(_) = bob.mail.receive(&sealed.expect("sealed").0, None, NOW + 1) else {
+        panic!("taken")
+    };
+    let opened = bob.mail.open_next(&|_| true, NOW + 1).expect("opens").expect("one");
+    let complaint = opened.answer.expect("a complaint").2;
+    assert!(heard(&mut alice, &complaint, NOW + 2));
+    bob.mail = old;
+    let commit = bob.mail.replace_device(NOW + 3).expect("becomes another");
+    bob.keep(commit);
+    bob.shelf = Shelf::default();
+    bob.publish(NOW + 3);
+    let keys = bob.shelf.claim();
+    learn(&mut alice, bob.key(), &keys, NOW + 4);
+    assert!(alice.store.peers[&bob.key()].renew.is_empty());
+}
+
+#[test]
 fn a_device_that_was_removed_has_nothing_sealed_again() {
     let (mut alice, mut bob) = pair();
     let mut thief = Mail::new(bob.identity.clone(), bob.store.clone(), [7; 32]);
