@@ -164,12 +164,28 @@ impl Actor {
                     self.pump().await;
                     return;
                 }
-                Err(_) if self.files.exit().exists() => break,
+                Err(_) if self.files.exit().exists() || self.is_deserted() => break,
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
         self.read_log().await;
         self.settle_turn().await;
+    }
+
+    /// Whether the process that the node would reach has died: its supervisor, or in a terminal the runtime itself. A
+    /// runtime whose supervisor was killed may live on for a moment, but nobody can give it anything.
+    fn is_deserted(&self) -> bool {
+        let known = spawn::pids(&self.files);
+        match self.transport {
+            Transport::Stdio => {
+                let started = || self.shared.record(self.id).and_then(|record| record.host_pid);
+                let host = known.map(|pids| pids.host).or_else(started);
+                host.is_some_and(|pid| !process::is_alive(pid, None))
+            }
+            Transport::Tmux => {
+                known.is_some_and(|pids| !process::is_alive(pids.child, Some(pids.child_start_time)))
+            }
+        }
     }
 
     async fn try_connect(&self) -> io::Result<(Link, Pids)> {

@@ -165,6 +165,26 @@ async fn killed_host_or_child_give_the_open_input_to_the_next_session() {
     }
 }
 
+/// The runtime may take its time to see that its supervisor is gone; nobody can give it anything meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_outlives_its_supervisor_is_not_waited_for() {
+    let world = World::new();
+    let node = world.node().await;
+    let record = node.sessions.spawn(conversation(Transport::Stdio)).await.expect("spawn");
+    node.sessions.send_input("talk", "hello", false, None).await.expect("send");
+    let idle =
+        node.session(record.id, "idle", |r| r.activity == Activity::Idle && r.telemetry.turns >= 1).await;
+    instar_sessions::process::signal(idle.child_pid.expect("pid"), Signal::STOP);
+    instar_sessions::process::signal(idle.host_pid.expect("pid"), Signal::KILL);
+    let killed = now_ms();
+    let ended = node.session(record.id, "the end", |r| r.status.is_final()).await;
+    assert_eq!(ended.status, Status::Failed);
+    // A supervisor that starts has ten seconds to appear.
+    let waited = ended.ended_at.expect("the time of the end") - killed;
+    assert!(waited < 5_000, "{waited} ms");
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bogus_resume_falls_back_once_to_a_fresh_session() {
     let world = World::new();
