@@ -1,4 +1,4 @@
-//! Reports that could not be handed over, kept as files until the node drains them at boot.
+//! Reports that could not be handed over in time, kept as files until the node takes them in.
 
 use std::fs;
 use std::io;
@@ -27,8 +27,23 @@ pub fn keep(state_dir: &Path, report: &HookReport) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Takes all waiting reports, oldest first. Files that are no reports are removed and not returned.
-pub fn drain(state_dir: &Path) -> io::Result<Vec<HookReport>> {
+/// A report that waits in its file.
+#[derive(Debug)]
+pub struct Kept {
+    /// The report.
+    pub report: HookReport,
+    file: PathBuf,
+}
+
+impl Kept {
+    /// Removes the file: the report was handed over.
+    pub fn forget(self) -> io::Result<()> {
+        fs::remove_file(self.file)
+    }
+}
+
+/// All waiting reports, oldest first; each stays until it is forgotten. Files that are no reports are removed.
+pub fn waiting(state_dir: &Path) -> io::Result<Vec<Kept>> {
     let entries = match fs::read_dir(directory(state_dir)) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -39,10 +54,10 @@ pub fn drain(state_dir: &Path) -> io::Result<Vec<HookReport>> {
     files.sort();
     let mut reports = Vec::with_capacity(files.len());
     for file in files {
-        if let Some(report) = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-            reports.push(report);
+        match fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            Some(report) => reports.push(Kept { report, file }),
+            None => fs::remove_file(&file)?,
         }
-        fs::remove_file(&file)?;
     }
     Ok(reports)
 }
@@ -62,16 +77,26 @@ mod tests {
         HookReport::new(Event::Stop, &EventInput::default(), facts)
     }
 
+    fn take(directory: &Path) -> Vec<HookReport> {
+        let taken = waiting(directory).expect("readable").into_iter().map(|kept| {
+            let report = kept.report.clone();
+            kept.forget().expect("removes");
+            report
+        });
+        taken.collect()
+    }
+
     #[test]
-    fn reports_come_back_in_order_once() {
+    fn reports_come_back_in_order_until_they_are_forgotten() {
         let directory = tempfile::tempdir().expect("a directory");
-        assert_eq!(drain(directory.path()).ok(), Some(vec![]));
+        assert_eq!(take(directory.path()), []);
         for at in [30, 4, 200] {
             assert_eq!(keep(directory.path(), &report(at)).ok(), Some(true));
         }
         fs::write(directory.path().join("run/hook-spool/0.json"), "torn").expect("writes");
-        assert_eq!(drain(directory.path()).ok(), Some(vec![report(4), report(30), report(200)]));
-        assert_eq!(drain(directory.path()).ok(), Some(vec![]));
+        assert_eq!(waiting(directory.path()).map(|kept| kept.len()).ok(), Some(3));
+        assert_eq!(take(directory.path()), [report(4), report(30), report(200)]);
+        assert_eq!(take(directory.path()), []);
     }
 
     #[test]

@@ -481,7 +481,12 @@ impl Agent {
     }
 
     fn spooled(&self) -> Vec<HookReport> {
-        spool::drain(&self.path(".instar")).expect("drains")
+        let taken = spool::waiting(&self.path(".instar")).expect("readable").into_iter().map(|kept| {
+            let report = kept.report.clone();
+            kept.forget().expect("removes");
+            report
+        });
+        taken.collect()
     }
 
     fn command(&self, args: &[&str]) -> Command {

@@ -1,7 +1,8 @@
 //! The hidden commands of the program, and two stand-in runtimes that tests drive through the text of the prompt.
 //!
 //! With `-p` it speaks the streaming mode, else it reads a terminal and reports to the node like a hook.
-//! Words in a prompt tell the stand-in what to do: `sleep:<ms>`, `die:<code>`, `error`, `quota`, `fork`.
+//! Words in a prompt tell the stand-in what to do: `sleep:<ms>`, `die:<code>`, `error`, `quota`, `fork`,
+//! `orphan` (outlive the supervisor).
 
 use std::ffi::OsString;
 use std::io::{BufRead, Read, Write};
@@ -186,6 +187,9 @@ fn act(text: &str) -> Option<ExitCode> {
         if word == "fork" {
             let _ = Command::new("setsid").args(["sleep", "600"]).spawn();
             let _ = Command::new("sleep").arg("601").spawn();
+        }
+        if word == "orphan" {
+            let _ = rustix::process::set_parent_process_death_signal(None);
         }
     }
     None

@@ -5,6 +5,7 @@ mod context;
 mod facts;
 mod holder;
 mod hook_log;
+mod hook_spool;
 mod log;
 mod node;
 mod own_secrets;

@@ -37,7 +37,7 @@ use super::log::{self, Rotation};
 use super::own_secrets::OwnSecretScan;
 use super::server::{announce, stop_on_signals};
 use super::supervise::Supervisor;
-use super::{bind, relay, settings, tools};
+use super::{bind, hook_spool, relay, settings, tools};
 use crate::cli::{Agent, Ctx, Exit, Failure};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -322,7 +322,7 @@ impl Node<'_> {
         base: &Base,
         rooms: &Rooms,
         config: &Config,
-        facts: &Facts,
+        facts: &Arc<Facts>,
     ) -> Result<(), Failure> {
         self.share_relay(base, rooms);
         let sessions = rooms.sessions.clone();
@@ -339,7 +339,12 @@ impl Node<'_> {
         base.supervisor.run("config", move |stop| Arc::clone(&service).run(CONFIG_POLL, stop));
         self.beat(base);
         self.record_activity(base)?;
-        self.drain_hook_spool(rooms, facts).await;
+        let (state, facts) = (self.agent.paths.state().to_owned(), Arc::clone(facts));
+        hook_spool::take_in(&state, &rooms.sessions, &facts).await;
+        let sessions = rooms.sessions.clone();
+        base.supervisor.run("hook-spool", move |stop| {
+            hook_spool::run(state.clone(), sessions.clone(), Arc::clone(&facts), stop)
+        });
         if config.get(keys::MCP_ENABLED) {
             self.serve_mcp(base, rooms, config).await?;
         }
@@ -411,20 +416,6 @@ impl Node<'_> {
             }
         });
         Ok(())
-    }
-
-    /// Takes in what hooks reported while no node ran.
-    async fn drain_hook_spool(&self, rooms: &Rooms, facts: &Facts) {
-        let reports = match instar_hooks::spool::drain(self.agent.paths.state()) {
-            Ok(reports) => reports,
-            Err(error) => return tracing::warn!(%error, "reports of hooks were not read"),
-        };
-        for report in reports {
-            facts.hook_log.record(&report);
-            if let Some(id) = report.instar_session_id.as_deref().and_then(|id| id.parse().ok()) {
-                rooms.sessions.hook_event(id, report).await;
-            }
-        }
     }
 
     async fn serve_mcp(&self, base: &Base, rooms: &Rooms, config: &Config) -> Result<(), Failure> {

@@ -220,7 +220,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         let tail = |text: String| {
-            let lines: Vec<&str> = text.lines().collect();
+            let lines: Vec<String> = text.lines().map(brief).collect();
             lines[lines.len().saturating_sub(60)..].join("\n")
         };
         keep_for_failure(format!(
@@ -230,4 +230,21 @@ impl Drop for Agent {
             tail(self.node_log())
         ));
     }
+}
+
+/// A log line as a person reads it: the time of day, the level, what happened, its fields.
+fn brief(line: &str) -> String {
+    const LONGEST: usize = 240;
+    let Ok(Value::Object(mut fields)) = serde_json::from_str(line) else {
+        return line.chars().take(LONGEST).collect();
+    };
+    let mut take = |name: &str| match fields.remove(name) {
+        Some(Value::String(text)) => text,
+        _ => String::new(),
+    };
+    let (time, level, message) = (take("timestamp"), take("level"), take("message"));
+    take("target");
+    let time = time.get(11..23).unwrap_or(&time);
+    let rest: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    format!("{time} {level} {message} {}", rest.join(" ")).chars().take(LONGEST).collect()
 }

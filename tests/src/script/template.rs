@@ -85,7 +85,8 @@ impl<'a> Variables<'a> {
         self.captured.get(name).cloned().map(Value::String)
     }
 
-    /// Words that depend on the captures alone: messages differ, a repeated request gets the same ones.
+    /// Words that depend on the captures alone: messages differ, a repeated request gets the same ones. Letters only:
+    /// sixteen hexadecimal digits in a row may be the number of a payment card, which an agent does not send.
     fn noise(&self) -> String {
         use sha2::{Digest, Sha256};
         let mut hash = Sha256::new();
@@ -95,7 +96,11 @@ impl<'a> Variables<'a> {
             hash.update(value.as_bytes());
             hash.update([0]);
         }
-        let words: Vec<String> = hash.finalize().chunks(4).map(hex::encode).collect();
+        let letter = |nibble: u8| char::from(b'a' + nibble);
+        let word = |bytes: &[u8]| {
+            bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(letter).collect::<String>()
+        };
+        let words: Vec<String> = hash.finalize().chunks(4).map(word).collect();
         words.join(" ")
     }
 }

@@ -165,16 +165,18 @@ async fn killed_host_or_child_give_the_open_input_to_the_next_session() {
     }
 }
 
-/// The runtime may take its time to see that its supervisor is gone; nobody can give it anything meanwhile.
+/// A supervisor's sockets close before its runtime is told of its death; nobody can give that runtime anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runtime_that_outlives_its_supervisor_is_not_waited_for() {
     let world = World::new();
     let node = world.node().await;
     let record = node.sessions.spawn(conversation(Transport::Stdio)).await.expect("spawn");
-    node.sessions.send_input("talk", "hello", false, None).await.expect("send");
+    node.sessions.send_input("talk", "orphan", false, None).await.expect("send");
     let idle =
         node.session(record.id, "idle", |r| r.activity == Activity::Idle && r.telemetry.turns >= 1).await;
-    instar_sessions::process::signal(idle.child_pid.expect("pid"), Signal::STOP);
+    let runtime = idle.child_pid.expect("pid");
+    // It does not even see its input end.
+    instar_sessions::process::signal(runtime, Signal::STOP);
     instar_sessions::process::signal(idle.host_pid.expect("pid"), Signal::KILL);
     let killed = now_ms();
     let ended = node.session(record.id, "the end", |r| r.status.is_final()).await;
@@ -182,6 +184,7 @@ async fn a_runtime_that_outlives_its_supervisor_is_not_waited_for() {
     // A supervisor that starts has ten seconds to appear.
     let waited = ended.ended_at.expect("the time of the end") - killed;
     assert!(waited < 5_000, "{waited} ms");
+    until("no process left", || async { (!world.processes().contains(&runtime)).then_some(()) }).await;
     node.stop().await;
 }
 
