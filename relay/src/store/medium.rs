@@ -59,6 +59,8 @@ pub struct Directory {
 
 /// Descriptors that are kept for reading.
 const OPEN: usize = 32;
+/// Niceness of what frees space.
+const STEP_BACK: i32 = 10;
 
 impl Directory {
     /// Uses a directory, which is made if it is missing.
@@ -137,8 +139,13 @@ impl Medium for Directory {
     }
 
     fn remove(&mut self, id: u32) -> Result<()> {
+        let file = self.file(id).and_then(File::try_clone);
+        std::fs::remove_file(self.name(id))?;
         self.open.remove(&id);
-        std::fs::remove_file(self.name(id))
+        if let Ok(file) = file {
+            free(file);
+        }
+        Ok(())
     }
 
     fn keep_copy(&mut self, id: u32, now_ms: i64) -> Result<()> {
@@ -149,6 +156,17 @@ impl Medium for Directory {
     fn name(&self, id: u32) -> PathBuf {
         self.dir.join(file_name(id))
     }
+}
+
+/// Closes a file whose name is gone, beside the work of the queue: the system frees its space with the last close, which
+/// takes milliseconds. Without a thread it is closed here.
+fn free(file: File) {
+    let close = move || {
+        // Where that is not allowed, it is in the way a little more.
+        let _ = rustix::process::nice(STEP_BACK);
+        drop(file);
+    };
+    let _ = std::thread::Builder::new().name("segment".into()).spawn(close);
 }
 
 fn file_name(id: u32) -> String {
