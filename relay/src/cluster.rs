@@ -7,6 +7,7 @@ mod devices;
 mod engine;
 mod lanes;
 mod layout;
+mod leader;
 mod letter;
 mod mailbox;
 mod presence;

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::lanes::FromEngine;
 use super::layout::{self, BUCKETS, Rules, SHARDS};
+use super::leader::Changes;
 use super::letter::{Letter, content_of};
 use super::mailbox::{Mailbox, Removal};
 use super::presence::Sessions;
@@ -134,6 +135,7 @@ pub struct Engine {
     pub(super) weak: bool,
     pub(super) told: mpsc::Sender<FromEngine>,
     publishing: Arc<Publishing>,
+    pub(super) changes: Changes,
     /// Whether it took a write a short while ago.
     pub(super) open: AtomicBool,
 }
@@ -191,6 +193,7 @@ impl Engine {
             weak,
             told,
             publishing,
+            changes: Changes::default(),
             open: AtomicBool::new(true),
         };
         engine.check_clock().await?;
@@ -456,7 +459,7 @@ impl Engine {
         match self.stream(recipient).get_raw_message(at).await {
             Ok(stored) => Ok(Some(stored)),
             Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(None),
-            Err(error) => Err(failed(&error)),
+            Err(error) => Err(self.failed_on(recipient, &error.to_string()).await),
         }
     }
 
@@ -507,7 +510,7 @@ impl Engine {
         match stream.direct_get_next_for_subject(layout::mailbox_subject(recipient), Some(from)).await {
             Ok(stored) => Ok(Some(stored)),
             Err(error) if matches!(error.kind(), DirectGetErrorKind::NotFound) => Ok(None),
-            Err(error) => Err(failed(&error)),
+            Err(error) => Err(self.failed_on(recipient, &error.to_string()).await),
         }
     }
 
@@ -520,7 +523,7 @@ impl Engine {
         match builder.next_by_subject(layout::mailbox_subject(recipient)).sequence(from).send().await {
             Ok(stored) => Ok(Some(stored)),
             Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(None),
-            Err(error) => Err(failed(&error)),
+            Err(error) => Err(self.failed_on(recipient, &error.to_string()).await),
         }
     }
 
@@ -645,13 +648,15 @@ impl Engine {
                 Ok(done) => Ok(done),
                 Err(error) if error.to_string().contains("no message found") => Ok(false),
                 Err(error) if error.to_string().contains("sequence") => Ok(false),
-                Err(error) => Err(failed(&error)),
+                Err(error) => Err(self.failed_on(recipient, &error.to_string()).await),
             },
             Removal::UpTo(sender, control, positions) => {
                 let bound = positions.last().map_or(0, |at| at + 1);
                 let subject = layout::mail_subject(recipient, sender, *control);
-                let purged = stream.purge().filter(subject).sequence(bound).await.map_err(|e| failed(&e))?;
-                Ok(purged.success)
+                match stream.purge().filter(subject).sequence(bound).await {
+                    Ok(purged) => Ok(purged.success),
+                    Err(error) => Err(self.failed_on(recipient, &error.to_string()).await),
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use serde_json::json;
 use tempfile::TempDir;
 use threadline::v1::frames::Visibility;
@@ -69,6 +70,30 @@ impl Nats {
             child.kill().expect("kills");
             child.wait().expect("ends");
         }
+    }
+
+    /// Waits until every server has all that the others have: three copies survive the loss of one, not of a second one
+    /// before the first is whole again.
+    pub(crate) async fn whole(&self) {
+        let servers: Vec<String> = self.urls().split(',').map(str::to_owned).collect();
+        let client = async_nats::connect(servers).await.expect("a connection");
+        let context = async_nats::jetstream::new(client);
+        let others = self.ports.len() - 1;
+        let behind = || async {
+            let mut behind = Vec::new();
+            let mut streams = context.streams();
+            while let Some(stream) = streams.next().await {
+                let Ok(stream) = stream else { return vec!["no answer".to_owned()] };
+                let copies = stream.cluster.as_ref().map_or(&[][..], |cluster| &cluster.replicas);
+                let current =
+                    copies.iter().filter(|copy| copy.current && !copy.offline && copy.lag.unwrap_or(0) == 0);
+                if current.count() < others {
+                    behind.push(stream.config.name);
+                }
+            }
+            behind
+        };
+        wait_for(Duration::from_mins(1), "streams that are behind", behind, Vec::is_empty).await;
     }
 
     /// Comes back with nothing.
@@ -320,6 +345,7 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
         println!("{:5.1} s: round over, {} open", start.elapsed().as_secs_f32(), open.len());
         if round % 2 == 0 {
             nats.revive(round % 3);
+            nats.whole().await;
         }
         for (relay, dir) in relays.iter_mut().zip(&dirs).filter(|(relay, _)| relay.is_none()) {
             *relay = Some(nats.relay(dir.path()));

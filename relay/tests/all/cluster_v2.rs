@@ -402,6 +402,7 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted_over_v2() {
         }
         if round % 3 == 0 {
             nats.revive(round % 2);
+            nats.whole().await;
         }
         for (relay, dir) in relays.iter_mut().zip(&dirs).filter(|(relay, _)| relay.is_none()) {
             *relay = Some(nats.relay(dir.path()));
