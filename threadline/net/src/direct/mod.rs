@@ -133,7 +133,9 @@ impl Carrier {
             if self.brought.contains_key(&row.id) {
                 continue;
             }
-            if let Some(route) = self.deps.routes.get(&row.peer) {
+            if let Some(route) = self.deps.routes.get(&row.peer)
+                && !row.is_for_relay()
+            {
                 by_peer.entry(row.peer).or_insert_with(|| (route, Vec::new())).1.push(row);
             }
         }

@@ -455,7 +455,8 @@ impl Driver {
             }
         };
         for row in rows {
-            if self.written.contains_key(&row.id) || self.routes.leads(&row.peer) {
+            let is_led = self.routes.leads(&row.peer) && !row.is_for_relay();
+            if is_led || self.written.contains_key(&row.id) {
                 continue;
             }
             let sent = Envelope::parse(row.envelope.as_bytes())

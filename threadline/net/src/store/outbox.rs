@@ -5,6 +5,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use threadline::delivery::{Delivery, DeliveryState, due_in_order};
 use threadline::limits::Window;
 use threadline::threads::ThreadEvent;
+use threadline::v1::envelope::Envelope;
+use threadline::v2::inside_v1::carries;
 use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel};
 
 use super::messages::{self, NewMessage};
@@ -66,6 +68,15 @@ pub struct OutboxRow {
     pub envelope: String,
     /// What is known about its delivery; absent for control messages, which are tried once per connection.
     pub delivery: Option<DeliveryRow>,
+}
+
+impl OutboxRow {
+    /// Whether it carries sealed mail (`threadline-wire.md` §4.9): a relay gets it, whatever else leads to its recipient by
+    /// now.
+    pub fn is_for_relay(&self) -> bool {
+        self.delivery.is_none()
+            && Envelope::parse(self.envelope.as_bytes()).is_ok_and(|envelope| carries(&envelope))
+    }
 }
 
 /// One row of `deliveries`.

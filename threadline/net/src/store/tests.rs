@@ -235,6 +235,19 @@ async fn text_in_the_outbox_survives_and_a_thread_keeps_its_order() {
 }
 
 #[tokio::test]
+async fn what_carries_sealed_mail_is_for_a_relay() {
+    let bench = Bench::new();
+    for (n, version) in [(1, "2"), (2, "1")] {
+        let fields = serde_json::json!({"v": version, "threadId": "tl2-0011", "payload": "AAAA"});
+        bench.store.enqueue_carried(peer(n), id("m"), fields.to_string(), NOW).await.expect("queued");
+    }
+    send(&bench.store, draft("text"), "hello").await.expect("queued");
+    let rows = bench.store.outbox_due(NOW, 10).await.expect("rows");
+    let relayed: Vec<_> = rows.iter().filter(|row| row.is_for_relay()).map(|row| row.peer).collect();
+    assert_eq!((rows.len(), relayed), (3, vec![peer(1)]));
+}
+
+#[tokio::test]
 async fn one_reply_per_message_and_one_row_per_idempotency_key() {
     let bench = Bench::new();
     bench.store.accept(inbound(1, "q", "question?"), ApprovalQueueLimits::default(), NOW).await.expect("in");
