@@ -37,7 +37,8 @@ async fn a_stranger_costs_one_row_until_the_owner_decides_and_then_is_answered()
         tools.contains(&"mcp__threadline__threadline_send".into()) && tools.contains(&"Read(/src/**)".into())
     );
     assert!(!tools.iter().any(|t| t.starts_with("Bash") || t.starts_with("Write")), "{tools:?}");
-    let (input, _) = node.sessions.rows().pop().expect("row");
+    // The second message may have followed by now.
+    let (input, _) = node.sessions.rows().into_iter().next().expect("row");
     assert!(input.body.contains("<<<PEER_MESSAGE") && input.body.contains("May I ask something?"));
     assert_eq!(input.inbox_key, format!("threadline:{}:m1", peer.fingerprint()));
 
