@@ -41,7 +41,7 @@ impl Engine {
             let asked = self.client.request(subject, "".into()).await;
             tracing::warn!(
                 stream,
-                done = asked.is_ok(),
+                answered = asked.is_ok(),
                 "the leader of a stream cannot read it: another one is asked for"
             );
         }
