@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 const USAGE: &str =
     "usage: bench BIN_DIR all|process|registry|relay|hostile [--idle-seconds N] [--load-seconds N] \
                      [--connections N,N…] [--only PART,PART…] [--json FILE]
-parts: echo, capacity, latency, v2, round-trip, custody, connections, v2-connections, hostile; of hostile: words out of
+parts: echo, capacity, latency, rounds, v2, round-trip, custody, connections, v2-connections, hostile; of hostile: words out of
 the names of the attacks, such as searches";
 
 /// Entries of the directory, and how often it is asked for each kind of query.

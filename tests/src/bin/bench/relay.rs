@@ -11,6 +11,7 @@ mod idle;
 mod load;
 mod logins;
 mod round_trip;
+mod rounds;
 mod sealed;
 mod subject;
 mod tls;
@@ -66,6 +67,9 @@ pub(crate) fn all(bin_dir: &Path, plan: &Plan) -> Result<()> {
     pin(OWN_CORE)?;
     let disk = Disk::measure()?;
     mail(bin_dir, plan, &disk)?;
+    if plan.has("rounds") {
+        rounds::figures(bin_dir, plan, &disk)?;
+    }
     connections(bin_dir, plan, &disk)?;
     if plan.has("hostile") {
         disk.under("process", NO_TLS);

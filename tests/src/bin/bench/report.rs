@@ -26,6 +26,10 @@ impl Samples {
         self.0.saturating_record(took.as_micros() as u64);
     }
 
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.0.add(&other.0).expect("the bounds are equal");
+    }
+
     pub(crate) fn at(&self, percentile: f64) -> Duration {
         Duration::from_micros(self.0.value_at_percentile(percentile))
     }

@@ -1,4 +1,5 @@
-//! The reference: a plain server that sends every WebSocket message back after it has appended it to one file.
+//! The reference: a plain server that sends every WebSocket message back after it has appended it to one file, and
+//! perhaps waited until the disk has it.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -15,8 +16,9 @@ use super::subject::{Subject, free_port, pinned};
 use super::wire::{Client, Heard, Phase, Template};
 use crate::report;
 
-/// Argument that turns this program into the reference server: `bench FILE echo PORT`.
+/// Argument that turns this program into the reference server: `bench FILE echo PORT written|synced`.
 pub(crate) const ARGUMENT: &str = "echo";
+const SYNCED: &str = "synced";
 const CONNECTIONS: usize = 16;
 const WINDOW: u64 = 64;
 
@@ -25,6 +27,7 @@ pub(crate) fn serve() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let file = PathBuf::from(arguments.next().context("FILE")?);
     let port: u16 = arguments.nth(1).context("PORT")?.parse()?;
+    let synced = arguments.next().context("written|synced")? == SYNCED;
     let file = Arc::new(Mutex::new(OpenOptions::new().create(true).append(true).open(file)?));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -32,30 +35,42 @@ pub(crate) fn serve() -> Result<()> {
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            tokio::spawn(echo(stream, Arc::clone(&file)));
+            tokio::spawn(echo(stream, Arc::clone(&file), synced));
         }
     })
 }
 
-async fn echo(stream: TcpStream, file: Arc<Mutex<File>>) -> Result<()> {
+async fn echo(stream: TcpStream, file: Arc<Mutex<File>>, synced: bool) -> Result<()> {
     let mut socket = tokio_tungstenite::accept_async(stream).await?;
     while let Some(message) = socket.next().await {
         let message = message?;
         if message.is_text() {
             let data = message.clone().into_data();
-            file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&data)?;
+            {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.write_all(&data)?;
+                if synced {
+                    file.sync_data()?;
+                }
+            }
             socket.send(message).await?;
         }
     }
     Ok(())
 }
 
-pub(crate) fn measure(size: usize, length: Duration) -> Result<()> {
+/// The reference server as a process of its own.
+pub(crate) fn start(synced: bool) -> Result<Subject> {
     let data = tempfile::Builder::new().prefix("echo-bench-").tempdir_in(scratch())?;
     let (port, file) = (free_port()?, data.path().join("echo.log"));
     let mut command = pinned(&std::env::current_exe()?);
-    command.arg(&file).arg(ARGUMENT).arg(port.to_string());
-    let server = Subject::spawn(command, port, data)?;
+    let port_text = port.to_string();
+    command.arg(&file).args([ARGUMENT, &port_text, if synced { SYNCED } else { "written" }]);
+    Subject::spawn(command, port, data)
+}
+
+pub(crate) fn measure(size: usize, length: Duration) -> Result<()> {
+    let server = start(false)?;
     let address = "0".repeat(32);
     let template = Template::new(&address, &address, size);
     let mut clients = Vec::new();

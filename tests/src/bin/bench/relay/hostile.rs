@@ -1,5 +1,5 @@
 //! What others feel while somebody misbehaves. The limits per source are off, so every defence that is measured here
-//! works without knowing where a connection comes from.
+//! works without knowing where a connection comes from. A second relay that nobody troubles is loaded in turn.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -11,12 +11,13 @@ use threadline::identity::Identity;
 
 use super::Plan;
 use super::load;
+use super::rounds::{self, Lane};
 use super::subject::{Subject, free_port};
 use super::wire::{Client, PING, Phase, Template, encode};
 use crate::{registry, report};
 
-/// Messages a second between those who behave.
-const RATE: f64 = 1000.0;
+/// Bytes of a message between those who behave.
+const SIZE: usize = 1024;
 /// How much their 99th percentile may grow.
 const GROWTH: f64 = 2.0;
 
@@ -26,23 +27,14 @@ type Attack<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 type Start = for<'a> fn(&'a Subject) -> Result<Attack<'a>>;
 
 pub(crate) fn figures(bin_dir: &Path, plan: &Plan) -> Result<()> {
-    let metrics_port = free_port()?;
-    let metrics = format!("127.0.0.1:{metrics_port}");
-    let settings =
-        ["durability", "process", "limits.messages_per_minute", "30000", "metrics.listen", &metrics];
-    let length = plan.length();
     let start = |agents: u32| {
+        let metrics = format!("127.0.0.1:{}", free_port()?);
+        let settings =
+            ["durability", "process", "limits.messages_per_minute", "30000", "metrics.listen", &metrics];
         Subject::relay_on(bin_dir, &settings, |data| {
             if agents > 0 { registry::fill(&data.join("registry.db"), agents) } else { Ok(()) }
         })
     };
-    let alone = {
-        let relay = start(0)?;
-        let mut pairs = load::connect(&relay, 1024)?;
-        load::paced(&mut pairs, RATE, length, &mut || Ok(()))?
-    };
-    report::times("hostile: nobody, to recipient at 1000/s", &alone.arrived, "-", None);
-    let limit = alone.arrived.at(99.0).mul_f64(GROWTH);
     let attacks: [(&str, u32, Start); 8] = [
         ("searches, metrics, health polls; 100k agents", 100_000, |relay| Ok(questions(relay))),
         ("100k tiny frames/s", 0, |relay| Ok(tiny_frames(relay))),
@@ -55,19 +47,19 @@ pub(crate) fn figures(bin_dir: &Path, plan: &Plan) -> Result<()> {
     ];
     let mut over = Vec::new();
     for (name, agents, begin) in attacks.into_iter().filter(|(name, ..)| plan.has_attack(name)) {
-        let relay = start(agents)?;
-        let mut pairs = load::connect(&relay, 1024)?;
-        let mut attack = begin(&relay)?;
-        let cpu = relay.cpu()?;
-        let paced = load::paced(&mut pairs, RATE, length, &mut attack)?;
-        let cpu = relay.cpu()?.saturating_sub(cpu).as_secs_f64() / length.as_secs_f64();
-        report::times(
-            &format!("hostile: {name} ({:.0} % CPU)", cpu * 100.0),
-            &paced.arrived,
-            &format!("p99 <= {}", report::show(limit)),
-            None,
-        );
-        if paced.arrived.at(99.0) > limit {
+        let (calm, relay) = (start(0)?, start(agents)?);
+        let mut lanes = [
+            Lane::new(load::connect(&calm, SIZE)?, Box::new(|| Ok(()))),
+            Lane::new(load::connect(&relay, SIZE)?, begin(&relay)?),
+        ];
+        rounds::run(&mut lanes, plan.length())?;
+        let [calm, attacked] = &lanes;
+        report::times(&format!("hostile: nobody, beside: {name}"), &calm.all, "-", None);
+        let limit = calm.all.at(99.0).mul_f64(GROWTH);
+        let budget = format!("p99 <= {}", report::show(limit));
+        report::times(&format!("hostile: {name}"), &attacked.all, &budget, None);
+        rounds::compare(&format!("hostile: {name}"), "nobody", attacked, calm);
+        if attacked.all.at(99.0) > limit {
             over.push(name);
         }
     }

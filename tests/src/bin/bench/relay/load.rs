@@ -15,12 +15,13 @@ const WINDOW: u64 = 64;
 /// What a Node.js relay of the same protocol takes, and for messages of which size.
 const NODE_US_PER_MESSAGE: f64 = 65.0;
 const NODE_SIZE: usize = 1024;
-const FIXED_RATE: f64 = 1000.0;
+pub(super) const FIXED_RATE: f64 = 1000.0;
 
 /// A sender and a recipient that confirms each message.
 pub(crate) struct Pair {
     sender: Client,
-    recipient: Client,
+    /// Nobody where the server sends everything back.
+    recipient: Option<Client>,
     template: Template,
     sent: u64,
     answered: u64,
@@ -31,7 +32,21 @@ impl Pair {
     pub(crate) fn connect(relay: &Subject, size: usize) -> Result<Self> {
         let (sender, recipient) = (Client::new_one(relay.at)?, Client::new_one(relay.at)?);
         let template = Template::new(&sender.address, &recipient.address, size);
-        Ok(Self { sender, recipient, template, sent: 0, answered: 0, arrived: 0 })
+        Ok(Self::new(sender, Some(recipient), template))
+    }
+
+    /// One client of the reference server: what comes back has arrived and is answered.
+    pub(crate) fn with_itself(echo: &Subject, size: usize) -> Result<Self> {
+        let mut sender = Client::start(echo.at, "/", None)?;
+        while sender.phase != Phase::Live {
+            sender.poll(&mut |_, _| Ok(()))?;
+        }
+        let address = "0".repeat(32);
+        Ok(Self::new(sender, None, Template::new(&address, &address, size)))
+    }
+
+    fn new(sender: Client, recipient: Option<Client>, template: Template) -> Self {
+        Self { sender, recipient, template, sent: 0, answered: 0, arrived: 0 }
     }
 
     fn send(&mut self) {
@@ -42,26 +57,35 @@ impl Pair {
     /// Takes what has come; `arrived` and `answered` hear the numbers.
     fn poll(&mut self, arrived: &mut dyn FnMut(u64), answered: &mut dyn FnMut(u64)) -> Result<()> {
         let Self { sender, recipient, answered: answers, arrived: arrivals, .. } = self;
-        recipient.poll(&mut |output, heard| {
-            if let Heard::Message { id } = heard {
-                acknowledge(id, output);
-                *arrivals += 1;
-                arrived(number(id).unwrap_or(u64::MAX));
-            }
-            Ok(())
-        })?;
+        if let Some(recipient) = recipient {
+            recipient.poll(&mut |output, heard| {
+                if let Heard::Message { id } = heard {
+                    acknowledge(id, output);
+                    *arrivals += 1;
+                    arrived(number(id).unwrap_or(u64::MAX));
+                }
+                Ok(())
+            })?;
+            ensure!(recipient.phase == Phase::Live, "the relay closed a recipient's connection under load");
+        }
         sender.poll(&mut |_, heard| {
-            if let Heard::Ack { id, status } = heard {
-                ensure!(status != "rejected", "{id} was rejected");
-                *answers += 1;
-                answered(number(id).unwrap_or(u64::MAX));
+            match heard {
+                Heard::Ack { id, status } => {
+                    ensure!(status != "rejected", "{id} was rejected");
+                    *answers += 1;
+                    answered(number(id).unwrap_or(u64::MAX));
+                }
+                Heard::Message { id } => {
+                    let number = number(id).unwrap_or(u64::MAX);
+                    (*arrivals, *answers) = (*arrivals + 1, *answers + 1);
+                    arrived(number);
+                    answered(number);
+                }
+                Heard::Other => {}
             }
             Ok(())
         })?;
-        ensure!(
-            sender.phase == Phase::Live && recipient.phase == Phase::Live,
-            "the relay closed a connection under load"
-        );
+        ensure!(sender.phase == Phase::Live, "the relay closed a sender's connection under load");
         Ok(())
     }
 }
@@ -120,6 +144,10 @@ pub(crate) fn figures(
         report::times(&format!("{what}: to first ack, {name}"), &paced.answered, "-", None);
     }
     Ok(())
+}
+
+pub(crate) fn connect_to_echo(echo: &Subject, size: usize) -> Result<Vec<Pair>> {
+    (0..PAIRS).map(|_| Pair::with_itself(echo, size)).collect()
 }
 
 pub(crate) fn connect(relay: &Subject, size: usize) -> Result<Vec<Pair>> {
@@ -185,21 +213,25 @@ pub(crate) struct Paced {
     pub(crate) answered: Samples,
 }
 
-/// Messages at a fixed rate whatever the relay does. `meanwhile` runs once per round and must be short.
+/// Messages at a fixed rate whatever the server does. `meanwhile` runs once per round of polls and must be short. May be
+/// called again with the same pairs.
 pub(crate) fn paced(
     pairs: &mut [Pair],
     rate: f64,
     length: Duration,
     meanwhile: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Paced> {
-    let count = (rate * length.as_secs_f64()) as u64;
-    let start = Instant::now() + Duration::from_millis(10);
     let lanes = pairs.len() as u64;
-    // Message k goes to pair k mod lanes, as that pair's message number k / lanes.
+    // Each pair sends as many as the others.
+    let each = (rate * length.as_secs_f64()) as u64 / lanes;
+    let count = each * lanes;
+    let first = pairs.first().map_or(0, |pair| pair.sent);
+    let start = Instant::now() + Duration::from_millis(10);
+    // Message k goes to pair k mod lanes, as its message number k / lanes of this call.
     let intended =
-        |number: u64, lane: u64| start + Duration::from_secs_f64((number * lanes + lane) as f64 / rate);
+        |turn: u64, lane: u64| start + Duration::from_secs_f64((turn * lanes + lane) as f64 / rate);
     let (mut arrived, mut answered) = (Samples::new(), Samples::new());
-    let mut heard: Vec<Vec<bool>> = pairs.iter().map(|_| vec![false; (count / lanes + 1) as usize]).collect();
+    let mut heard: Vec<Vec<bool>> = pairs.iter().map(|_| vec![false; each as usize]).collect();
     let mut next = 0;
     let give_up = start + length + Duration::from_secs(20);
     while arrived.len() < count || answered.len() < count {
@@ -215,16 +247,20 @@ pub(crate) fn paced(
             next += 1;
         }
         for (lane, pair) in pairs.iter_mut().enumerate() {
-            let first = &mut heard[lane];
+            let heard = &mut heard[lane];
             let lane = lane as u64;
-            pair.poll(&mut |number| arrived.record(intended(number, lane).elapsed()), &mut |number| {
-                // A message that was answered with `queued` gets a second answer later.
-                if let Some(seen) = first.get_mut(number as usize)
-                    && !std::mem::replace(seen, true)
-                {
-                    answered.record(intended(number, lane).elapsed());
-                }
-            })?;
+            pair.poll(
+                &mut |number| arrived.record(intended(number.saturating_sub(first), lane).elapsed()),
+                &mut |number| {
+                    // A message that was answered with `queued` gets a second answer later, maybe in a later call.
+                    let Some(turn) = number.checked_sub(first) else { return };
+                    if let Some(seen) = heard.get_mut(turn as usize)
+                        && !std::mem::replace(seen, true)
+                    {
+                        answered.record(intended(turn, lane).elapsed());
+                    }
+                },
+            )?;
         }
         meanwhile()?;
     }
