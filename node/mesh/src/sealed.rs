@@ -15,6 +15,7 @@ use threadline::trust::{Profiles, TrustSource};
 use threadline::v1::frames::Visibility;
 use threadline::v2::content::ReceiptStatus;
 use threadline::v2::frames;
+use threadline::v2::login::QuicAddress;
 use threadline::v2::opened::sealed_id;
 use threadline::v2::safety::safety_number;
 use threadline::v2::{Key, MAX_BODY, mail::Change};
@@ -227,6 +228,7 @@ impl SealedRoom {
                     "url": news.url,
                     "speaks": if news.v2.is_some() { Some(2) } else { news.v1_allowed.then_some(1) },
                     "trouble": news.trouble,
+                    "quic": news.v2.as_ref().map(quic_addresses),
                 })
             })
             .collect();
@@ -641,6 +643,18 @@ impl Core {
         }
         self.safety(peer).await
     }
+}
+
+/// `host:port` of each QUIC socket.
+fn quic_addresses(relay: &SealedRelay) -> Vec<String> {
+    let text = |at: &QuicAddress| {
+        if at.host.contains(':') {
+            format!("[{}]:{}", at.host, at.port)
+        } else {
+            format!("{}:{}", at.host, at.port)
+        }
+    };
+    relay.quic.iter().map(text).collect()
 }
 
 fn verify_uri(key: &PublicIdentity) -> String {

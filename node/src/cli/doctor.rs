@@ -1,5 +1,7 @@
 //! `instar doctor`: looks at everything that must be right, and repairs what is safe to repair.
 
+mod carriers;
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,6 +71,12 @@ pub(crate) fn run(ctx: &Ctx, args: &Args) -> CommandResult {
     let running =
         node::block_on(agent.client(ctx).send(Call::get("/health").patience(Duration::from_secs(2))))?.ok();
     node_check(running.as_ref(), &mut checks);
+    if running.is_some() {
+        let ask = Call::get("/threadline/status").patience(Duration::from_secs(5));
+        if let Ok(status) = node::block_on(agent.client(ctx).send(ask))? {
+            checks.extend(carriers::checks(&status.json(), carriers::answers));
+        }
+    }
     runtime(ctx, config.as_ref(), &mut checks);
     port(ctx, &agent, config.as_ref(), running.is_some(), &mut checks)?;
     folders(&agent.paths, args.fix, &mut checks)?;

@@ -188,14 +188,17 @@ fn mail_goes_over_quic_and_over_websocket_where_udp_is_cut() {
             relay.figure(&format!("threadline_carrier_confirmed_total{{carrier=\"{carrier}\"}}")).await
         };
         ensure!(confirmed("quic").await? >= 1 && confirmed("ws2").await? == 0);
+        doctor_says(&alpha, ": QUIC").await?;
 
         path.cut();
         beta.send("alpha", "two without UDP", Some(&thread)).await?;
         arrived(&alpha, &thread, 2).await?;
         carried_by(&relay, &both, "ws2").await?;
         ensure!(confirmed("ws2").await? >= 1);
+        doctor_says(&alpha, "WebSocket/2, because UDP does not get through").await?;
 
         path.mend();
+        doctor_says(&alpha, "WebSocket/2; UDP gets through").await?;
         relay.kill().await?;
         relay.up().await?;
         carried_by_quic(&mut relay, &both).await?;
@@ -208,6 +211,14 @@ fn mail_goes_over_quic_and_over_websocket_where_udp_is_cut() {
         relay.up().await?;
         carried_by_quic(&mut relay, &both).await
     });
+}
+
+/// What `instar doctor` says of the carrier, whatever else it finds.
+async fn doctor_says(agent: &Agent, words: &str) -> anyhow::Result<()> {
+    let said = agent.cli(&["doctor"]).await?.stdout;
+    let line = said.lines().find(|line| line.contains("carrier"));
+    ensure!(line.is_some_and(|line| line.contains(words)), "{words}: {said}");
+    Ok(())
 }
 
 /// Two agents of one account, alpha and beta, that have nothing but this relay between them.
