@@ -84,7 +84,7 @@ pub fn v2_relay_link(data: &[u8]) {
     let mut now = NOW;
     carry(&mut mail, &mut sessions, &mut courier, &mut connection, now);
     let Some(first) = connection else { panic!("it connects") };
-    sessions[0].handle_connected(first);
+    sessions[0].handle_connected(first, NOW);
     let mut buffer = FrameBuffer::default();
     buffer.extend(data);
     for _ in 0..64 {

@@ -174,7 +174,7 @@ impl Core {
                         self.write(connection, frame);
                     }
                 }
-                Out::Close(connection) => drop(self.connections.remove(&connection)),
+                Out::Close(connection, _) => drop(self.connections.remove(&connection)),
             }
         }
     }

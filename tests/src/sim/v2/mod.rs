@@ -40,6 +40,8 @@ pub struct SealedStats {
     pub kills_before_commit: u64,
     /// Connections cut.
     pub cuts: u64,
+    /// Sessions that another one over the other carrier took the place of.
+    pub moves: u64,
     /// Relays that lost what they held.
     pub wiped: u64,
     /// Commits.

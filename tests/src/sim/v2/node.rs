@@ -23,7 +23,7 @@ pub(super) struct Killed;
 
 /// What the node asks of the world.
 pub(super) enum Ask {
-    Connect { relay: usize, connection: ConnectionId },
+    Connect { relay: usize, connection: ConnectionId, carrier: Carrier },
     Write { relay: usize, connection: ConnectionId, frame: Frame },
     Close { relay: usize, connection: ConnectionId },
 }
@@ -142,7 +142,7 @@ impl Node {
                 let config = SessionConfig {
                     relay,
                     host: HOST.into(),
-                    quic: false,
+                    quic: true,
                     websocket: true,
                     hello: hello.clone(),
                 };
@@ -206,15 +206,15 @@ impl Node {
         self.disk.outbox.values().any(|row| matches!(&row.content.body, Body::Text(t) if t == text))
     }
 
-    pub(super) fn connected(&mut self, relay: usize, connection: ConnectionId) {
+    pub(super) fn connected(&mut self, relay: usize, connection: ConnectionId, now: u64) {
         if let Some(live) = &mut self.live {
-            live.sessions[relay].handle_connected(connection);
+            live.sessions[relay].handle_connected(connection, now);
         }
     }
 
-    pub(super) fn closed(&mut self, relay: usize, connection: ConnectionId, now: u64) {
+    pub(super) fn closed(&mut self, relay: usize, connection: ConnectionId, code: Option<u16>, now: u64) {
         if let Some(live) = &mut self.live {
-            live.sessions[relay].handle_closed(connection, None, now);
+            live.sessions[relay].handle_closed(connection, code, now);
         }
     }
 
@@ -257,8 +257,7 @@ impl Node {
         let Some(live) = &mut self.live else { return Ok(()) };
         match effect {
             SessionEffect::Connect { connection, carrier } => {
-                assert_eq!(carrier, Carrier::WebSocket);
-                live.asks.push(Ask::Connect { relay, connection });
+                live.asks.push(Ask::Connect { relay, connection, carrier });
             }
             SessionEffect::Write { connection, frame } => {
                 live.asks.push(Ask::Write { relay, connection, frame: *frame });
@@ -322,6 +321,7 @@ impl Node {
                 self.commit(commit)?;
             }
             SessionEffect::Lost => {
+                self.stats.moves += u64::from(live.sessions[relay].is_ready());
                 live.courier.lost(&mut live.mail, &mut live.sessions, relay, now);
             }
             SessionEffect::State(_)

@@ -13,7 +13,7 @@ use threadline::v2::frames::{
     QueueSize, Rejected, RelayLimits, Role, Send, SignedBytes, Standing, Target, Via, Welcome,
 };
 use threadline::v2::objects::{FALLBACK, ONE_TIME, Prekey, Signed};
-use threadline::v2::session::{RelaySession, RelayStep, check_send};
+use threadline::v2::session::{RelaySession, RelayStep, check_send, close};
 use threadline::v2::{Bin, Blob, Code, Id, Key, ThreadTag};
 
 #[derive(Debug, Clone)]
@@ -55,10 +55,10 @@ pub(crate) struct Relay {
     kept: Vec<Held>,
 }
 
-/// A frame for a connection, or its end.
+/// A frame for a connection, or its end with a code.
 pub(crate) enum Out {
     Frame(u64, Frame),
-    Close(u64),
+    Close(u64, Option<u16>),
 }
 
 impl Relay {
@@ -97,12 +97,16 @@ impl Relay {
         challenge
     }
 
+    pub(super) fn opened_over_quic(&mut self, connection: u64, client: Key, now: u64) {
+        self.sessions.insert(connection, RelaySession::quic(self.key, client, now));
+    }
+
     pub(crate) fn closed(&mut self, connection: u64) {
         self.sessions.remove(&connection);
     }
 
     pub(crate) fn received(&mut self, connection: u64, frame: Frame, now: u64) -> Vec<Out> {
-        let Some(session) = self.sessions.get_mut(&connection) else { return vec![Out::Close(connection)] };
+        let Some(session) = self.sessions.get_mut(&connection) else { return vec![Out::Close(connection, None)] };
         let steps = session.handle_frame(frame, now);
         let mut out = Vec::new();
         for step in steps {
@@ -116,9 +120,9 @@ impl Relay {
     fn step(&mut self, connection: u64, step: RelayStep, now: u64, out: &mut Vec<Out>) {
         match step {
             RelayStep::Write(frame) => out.push(Out::Frame(connection, *frame)),
-            RelayStep::Close(_) => {
+            RelayStep::Close(code) => {
                 self.sessions.remove(&connection);
-                out.push(Out::Close(connection));
+                out.push(Out::Close(connection, Some(code)));
             }
             RelayStep::Login(request) | RelayStep::WorkDone(request) => {
                 let others: Vec<u64> = self
@@ -131,7 +135,7 @@ impl Relay {
                     .collect();
                 for other in others {
                     self.sessions.remove(&other);
-                    out.push(Out::Close(other));
+                    out.push(Out::Close(other, Some(close::REPLACED)));
                 }
                 let shelf = self.disk.shelves.entry(request.key).or_default();
                 shelf.cert_seq = shelf.cert_seq.max(request.device.cert.object().seq);

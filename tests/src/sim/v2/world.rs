@@ -7,7 +7,7 @@ use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use threadline::v2::Key;
 use threadline::v2::frames::{Frame, FramePhase};
 use threadline::v2::mail::Marker;
-use threadline::v2::session::ConnectionId;
+use threadline::v2::session::{Carrier, ConnectionId};
 
 use super::HOST;
 use super::node::{Ask, Killed, Node};
@@ -108,6 +108,7 @@ impl World {
         for node in &self.nodes {
             self.stats.kills_before_commit += node.stats.kills_before_commit;
             self.stats.commits += node.stats.commits;
+            self.stats.moves += node.stats.moves;
             self.stats.envelopes += node.stats.envelopes;
             self.stats.marked +=
                 node.stored.iter().filter(|stored| stored.marker != Marker::InOrder).count() as u64;
@@ -133,16 +134,16 @@ impl World {
         let cut: Vec<u64> =
             self.connections.iter().filter(|(_, c)| c.node == node).map(|(id, _)| *id).collect();
         for id in cut {
-            self.cut(id);
+            self.cut(id, None);
         }
         let pause = self.rng.random_range(0..2_000);
         self.restarts.insert(node, self.now + pause);
     }
 
-    fn cut(&mut self, id: u64) {
+    fn cut(&mut self, id: u64, code: Option<u16>) {
         if let Some(connection) = self.connections.remove(&id) {
             self.relays[connection.relay].closed(id);
-            self.nodes[connection.node].closed(connection.relay, connection.id, self.now);
+            self.nodes[connection.node].closed(connection.relay, connection.id, code, self.now);
             self.stats.cuts += 1;
         }
     }
@@ -161,7 +162,7 @@ impl World {
             let position = self.rng.random_range(0..self.connections.len());
             let id = self.connections.keys().nth(position).copied();
             if let Some(id) = id {
-                self.cut(id);
+                self.cut(id, None);
             }
         }
         if self.rng.random_bool(0.004) {
@@ -171,7 +172,7 @@ impl World {
             let cut: Vec<u64> =
                 self.connections.iter().filter(|(_, c)| c.relay == relay).map(|(id, _)| *id).collect();
             for id in cut {
-                self.cut(id);
+                self.cut(id, None);
             }
             if wiped {
                 self.relays[relay].wipe();
@@ -260,7 +261,7 @@ impl World {
                         push(&mut connection.down, at, frame.encode());
                     }
                 }
-                Out::Close(id) => self.cut(id),
+                Out::Close(id, code) => self.cut(id, code),
             }
         }
     }
@@ -268,19 +269,12 @@ impl World {
     fn ask(&mut self, node: usize) -> Result<(), SealedViolation> {
         for ask in self.nodes[node].asks() {
             match ask {
-                Ask::Connect { relay, connection } if self.relay_up[relay] => {
-                    self.next_connection += 1;
-                    let id = self.next_connection;
-                    let mut nonce = [0; 32];
-                    self.rng.fill_bytes(&mut nonce);
-                    let challenge = self.relays[relay].opened(id, nonce, self.now);
-                    let mut down = VecDeque::new();
-                    push(&mut down, self.now + 1, challenge.encode());
-                    let opened = Connection { node, relay, id: connection, up: VecDeque::new(), down };
-                    self.connections.insert(id, opened);
-                    self.nodes[node].connected(relay, connection);
+                Ask::Connect { relay, connection, carrier } if self.relay_up[relay] => {
+                    self.connect(node, relay, connection, carrier);
                 }
-                Ask::Connect { relay, connection } => self.nodes[node].closed(relay, connection, self.now),
+                Ask::Connect { relay, connection, .. } => {
+                    self.nodes[node].closed(relay, connection, None, self.now);
+                }
                 Ask::Write { relay, connection, frame } => {
                     self.watch_keys(node, &frame)?;
                     let at = self.now + self.rng.random_range(1..40);
@@ -296,12 +290,33 @@ impl World {
                         .find(|(_, c)| is(c, node, relay, connection))
                         .map(|(id, _)| *id);
                     if let Some(id) = id {
-                        self.cut(id);
+                        self.cut(id, None);
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Datagrams get through, are refused, or vanish.
+    fn connect(&mut self, node: usize, relay: usize, connection: ConnectionId, carrier: Carrier) {
+        self.next_connection += 1;
+        let id = self.next_connection;
+        let mut down = VecDeque::new();
+        if carrier == Carrier::WebSocket {
+            let mut nonce = [0; 32];
+            self.rng.fill_bytes(&mut nonce);
+            let challenge = self.relays[relay].opened(id, nonce, self.now);
+            push(&mut down, self.now + 1, challenge.encode());
+        } else {
+            match self.rng.random_range(0..4) {
+                0 => return,
+                1 => return self.nodes[node].closed(relay, connection, None, self.now),
+                _ => self.relays[relay].opened_over_quic(id, self.nodes[node].key, self.now),
+            }
+        }
+        self.connections.insert(id, Connection { node, relay, id: connection, up: VecDeque::new(), down });
+        self.nodes[node].connected(relay, connection, self.now);
     }
 
     /// No key of a ratchet may ever encrypt two different things.

@@ -17,6 +17,7 @@ fn lose_nothing(seeds: std::ops::Range<u64>) {
             kills,
             kills_before_commit,
             cuts,
+            moves,
             wiped,
             commits,
             envelopes,
@@ -25,7 +26,7 @@ fn lose_nothing(seeds: std::ops::Range<u64>) {
         } = stats;
         println!(
             "seed {seed}, {:.1} s for {} s: {messages} messages, {kills} kills ({kills_before_commit} before a commit), \
-             {cuts} cuts, {wiped} full relays wiped, {commits} commits, {envelopes} envelopes, {marked} marked",
+             {cuts} cuts, {moves} moves, {wiped} full relays wiped, {commits} commits, {envelopes} envelopes, {marked} marked",
             started.elapsed().as_secs_f64(),
             took_ms / 1_000,
         );

@@ -362,7 +362,7 @@ impl Driver {
         let now = self.now();
         let Some(session) = self.sessions.get_mut(relay) else { return };
         match incoming {
-            Incoming::Opened => session.handle_connected(connection),
+            Incoming::Opened => session.handle_connected(connection, now),
             Incoming::Frame(frame) => session.handle_frame(connection, *frame, now),
             Incoming::Closed(code) => {
                 self.connections.remove(&(relay, connection));

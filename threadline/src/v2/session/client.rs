@@ -2,6 +2,7 @@
 
 mod login;
 mod open;
+mod quic;
 mod requests;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use self::quic::{Probe, QuicRecord};
 use super::backoff::Backoff;
 use super::{Carrier, close};
 use crate::identity::Identity;
@@ -21,12 +23,13 @@ use crate::v2::{Bin, Code, Id, Key};
 
 /// WebSocket/2 starts this long after QUIC, ms.
 pub const RACE_HEAD_START_MS: u64 = 300;
-/// QUIC failures in a row after which WebSocket/2 goes first.
-pub const QUIC_PATIENCE: u32 = 3;
-/// QUIC is tried again beside a WebSocket session after this, ms.
-pub const QUIC_PROBE_MS: u64 = 15 * 60_000;
+/// Where QUIC is connected, WebSocket/2 starts only this long after that, ms: one login at a time, because the relay takes
+/// a second one for the same device in place of the first.
+pub const LOGIN_HEAD_START_MS: u64 = 4_000;
 /// An attempt has this long to reach WELCOME, ms.
 pub const ATTEMPT_MS: u64 = 10_000;
+/// A puzzle gives it this much more, ms.
+const PUZZLE_MS: u64 = 120_000;
 /// Silence after which the relay is asked whether it is there, ms.
 pub const PING_AFTER_MS: u64 = 25_000;
 /// The same after a message that it was given: a socket that is dead at its other end takes bytes and says nothing, ms.
@@ -38,6 +41,8 @@ const HURRY_MS: u64 = 1_000;
 /// A session of this length makes the next pause short again, ms.
 const STABLE_MS: u64 = 60_000;
 const BAN_MS: u64 = 3_600_000;
+
+pub use quic::{NEVER_QUIET_MS, QUIC_PATIENCE, QUIC_PROBE_FIRST_MS, QUIC_PROBE_MS, QUIET_MS};
 
 /// Number of a connection, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,7 +180,19 @@ pub struct NotReady;
 struct Attempt {
     carrier: Carrier,
     deadline: u64,
+    stage: Stage,
     exchange: Option<WsExchange>,
+}
+
+/// How far an attempt has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing came back yet.
+    Begun,
+    /// The relay answers; over QUIC it proved its key. It was told nothing yet.
+    Connected,
+    /// It was told who is here.
+    LoggingIn,
 }
 
 #[derive(Debug)]
@@ -185,6 +202,8 @@ struct Live {
     since: u64,
     role: Role,
     heard_at: u64,
+    /// Something was said in it since that was last looked at.
+    busy: bool,
     /// When it was given the first message since it was heard, Unix ms.
     gave_at: Option<u64>,
     /// When it was asked whether it is there, and did not answer yet, Unix ms.
@@ -221,8 +240,10 @@ pub struct ClientSession {
     websocket_at: Option<u64>,
     wait: Option<(u64, Option<Code>)>,
     move_at: Option<u64>,
-    probe_at: Option<u64>,
-    quic_failures: u32,
+    probe: Option<Probe>,
+    quic: QuicRecord,
+    /// QUIC failed since the carriers began to race.
+    quic_failed: bool,
     backoff: Backoff,
     told: SessionState,
     effects: VecDeque<SessionEffect>,
@@ -245,8 +266,9 @@ impl ClientSession {
             websocket_at: None,
             wait: None,
             move_at: None,
-            probe_at: None,
-            quic_failures: 0,
+            probe: None,
+            quic: QuicRecord::default(),
+            quic_failed: false,
             backoff: Backoff::default(),
             told: SessionState::Stopped,
             effects: VecDeque::new(),
@@ -280,9 +302,9 @@ impl ClientSession {
 
     /// The machine may have moved to another network: QUIC gets another chance at once.
     pub fn network_changed(&mut self, now_ms: u64) {
-        self.quic_failures = 0;
-        if self.probe_at.is_some() {
-            self.probe_at = Some(now_ms);
+        self.quic = QuicRecord::default();
+        if self.probe.is_some() {
+            self.probe = Some(Probe::at(now_ms));
         }
         if let Some((until, None)) = &mut self.wait {
             *until = now_ms;
@@ -341,25 +363,30 @@ impl ClientSession {
         let attempts = self.attempts.values().map(|attempt| attempt.deadline);
         let silence = self.live.as_ref().map(Live::silence_ends);
         let wait = self.wait.map(|(until, _)| until);
+        let probe = self.probe.map(|probe| probe.due);
         attempts
-            .chain([silence, wait, self.websocket_at, self.move_at, self.probe_at].into_iter().flatten())
+            .chain([silence, wait, self.websocket_at, self.move_at, probe].into_iter().flatten())
             .min()
     }
 
     /// A connection is open (for QUIC: the relay proved its key in TLS, which the driver checked).
-    pub fn handle_connected(&mut self, connection: ConnectionId) {
-        if self.attempts.get(&connection).is_some_and(|attempt| attempt.carrier == Carrier::Quic) {
-            let hello = self.config.hello.clone();
-            self.write(connection, hello.into());
+    pub fn handle_connected(&mut self, connection: ConnectionId, now_ms: u64) {
+        let Some(attempt) = self.attempts.get_mut(&connection) else { return };
+        attempt.stage = Stage::Connected;
+        if attempt.carrier == Carrier::Quic {
+            self.quic_connected(connection, now_ms);
         }
     }
 
     /// A connection could not be opened, or is closed.
     pub fn handle_closed(&mut self, connection: ConnectionId, code: Option<u16>, now_ms: u64) {
         if self.live.as_ref().is_some_and(|live| live.connection == connection) {
-            self.end_live(close::NORMAL, now_ms);
+            self.lose_live(code.is_some(), now_ms);
             let banned = code == Some(close::BANNED);
-            self.back_off(if banned { BAN_MS } else { 0 }, banned.then_some(Code::Banned), now_ms);
+            // Where another session of ours took the place, its WELCOME is on the way.
+            if code != Some(close::REPLACED) || self.attempts.is_empty() {
+                self.back_off(if banned { BAN_MS } else { 0 }, banned.then_some(Code::Banned), now_ms);
+            }
         } else if self.attempts.contains_key(&connection) {
             self.attempt_failed(connection, 0, None, now_ms);
         }
@@ -403,9 +430,8 @@ impl ClientSession {
             self.move_at = None;
             self.race(now_ms);
         }
-        if self.probe_at.is_some_and(|at| at <= now_ms) {
-            self.probe_at = Some(now_ms.saturating_add(QUIC_PROBE_MS));
-            self.attempt(Carrier::Quic, now_ms);
+        if let Some(probe) = self.probe.filter(|probe| probe.due <= now_ms) {
+            self.probe(probe, now_ms);
         }
         self.check_silence(now_ms);
         self.tell();

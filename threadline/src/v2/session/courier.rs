@@ -176,13 +176,16 @@ impl Courier {
     /// A session ended: what it was given and asked is not answered any more, and what its relay holds may be gone with it.
     /// Relays that were away are asked for again.
     pub fn lost(&mut self, mail: &mut Mail, sessions: &mut [ClientSession], relay: usize, now_ms: u64) {
-        for (_, session) in sessions.iter_mut().enumerate().filter(|(other, _)| *other != relay) {
-            session.hurry(now_ms);
-        }
         self.questions.retain(|(at, _), _| *at != relay);
         let path = Path::RelayV2(relay);
-        for memory in self.paths.values_mut().filter(|memory| memory.current() == Some(path)) {
-            memory.failed(path, now_ms);
+        let goes_on = sessions.get(relay).is_some_and(ClientSession::is_ready);
+        if !goes_on {
+            for (_, session) in sessions.iter_mut().enumerate().filter(|(other, _)| *other != relay) {
+                session.hurry(now_ms);
+            }
+            for memory in self.paths.values_mut().filter(|memory| memory.current() == Some(path)) {
+                memory.failed(path, now_ms);
+            }
         }
         mail.carrier_lost(now_ms);
         let with_it = self.trails.iter().filter(|(_, trail)| trail.went(path)).map(|(message, _)| *message);

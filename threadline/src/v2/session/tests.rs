@@ -8,6 +8,7 @@ use crate::v2::mail::{Mail, Records};
 use crate::v2::{Bin, Blob, Code, Key};
 
 mod asking;
+mod carriers;
 
 const NOW: u64 = 1_768_478_400_000;
 const HOST: &str = "relay.example.test";
@@ -121,7 +122,7 @@ fn logged_in_at(now: u64) -> (ClientSession, RelaySession, ConnectionId) {
     client.start(now);
     let (connection, _) = connections(&effects(&mut client))[0];
     let (mut relay, challenge) = RelaySession::websocket(relay_key(), vec![HOST.into()], Bin([7; 32]), NOW);
-    client.handle_connected(connection);
+    client.handle_connected(connection, NOW);
     client.handle_frame(connection, challenge, now);
     let mut login = None;
     for frame in written(&effects(&mut client)) {
@@ -153,103 +154,6 @@ fn both_ends_prove_their_keys_over_websocket() {
     client.send(Bin([1; 32]), Bin([2; 16]), Bin([3; 8]), Blob(vec![1]), 60, 1, NOW).expect("ready");
     let frames = written(&effects(&mut client));
     assert!(matches!(relay.handle_frame(frames[0].clone(), NOW)[0], RelayStep::Frame(_)));
-}
-
-#[test]
-fn quic_goes_first_and_the_first_welcome_wins() {
-    let mut client = client(true, true);
-    client.start(NOW);
-    let (quic, carrier) = connections(&effects(&mut client))[0];
-    assert_eq!((carrier, client.poll_timeout()), (Carrier::Quic, Some(NOW + RACE_HEAD_START_MS)));
-    client.handle_timeout(NOW + RACE_HEAD_START_MS);
-    let (websocket, carrier) = connections(&effects(&mut client))[0];
-    assert_eq!(carrier, Carrier::WebSocket);
-    client.handle_connected(quic);
-    assert!(matches!(written(&effects(&mut client))[0], Frame::Hello(_)));
-    client.handle_frame(quic, welcome(Role::Active).into(), NOW + 400);
-    let seen = effects(&mut client);
-    assert!(seen.contains(&SessionEffect::Close { connection: websocket, code: close::NORMAL }));
-    assert!(matches!(client.state(), SessionState::Ready { carrier: Carrier::Quic, .. }));
-    client.handle_frame(websocket, welcome(Role::Active).into(), NOW + 500);
-    assert!(effects(&mut client).is_empty(), "the loser says nothing more");
-}
-
-#[test]
-fn blocked_udp_makes_websocket_first_and_quic_is_probed_without_a_gap() {
-    let mut client = client(true, true);
-    client.start(NOW);
-    let mut now = NOW;
-    for _ in 0..QUIC_PATIENCE {
-        while !matches!(client.state(), SessionState::Waiting { .. }) {
-            for (connection, _) in connections(&effects(&mut client)) {
-                client.handle_closed(connection, None, now);
-            }
-            if let Some(at) = client.poll_timeout().filter(|_| client.state() == SessionState::Connecting) {
-                now = now.max(at);
-                client.handle_timeout(now);
-            }
-        }
-        now = now.max(client.poll_timeout().expect("waits"));
-        client.handle_timeout(now);
-    }
-    let tried = connections(&effects(&mut client));
-    assert_eq!(tried.iter().map(|(_, carrier)| *carrier).collect::<Vec<_>>(), [Carrier::WebSocket]);
-    welcome_over_websocket(&mut client, tried[0].0, now);
-    assert!(client.is_ready());
-    effects(&mut client);
-    now += QUIC_PROBE_MS;
-    client.handle_frame(tried[0].0, Ping { t: 1, tok: false }.into(), now - 1);
-    effects(&mut client);
-    client.handle_timeout(now);
-    let probe = connections(&effects(&mut client));
-    assert_eq!(probe[0].1, Carrier::Quic);
-    assert!(client.is_ready(), "the session stays while QUIC is probed");
-    client.handle_frame(probe[0].0, welcome(Role::Active).into(), now);
-    assert!(matches!(client.state(), SessionState::Ready { carrier: Carrier::Quic, .. }));
-}
-
-/// Where packets vanish an attempt over QUIC never fails before WebSocket has won.
-#[test]
-fn quic_that_is_overtaken_counts_as_failed() {
-    let mut client = client(true, true);
-    let mut now = NOW;
-    client.start(now);
-    for round in 0..=QUIC_PATIENCE {
-        let mut tried = connections(&effects(&mut client));
-        let first = if round < QUIC_PATIENCE { Carrier::Quic } else { Carrier::WebSocket };
-        assert_eq!(tried[0].1, first, "round {round}");
-        if first == Carrier::Quic {
-            now += RACE_HEAD_START_MS;
-            client.handle_timeout(now);
-            tried.extend(connections(&effects(&mut client)));
-        }
-        let (websocket, _) = *tried.last().expect("tried");
-        welcome_over_websocket(&mut client, websocket, now);
-        assert!(client.is_ready());
-        client.handle_closed(websocket, None, now);
-        now = client.poll_timeout().expect("waits");
-        effects(&mut client);
-        client.handle_timeout(now);
-    }
-}
-
-fn welcome_over_websocket(client: &mut ClientSession, connection: ConnectionId, now: u64) {
-    let (_, challenge) = RelaySession::websocket(relay_key(), vec![HOST.into()], Bin([7; 32]), now);
-    client.handle_frame(connection, challenge, now);
-    let proof = written(&effects(client)).into_iter().find_map(|frame| match frame {
-        Frame::Proof(proof) => Some(proof),
-        _ => None,
-    });
-    let proof = proof.expect("proves");
-    let exchange = crate::v2::login::WsExchange {
-        relay: relay_key(),
-        nonce: Bin([7; 32]),
-        client_nonce: proof.cn,
-        key: proof.k,
-        host: proof.host,
-    };
-    let rs = Some(Bin(relay_signs(&exchange.relay_text())));
-    client.handle_frame(connection, Welcome { rs, ..welcome(Role::Active) }.into(), now);
 }
 
 #[test]
@@ -438,7 +342,7 @@ fn with_another_relay_lost_a_long_pause_ends_but_not_one_that_the_relay_asked_fo
     refused.start(NOW);
     let (connection, _) = connections(&effects(&mut refused))[0];
     let refuse = Refuse { code: Code::RateLimited, retry_ms: Some(90_000), text: None };
-    refused.handle_connected(connection);
+    refused.handle_connected(connection, NOW);
     refused.handle_frame(connection, refuse.into(), NOW);
     let before = refused.state();
     refused.hurry(NOW);
@@ -450,7 +354,7 @@ fn a_refusal_waits_as_long_as_the_relay_says() {
     let mut client = client(true, true);
     client.start(NOW);
     let (connection, _) = connections(&effects(&mut client))[0];
-    client.handle_connected(connection);
+    client.handle_connected(connection, NOW);
     let refuse = Refuse { code: Code::RateLimited, retry_ms: Some(90_000), text: None };
     client.handle_frame(connection, refuse.into(), NOW);
     let SessionState::Waiting { until, code } = client.state() else { panic!("{:?}", client.state()) };

@@ -2,9 +2,10 @@
 
 use rand::Rng as _;
 
+use super::quic::Probe;
 use super::{
-    ATTEMPT_MS, Attempt, BAN_MS, ClientSession, ConnectionId, Live, QUIC_PATIENCE, QUIC_PROBE_MS,
-    RACE_HEAD_START_MS, STABLE_MS, SessionEffect,
+    ATTEMPT_MS, Attempt, BAN_MS, ClientSession, ConnectionId, LOGIN_HEAD_START_MS, Live, PUZZLE_MS,
+    RACE_HEAD_START_MS, STABLE_MS, SessionEffect, Stage,
 };
 use crate::identity::Purpose;
 use crate::v2::frames::{Challenge, Frame, Pow, Proof, Refuse, Welcome};
@@ -15,8 +16,8 @@ use crate::v2::{Bin, Code};
 impl ClientSession {
     /// Tries both carriers; the first to open the session wins.
     pub(super) fn race(&mut self, now_ms: u64) {
-        let quic_first = self.config.quic && self.quic_failures < QUIC_PATIENCE;
-        if quic_first || !self.config.websocket {
+        self.quic_failed = false;
+        if self.config.quic && (self.quic.goes_first() || !self.config.websocket) {
             self.attempt(Carrier::Quic, now_ms);
             self.websocket_at = self.config.websocket.then(|| now_ms.saturating_add(RACE_HEAD_START_MS));
         } else {
@@ -24,11 +25,24 @@ impl ClientSession {
         }
     }
 
+    /// Tries QUIC beside a session over WebSocket/2, once that is quiet: what is on its way when the sessions change is
+    /// asked or sent again.
+    pub(super) fn probe(&mut self, probe: Probe, now_ms: u64) {
+        let busy = self.live.as_mut().is_some_and(|live| std::mem::take(&mut live.busy));
+        self.probe = probe.put_off(now_ms).filter(|_| busy);
+        if self.probe.is_none() {
+            self.attempt(Carrier::Quic, now_ms);
+        }
+    }
+
     pub(super) fn attempt(&mut self, carrier: Carrier, now_ms: u64) {
+        if self.attempts.values().any(|attempt| attempt.carrier == carrier) {
+            return;
+        }
         self.next_connection += 1;
         let connection = ConnectionId(self.next_connection);
         let deadline = now_ms.saturating_add(ATTEMPT_MS);
-        self.attempts.insert(connection, Attempt { carrier, deadline, exchange: None });
+        self.attempts.insert(connection, Attempt { carrier, deadline, stage: Stage::Begun, exchange: None });
         self.effects.push_back(SessionEffect::Connect { connection, carrier });
     }
 
@@ -40,16 +54,69 @@ impl ClientSession {
         now_ms: u64,
     ) {
         let Some(attempt) = self.attempts.remove(&connection) else { return };
-        if attempt.carrier == Carrier::Quic {
-            self.quic_failures = self.quic_failures.saturating_add(1);
-            if let Some(at) = &mut self.websocket_at {
-                *at = (*at).min(now_ms);
-            }
+        match attempt.carrier {
+            Carrier::Quic => self.quic_attempt_failed(least, now_ms),
+            Carrier::WebSocket => self.websocket_attempt_failed(now_ms),
         }
         let others = !self.attempts.is_empty() || self.websocket_at.is_some() || self.live.is_some();
         if !others {
             self.back_off(least, code, now_ms);
         }
+    }
+
+    fn quic_attempt_failed(&mut self, least: u64, now_ms: u64) {
+        if let Some(at) = &mut self.websocket_at {
+            *at = (*at).min(now_ms);
+        }
+        if self.live.as_ref().is_some_and(|live| live.carrier == Carrier::WebSocket) {
+            self.quic.missed();
+            self.plan_probe(least, now_ms);
+        } else {
+            self.quic_failed = true;
+        }
+    }
+
+    fn websocket_attempt_failed(&mut self, now_ms: u64) {
+        if let Some(held) = self.quic_at(Stage::Connected) {
+            self.log_in_over_quic(held, now_ms);
+        } else if self.live.is_none() && self.config.quic && !self.quic_failed {
+            self.attempt(Carrier::Quic, now_ms);
+        }
+    }
+
+    fn plan_probe(&mut self, least: u64, now_ms: u64) {
+        let pause = self.quic.pause(&mut self.rng).max(least);
+        self.probe = Some(Probe::at(now_ms.saturating_add(pause)));
+    }
+
+    /// The attempt over QUIC that has come so far.
+    fn quic_at(&self, stage: Stage) -> Option<ConnectionId> {
+        let mut attempts = self.attempts.iter();
+        attempts.find(|(_, a)| a.carrier == Carrier::Quic && a.stage == stage).map(|(id, _)| *id)
+    }
+
+    /// UDP gets through. Where WebSocket/2 is logging in already, that decides first; else it waits.
+    pub(super) fn quic_connected(&mut self, connection: ConnectionId, now_ms: u64) {
+        if self.attempts.values().any(|a| a.carrier == Carrier::WebSocket && a.stage == Stage::LoggingIn) {
+            return;
+        }
+        self.log_in_over_quic(connection, now_ms);
+    }
+
+    fn log_in_over_quic(&mut self, connection: ConnectionId, now_ms: u64) {
+        let Some(attempt) = self.attempts.get_mut(&connection) else { return };
+        attempt.stage = Stage::LoggingIn;
+        let rivals: Vec<_> =
+            self.attempts.iter().filter(|(_, a)| a.carrier == Carrier::WebSocket).map(|(id, _)| *id).collect();
+        for rival in &rivals {
+            self.attempts.remove(rival);
+            self.close(*rival, close::NORMAL);
+        }
+        if self.websocket_at.is_some() || !rivals.is_empty() {
+            self.websocket_at = Some(now_ms.saturating_add(LOGIN_HEAD_START_MS));
+        }
+        let hello = self.config.hello.clone();
+        self.write(connection, hello.into());
     }
 
     pub(super) fn back_off(&mut self, least: u64, code: Option<Code>, now_ms: u64) {
@@ -62,10 +129,18 @@ impl ClientSession {
     pub(super) fn end_attempts(&mut self) {
         self.websocket_at = None;
         self.move_at = None;
-        self.probe_at = None;
+        self.probe = None;
         for connection in std::mem::take(&mut self.attempts).into_keys() {
             self.close(connection, close::NORMAL);
         }
+    }
+
+    /// The session broke off, or the relay ended it.
+    pub(super) fn lose_live(&mut self, by_relay: bool, now_ms: u64) {
+        if let Some(live) = self.live.as_ref().filter(|live| live.carrier == Carrier::Quic) {
+            self.quic.ended(now_ms.saturating_sub(live.since), by_relay);
+        }
+        self.end_live(close::NORMAL, now_ms);
     }
 
     pub(super) fn end_live(&mut self, code: u16, now_ms: u64) {
@@ -74,7 +149,7 @@ impl ClientSession {
             self.backoff.reset();
         }
         self.move_at = None;
-        self.probe_at = None;
+        self.probe = None;
         self.close(live.connection, code);
         self.sends.clear();
         self.effects.push_back(SessionEffect::Lost);
@@ -82,7 +157,7 @@ impl ClientSession {
 
     pub(super) fn handle_early(&mut self, connection: ConnectionId, frame: Frame, now_ms: u64) {
         match frame {
-            Frame::Challenge(challenge) => self.challenged(connection, &challenge),
+            Frame::Challenge(challenge) => self.challenged(connection, &challenge, now_ms),
             Frame::Pow(pow) => self.puzzled(connection, pow),
             Frame::Welcome(welcome) => self.welcomed(connection, welcome, now_ms),
             Frame::Refuse(refuse) => self.refused(connection, &refuse, now_ms),
@@ -93,7 +168,7 @@ impl ClientSession {
         }
     }
 
-    pub(super) fn challenged(&mut self, connection: ConnectionId, challenge: &Challenge) {
+    pub(super) fn challenged(&mut self, connection: ConnectionId, challenge: &Challenge, now_ms: u64) {
         let client_nonce = {
             let mut bytes = [0; 32];
             self.rng.fill_bytes(&mut bytes);
@@ -104,7 +179,7 @@ impl ClientSession {
             return;
         }
         if challenge.rk != self.config.relay {
-            self.not_our_relay(connection);
+            self.not_our_relay(connection, now_ms);
             return;
         }
         let exchange = WsExchange {
@@ -121,15 +196,23 @@ impl ClientSession {
             s: Bin(self.identity.sign(&Purpose::WsAuth(&exchange))),
         };
         attempt.exchange = Some(exchange);
+        attempt.stage = Stage::LoggingIn;
+        // It had its time.
+        if let Some(slow) = self.quic_at(Stage::LoggingIn) {
+            self.close(slow, close::NORMAL);
+            self.attempt_failed(slow, 0, None, now_ms);
+        }
         let hello = self.config.hello.clone();
         self.write(connection, proof.into());
         self.write(connection, hello.into());
     }
 
-    pub(super) fn not_our_relay(&mut self, connection: ConnectionId) {
+    pub(super) fn not_our_relay(&mut self, connection: ConnectionId, now_ms: u64) {
         self.close(connection, close::PROTOCOL);
-        self.attempts.remove(&connection);
-        if self.live.is_none() {
+        if self.live.is_some() {
+            self.attempt_failed(connection, 0, None, now_ms);
+        } else {
+            self.attempts.remove(&connection);
             self.wrong_relay = true;
             self.on = false;
             self.wait = None;
@@ -146,7 +229,10 @@ impl ClientSession {
             client: self.identity.public().into(),
         };
         if let Some(attempt) = self.attempts.get_mut(&connection) {
-            attempt.deadline = attempt.deadline.saturating_add(120_000);
+            attempt.deadline = attempt.deadline.saturating_add(PUZZLE_MS);
+            if let Some(at) = &mut self.websocket_at {
+                *at = at.saturating_add(PUZZLE_MS);
+            }
             self.effects.push_back(SessionEffect::Solve { connection, puzzle });
         }
     }
@@ -161,22 +247,23 @@ impl ClientSession {
             (Carrier::WebSocket, None) => false,
         };
         if !proven || welcome.relay != self.config.relay {
-            self.not_our_relay(connection);
+            self.not_our_relay(connection, now_ms);
             return;
         }
         let carrier = attempt.carrier;
         self.attempts.remove(&connection);
         if carrier == Carrier::Quic {
-            self.quic_failures = 0;
-        } else if self.attempts.values().any(|other| other.carrier == Carrier::Quic) {
+            self.quic.opened();
+        } else if std::mem::take(&mut self.quic_failed) || self.quic_at(Stage::Begun).is_some() {
             // Where packets vanish, QUIC never fails: it is overtaken.
-            self.quic_failures = self.quic_failures.saturating_add(1);
+            self.quic.missed();
         }
         self.end_attempts();
         self.end_live(close::NORMAL, now_ms);
         self.wait = None;
-        let probes = carrier == Carrier::WebSocket && self.config.quic;
-        self.probe_at = probes.then(|| now_ms.saturating_add(QUIC_PROBE_MS));
+        if carrier == Carrier::WebSocket && self.config.quic {
+            self.plan_probe(0, now_ms);
+        }
         let role = welcome.role;
         let clocks = (welcome.now, now_ms);
         self.live = Some(Live {
@@ -185,6 +272,7 @@ impl ClientSession {
             since: now_ms,
             role,
             heard_at: now_ms,
+            busy: false,
             gave_at: None,
             pinged_at: None,
             clocks,

@@ -5,13 +5,12 @@ use rand::{Rng as _, RngExt as _};
 use super::{ClientSession, SessionEffect};
 use crate::v2::Code;
 use crate::v2::frames::{Accepted, Fault, Frame, GoAway, Ping, Pong, Presence, Rejected, Role};
-use crate::v2::session::close;
 
 impl ClientSession {
     pub(super) fn check_silence(&mut self, now_ms: u64) {
         let Some(live) = self.live.as_mut().filter(|live| live.silence_ends() <= now_ms) else { return };
         if live.pinged_at.is_some() {
-            self.end_live(close::NORMAL, now_ms);
+            self.lose_live(false, now_ms);
             self.back_off(0, None, now_ms);
         } else {
             live.pinged_at = Some(now_ms);
@@ -25,6 +24,7 @@ impl ClientSession {
         if let Some(live) = &mut self.live {
             live.heard_at = now_ms;
             (live.gave_at, live.pinged_at) = (None, None);
+            live.busy |= !matches!(frame, Frame::Ping(_) | Frame::Pong(_) | Frame::Presence(_));
         }
         match frame {
             Frame::Deliver(deliver) => self.effects.push_back(SessionEffect::Deliver(Box::new(deliver))),

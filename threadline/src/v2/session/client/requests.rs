@@ -94,7 +94,9 @@ impl ClientSession {
     }
 
     pub(super) fn say(&mut self, frame: Frame) -> Result<(), NotReady> {
-        let connection = self.live.as_ref().ok_or(NotReady)?.connection;
+        let live = self.live.as_mut().ok_or(NotReady)?;
+        live.busy |= !matches!(frame, Frame::Pong(_));
+        let connection = live.connection;
         self.write(connection, frame);
         Ok(())
     }
