@@ -158,7 +158,7 @@ fn carry(
                 let _ = mail.keys_stored(&relay(), &answer).expect("a device");
             }
             SessionEffect::Answer { request, frame } => {
-                courier.answer(mail, 0, request, *frame, now);
+                courier.answer(mail, sessions, (0, request), *frame, now);
             }
             SessionEffect::Lost => courier.lost(mail, sessions, 0, now),
             SessionEffect::State(_)

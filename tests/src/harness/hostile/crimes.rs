@@ -8,7 +8,8 @@ use rand::RngExt as _;
 use threadline::identity::Identity;
 use threadline::v2::envelope::{Envelope, assemble, encode_legs};
 use threadline::v2::frames::{
-    Deliver, Found, FoundRow, Frame, Keys, KeysPut, Outcome, Presence, Rejected, SignedBytes, Status, Target,
+    Deliver, Found, FoundRow, Frame, Keys, KeysPut, Looked, Outcome, Presence, Rejected, SignedBytes, Status,
+    Target,
 };
 use threadline::v2::mail::{Mail, Records};
 use threadline::v2::objects::{DeviceCert, DeviceList, FALLBACK, ONE_TIME, Signed};
@@ -26,6 +27,8 @@ pub struct Crimes {
     pub serves_the_past: bool,
     /// Gives everybody the same one-time key of a peer.
     pub repeats_keys: bool,
+    /// Answers a question about somebody's devices with its own, another agent's, a mixture, or with none.
+    pub forges_devices: bool,
     /// Lists itself in its directory under everybody's names, and everybody under another name.
     pub impersonates: bool,
     /// How far the clock that it tells is off, ms. Unless that is 0, it says of every message that it has expired.
@@ -62,6 +65,8 @@ pub struct Deeds {
     pub past: usize,
     /// Claims answered with a key that somebody else had.
     pub repeated_keys: usize,
+    /// Questions about devices answered with what is not true.
+    pub misnamed: usize,
     /// Rows of its directory that were false.
     pub listed: usize,
     /// Frames that carried its wrong time.
@@ -119,6 +124,10 @@ impl Mallory {
             given: BTreeMap::new(),
             names: BTreeMap::new(),
         })
+    }
+
+    pub(super) fn key(&self) -> Key {
+        self.identity.public().into()
     }
 
     /// What it says besides when a frame comes; `None` when the frame is dropped.
@@ -223,6 +232,10 @@ impl Mallory {
                 let keys = self.repeated(keys, deeds);
                 vec![keys.into()]
             }
+            Frame::Looked(looked) if crimes.forges_devices => {
+                deeds.misnamed += 1;
+                vec![self.misnamed(looked, deeds.misnamed).into()]
+            }
             Frame::Welcome(mut welcome) if crimes.disowns => {
                 deeds.disowned += 1;
                 welcome.hw = (1 << 52, 1 << 52);
@@ -288,6 +301,33 @@ impl Mallory {
             }
         }
         keys
+    }
+
+    /// What is true of a peer's devices, changed in one of six ways.
+    fn misnamed(&self, mut looked: Looked, number: usize) -> Looked {
+        let own = (self.keys.cert.clone(), self.keys.cs);
+        let own_list = (self.keys.list.clone(), self.keys.ls);
+        match number % 6 {
+            // Somebody else altogether, under the peer's key.
+            0 => (looked.certs, looked.list) = (vec![own], Some(own_list)),
+            // A device of ours in the peer's list.
+            1 => looked.certs.insert(0, own),
+            // The peer's device in a list of ours.
+            2 => looked.list = Some(own_list),
+            // All that an honest agent signed, which is not the one that was asked for.
+            3 => {
+                let other = self.past.iter().find(|(key, _)| **key != looked.key);
+                if let Some((_, put)) = other {
+                    looked.certs = vec![(put.cert.clone(), put.cs)];
+                    looked.list = Some((put.list.clone(), put.ls));
+                }
+            }
+            // The peer's certificate, a bit of it turned.
+            4 => looked.certs.iter_mut().for_each(|(cert, _)| turn_a_bit(cert)),
+            // The truth, but for the device.
+            _ => looked.certs.clear(),
+        }
+        looked
     }
 
     /// What the peer left first, if that is not what holds now.

@@ -31,6 +31,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct HostileRelay {
     port: u16,
     key: Key,
+    forger: Key,
     shared: Arc<Shared>,
     _tasks: JoinSet<()>,
 }
@@ -57,18 +58,15 @@ impl HostileRelay {
         let hosts = vec![format!("127.0.0.1:{port}"), "127.0.0.1".to_owned()];
         let relay = Relay::new(seed, hosts.clone(), true);
         let (key, shared) = (relay.key, Arc::<Shared>::default());
-        let core = Core {
-            relay,
-            connections: HashMap::new(),
-            mallory: Mallory::new()?,
-            shared: Arc::clone(&shared),
-        };
+        let mallory = Mallory::new()?;
+        let forger = mallory.key();
+        let core = Core { relay, connections: HashMap::new(), mallory, shared: Arc::clone(&shared) };
         let (events_tx, events) = mpsc::channel(256);
         let document = socket::Documents::new(seed, &hosts);
         let mut tasks = JoinSet::new();
         tasks.spawn(socket::accept(listener, document, events_tx, Arc::clone(&shared)));
         tasks.spawn(core.run(events));
-        Ok(Self { port, key, shared, _tasks: tasks })
+        Ok(Self { port, key, forger, shared, _tasks: tasks })
     }
 
     /// Address for `threadline.relays`.
@@ -79,6 +77,11 @@ impl HostileRelay {
     /// Its key, hex.
     pub fn key(&self) -> String {
         hex::encode(self.key.0)
+    }
+
+    /// The key of the agent that it puts in the place of others.
+    pub fn forger(&self) -> Key {
+        self.forger
     }
 
     /// From now on it commits these.

@@ -316,7 +316,8 @@ impl Node {
                 self.publish(relay, Some(answer.have), now)?;
             }
             SessionEffect::Answer { request, frame } => {
-                let answer = live.courier.answer(&mut live.mail, relay, request, *frame, now);
+                let answer =
+                    live.courier.answer(&mut live.mail, &live.sessions, (relay, request), *frame, now);
                 let Some((commit, _)) = answer else { return Ok(()) };
                 self.commit(commit)?;
             }

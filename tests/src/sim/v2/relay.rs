@@ -9,7 +9,7 @@ use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use threadline::identity::Identity;
 use threadline::v2::frames::{
-    Accepted, Custody, DEFAULT_WINDOW, Deliver, FORMAT_V2, Fault, Frame, Keys, KeysOk, KeysPut, Pong,
+    Accepted, Custody, DEFAULT_WINDOW, Deliver, FORMAT_V2, Fault, Frame, Keys, KeysOk, KeysPut, Looked, Pong,
     QueueSize, Rejected, RelayLimits, Role, Send, SignedBytes, Standing, Target, Via, Welcome,
 };
 use threadline::v2::objects::{FALLBACK, ONE_TIME, Prekey, Signed};
@@ -106,7 +106,9 @@ impl Relay {
     }
 
     pub(crate) fn received(&mut self, connection: u64, frame: Frame, now: u64) -> Vec<Out> {
-        let Some(session) = self.sessions.get_mut(&connection) else { return vec![Out::Close(connection, None)] };
+        let Some(session) = self.sessions.get_mut(&connection) else {
+            return vec![Out::Close(connection, None)];
+        };
         let steps = session.handle_frame(frame, now);
         let mut out = Vec::new();
         for step in steps {
@@ -196,6 +198,7 @@ impl Relay {
             }
             Frame::KeysPut(put) => Some(self.put(key, put).into()),
             Frame::KeysClaim(claim) => Some(self.claim(claim.rid, claim.to)),
+            Frame::Lookup(lookup) => Some(self.look_up(lookup.rid, &lookup.to)),
             Frame::Ping(ping) => {
                 Some(Pong { t: ping.t, now, ep: 0, role: Some(Role::Active), tok: None, tok_x: None }.into())
             }
@@ -319,6 +322,25 @@ impl Relay {
         };
         let devs = vec![(put.cert, put.cs, bytes, signature, kind)];
         Keys { rid, devs, list: put.list, ls: put.ls }.into()
+    }
+
+    fn look_up(&self, rid: u32, to: &Target) -> Frame {
+        let Target::Key(key) = to else { return unknown(rid) };
+        let Some(put) = self.disk.shelves.get(key).and_then(|shelf| shelf.put.as_ref()) else {
+            return unknown(rid);
+        };
+        Looked {
+            rid,
+            key: *key,
+            name: String::new(),
+            certs: vec![(put.cert.clone(), put.cs)],
+            list: Some((put.list.clone(), put.ls)),
+            addr: None,
+            on: true,
+            proto: vec![2],
+            relays: Vec::new(),
+        }
+        .into()
     }
 }
 

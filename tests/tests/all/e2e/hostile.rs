@@ -9,6 +9,8 @@ use instar_tests::harness::{
     Agent, MessageStore, RAISED_LIMITS, Relay, Stored, World, eventually, isolated, request,
 };
 use serde_json::{Value, json};
+use threadline::v2::Key;
+use threadline::v2::mail::RowKind;
 
 use super::sealed::{entry, sessions_are_ready};
 
@@ -118,6 +120,53 @@ fn a_key_that_everybody_is_given_keeps_no_mail_back() {
         let deeds = hostile.deeds();
         println!("the hostile relay did {deeds:?}");
         ensure!(deeds.repeated_keys >= 1, "{deeds:?}");
+        nothing_was_read(&hostile)
+    });
+}
+
+/// A node whose store was damaged asks who its peers' devices are, although it has sessions with them.
+#[test]
+#[ignore = "drives the real binary: tests/run e2e"]
+fn forged_words_about_devices_achieve_nothing() {
+    isolated(forged_words_about_devices_achieve_nothing, async {
+        let world = World::new()?;
+        let hostile = HostileRelay::start().await?;
+        let mut good = Relay::start(&world, RAISED_LIMITS).await?;
+        let mut meeting =
+            Meeting::begin_with(&world, &hostile, &good, &good.url(), Crimes::default()).await?;
+        meeting.everybody_writes(1).await?;
+        meeting.everything_came("nothing is wrong", LIMIT).await?;
+        meeting.everybody_knows_so("nothing is wrong").await?;
+
+        // Nobody else is there to ask.
+        good.kill().await?;
+        hostile.commit(Crimes { forges_devices: true, forges: true, ..Crimes::default() });
+        let asker = 1;
+        meeting.agents[asker].kill().await?;
+        forget_peers(&meeting.agents[asker])?;
+        meeting.agents[asker].up().await?;
+        sessions_are_ready(&meeting.agents[asker], 1).await?;
+        let before = inbound(&meeting.agents[asker])?.len();
+        for round in 1..=4 {
+            for from in [0, 2] {
+                meeting.write(from, asker).await?;
+            }
+            eventually(LIMIT, "devices are misnamed", async || {
+                Ok((hostile.deeds().misnamed >= 2 * round).then_some(()))
+            })
+            .await?;
+        }
+        ensure!(inbound(&meeting.agents[asker])?.len() == before, "mail of a device that nobody vouched for");
+        ensure!(!knows(&meeting.agents[asker], hostile.forger())?, "the forger is somebody's device");
+        good.up().await?;
+        // A device that nobody knew is asked about again after a minute.
+        let what = "devices are misnamed";
+        meeting.everything_came(what, LIMIT + Duration::from_mins(1)).await?;
+        meeting.everybody_knows_so(what).await?;
+        ensure!(!knows(&meeting.agents[asker], hostile.forger())?, "the forger is somebody's device");
+        let deeds = hostile.deeds();
+        println!("the hostile relay did {deeds:?}");
+        ensure!(deeds.forged >= 8, "{deeds:?}");
         nothing_was_read(&hostile)
     });
 }
@@ -300,21 +349,25 @@ impl Meeting {
     /// Everybody writes so many messages to everybody.
     async fn everybody_writes(&mut self, count: usize) -> anyhow::Result<()> {
         for _ in 0..count {
-            for (from, agent) in self.agents.iter().enumerate() {
-                for (to, fingerprint) in self.fingerprints.iter().enumerate().filter(|(to, _)| *to != from) {
-                    let said = self.said.entry((from, to)).or_default();
-                    let text =
-                        format!("{SECRET} {}: shall we meet at {}?", said.len(), rand::random::<u16>());
-                    let body = json!({
-                        "agentId": fingerprint, "message": text, "threadId": THREAD, "waitForReply": false,
-                    });
-                    let path = "/threadline/tools/threadline_send";
-                    let answer = request(&agent.socket(), "POST", path, &[], Some(&body)).await?;
-                    ensure!(answer.status == 200 && answer.body["encryption"] == "e2e", "{answer:?}");
-                    said.push(text);
+            for from in 0..self.agents.len() {
+                for to in (0..self.agents.len()).filter(|to| *to != from) {
+                    self.write(from, to).await?;
                 }
             }
         }
+        Ok(())
+    }
+
+    async fn write(&mut self, from: usize, to: usize) -> anyhow::Result<()> {
+        let said = self.said.entry((from, to)).or_default();
+        let text = format!("{SECRET} {}: shall we meet at {}?", said.len(), rand::random::<u16>());
+        let body = json!({
+            "agentId": self.fingerprints[to], "message": text, "threadId": THREAD, "waitForReply": false,
+        });
+        let path = "/threadline/tools/threadline_send";
+        let answer = request(&self.agents[from].socket(), "POST", path, &[], Some(&body)).await?;
+        ensure!(answer.status == 200 && answer.body["encryption"] == "e2e", "{answer:?}");
+        said.push(text);
         Ok(())
     }
 
@@ -393,6 +446,22 @@ impl Meeting {
         }
         Ok(())
     }
+}
+
+/// Takes what a stopped agent knows of its peers' devices out of its store; its sessions with them stay.
+fn forget_peers(agent: &Agent) -> anyhow::Result<()> {
+    let database = rusqlite::Connection::open(agent.store())?;
+    let forgotten = database.execute("DELETE FROM mail WHERE kind = ?1", [RowKind::Peer as i64])?;
+    ensure!(forgotten >= 2, "{forgotten} peers were known");
+    Ok(())
+}
+
+/// Whether a key is anywhere in what an agent keeps of its sealed mail.
+fn knows(agent: &Agent, key: Key) -> anyhow::Result<bool> {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let database = rusqlite::Connection::open_with_flags(agent.store(), flags)?;
+    let anywhere = "SELECT EXISTS(SELECT 1 FROM mail WHERE instr(key, ?1) > 0 OR instr(value, ?1) > 0)";
+    Ok(database.query_row(anywhere, [key.0], |row| row.get(0))?)
 }
 
 fn inbound(agent: &Agent) -> anyhow::Result<Vec<Stored>> {

@@ -734,11 +734,11 @@ impl Driver {
         {
             return Ok(());
         }
-        let Some((commit, error)) = self.courier.answer(&mut self.mail, relay, request, frame, now) else {
-            return Ok(());
-        };
+        let question = (relay, request);
+        let answer = self.courier.answer(&mut self.mail, &self.sessions, question, frame, now);
+        let Some((commit, error)) = answer else { return Ok(()) };
         if let Some(error) = error {
-            tracing::warn!(relay = self.relay_url(relay), %error, "keys of a peer are refused");
+            tracing::warn!(relay = self.relay_url(relay), %error, "what a relay says of a peer is refused");
         }
         self.keep(commit).await
     }

@@ -438,7 +438,8 @@ impl Mail {
         Ok(commit)
     }
 
-    /// Certificates and list of a peer arrived, without keys: its waiting messages may open now.
+    /// Certificates and list of a peer arrived, without keys: its waiting messages may open now. What says nothing new is
+    /// refused: they would only be asked about again.
     pub fn learn_devices(
         &mut self,
         peer: &Key,
@@ -451,7 +452,8 @@ impl Mail {
         if list.object().key != *peer {
             return Err(ObjectError::BadDevice.into());
         }
-        let mut known = self.records.peers.get(peer).cloned().unwrap_or_default();
+        let before = self.records.peers.get(peer).cloned().unwrap_or_default();
+        let mut known = before.clone();
         match compare_lists(known.list.as_ref(), &list) {
             ListChange::Newer => known.list = Some(list.clone()),
             ListChange::Same => {}
@@ -467,6 +469,9 @@ impl Mail {
             }
         }
         known.certs.retain(|device, _| list.object().devices.contains(device));
+        if known == before {
+            return Err(LearnError::NothingNew);
+        }
         let mut commit = self.retry_spool(peer);
         self.put(&mut commit, Write::Peer(*peer, Box::new(known)));
         Ok(commit)
@@ -515,6 +520,9 @@ pub enum LearnError {
     /// Two lists with one number.
     #[error("two device lists carry the same number")]
     ForkedList,
+    /// It names no device that was not known.
+    #[error("the relay's answer names no device that was not known")]
+    NothingNew,
     /// Too old to start sessions from.
     #[error("the device list is too old to start a session from")]
     StaleList,

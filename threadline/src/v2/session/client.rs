@@ -364,9 +364,7 @@ impl ClientSession {
         let silence = self.live.as_ref().map(Live::silence_ends);
         let wait = self.wait.map(|(until, _)| until);
         let probe = self.probe.map(|probe| probe.due);
-        attempts
-            .chain([silence, wait, self.websocket_at, self.move_at, probe].into_iter().flatten())
-            .min()
+        attempts.chain([silence, wait, self.websocket_at, self.move_at, probe].into_iter().flatten()).min()
     }
 
     /// A connection is open (for QUIC: the relay proved its key in TLS, which the driver checked).

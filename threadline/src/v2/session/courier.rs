@@ -22,11 +22,27 @@ const MAX_PATHS: usize = 4_096;
 /// Life of a bare envelope at a relay, s.
 const BARE_LIFE_S: u64 = 3_600;
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Question {
+    peer: Key,
+    /// Unix ms.
+    asked_at: u64,
+    about: About,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// Keys to seal with.
+    Keys,
+    /// Who its devices are: mail of one that is not known waits for that.
+    Devices,
+}
+
 /// The machine. Relays are numbered as the sessions that come with every call.
 #[derive(Debug, Default)]
 pub struct Courier {
-    /// Questions about peers: of whom, and when they were asked, Unix ms.
-    questions: BTreeMap<(usize, u32), (Key, u64)>,
+    /// Questions about peers, by relay and number.
+    questions: BTreeMap<(usize, u32), Question>,
     /// Which relay is asked first; moves on when one had no answer.
     asks_first: usize,
     /// Which relay gave the newest keys of a peer.
@@ -74,32 +90,32 @@ impl Courier {
 
     /// Asks for keys of a peer that a message waits for, unless they were asked for.
     pub fn claim_keys(&mut self, sessions: &mut [ClientSession], peer: Key, now_ms: u64) {
-        if !self.questions.values().any(|(asked, _)| *asked == peer) {
-            self.ask(sessions, peer, now_ms, |session| session.claim_keys(peer).ok());
+        if !self.questions.values().any(|question| question.peer == peer) {
+            self.ask(sessions, peer, About::Keys, now_ms);
         }
     }
 
-    /// Asks who a peer is.
+    /// Asks who a peer's devices are, unless that was asked.
     pub fn look_up(&mut self, sessions: &mut [ClientSession], peer: Key, now_ms: u64) {
-        self.ask(sessions, peer, now_ms, |session| session.lookup(Target::Key(peer)).ok());
+        if !self.questions.values().any(|q| q.peer == peer && q.about == About::Devices) {
+            self.ask(sessions, peer, About::Devices, now_ms);
+        }
     }
 
     /// Puts a question about a peer to the first relay that is there.
-    fn ask(
-        &mut self,
-        sessions: &mut [ClientSession],
-        peer: Key,
-        now_ms: u64,
-        question: impl Fn(&mut ClientSession) -> Option<u32>,
-    ) {
+    fn ask(&mut self, sessions: &mut [ClientSession], peer: Key, about: About, now_ms: u64) {
+        let ask = |session: &mut ClientSession| match about {
+            About::Keys => session.claim_keys(peer),
+            About::Devices => session.lookup(Target::Key(peer)),
+        };
         let count = sessions.len();
         let misled = self.misled.get(&peer);
         let mut order: Vec<usize> =
             (0..count).map(|step| self.asks_first.wrapping_add(step) % count).collect();
         order.sort_by_key(|relay| misled.and_then(|misled| misled.get(relay)).copied().unwrap_or_default());
         for relay in order {
-            if let Some(request) = sessions.get_mut(relay).and_then(&question) {
-                self.questions.insert((relay, request), (peer, now_ms));
+            if let Some(Ok(request)) = sessions.get_mut(relay).map(ask) {
+                self.questions.insert((relay, request), Question { peer, asked_at: now_ms, about });
                 return;
             }
         }
@@ -108,7 +124,7 @@ impl Courier {
     /// Gives questions up that were not answered.
     pub fn expire(&mut self, now_ms: u64) {
         let asked = self.questions.len();
-        self.questions.retain(|_, (_, at)| at.saturating_add(ANSWER_MS) > now_ms);
+        self.questions.retain(|_, question| question.asked_at.saturating_add(ANSWER_MS) > now_ms);
         if self.questions.len() < asked {
             self.asks_first = self.asks_first.wrapping_add(1);
         }
@@ -118,12 +134,12 @@ impl Courier {
     pub fn answer(
         &mut self,
         mail: &mut Mail,
-        relay: usize,
-        request: u32,
+        sessions: &[ClientSession],
+        (relay, request): (usize, u32),
         frame: Frame,
         now_ms: u64,
     ) -> Option<(Commit, Option<LearnError>)> {
-        let (peer, _) = self.questions.remove(&(relay, request))?;
+        let Question { peer, about, .. } = self.questions.remove(&(relay, request))?;
         let learnt = match frame {
             Frame::Keys(keys) => mail.learn_keys(&peer, &keys, now_ms),
             Frame::Looked(Looked { certs, list: Some(list), .. }) => {
@@ -146,7 +162,12 @@ impl Courier {
             Err(error) => {
                 // Keys that are not the peer's are this relay's doing: another one is asked next.
                 self.misled(peer, relay);
-                (mail.keys_unavailable(&peer, now_ms), Some(error))
+                let mut commit = mail.keys_unavailable(&peer, now_ms);
+                if about == About::Devices && self.may_another_know(sessions, &peer, relay) {
+                    // What waits for the answer asks again.
+                    commit.writes.extend(mail.retry_spool(&peer).writes);
+                }
+                (commit, Some(error))
             }
         })
     }
@@ -157,6 +178,14 @@ impl Courier {
         if let Some(relay) = self.told_by.get(&peer) {
             self.misled(peer, *relay);
         }
+    }
+
+    /// Whether a relay is there that misled about this peer less often.
+    fn may_another_know(&self, sessions: &[ClientSession], peer: &Key, relay: usize) -> bool {
+        let Some(misled) = self.misled.get(peer) else { return false };
+        let times = |relay: usize| misled.get(&relay).copied().unwrap_or_default();
+        let mut ready = sessions.iter().enumerate().filter(|(_, session)| session.is_ready());
+        ready.any(|(other, _)| times(other) < times(relay))
     }
 
     fn misled(&mut self, peer: Key, relay: usize) {

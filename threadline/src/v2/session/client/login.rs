@@ -106,8 +106,12 @@ impl ClientSession {
     fn log_in_over_quic(&mut self, connection: ConnectionId, now_ms: u64) {
         let Some(attempt) = self.attempts.get_mut(&connection) else { return };
         attempt.stage = Stage::LoggingIn;
-        let rivals: Vec<_> =
-            self.attempts.iter().filter(|(_, a)| a.carrier == Carrier::WebSocket).map(|(id, _)| *id).collect();
+        let rivals: Vec<_> = self
+            .attempts
+            .iter()
+            .filter(|(_, a)| a.carrier == Carrier::WebSocket)
+            .map(|(id, _)| *id)
+            .collect();
         for rival in &rivals {
             self.attempts.remove(rival);
             self.close(*rival, close::NORMAL);

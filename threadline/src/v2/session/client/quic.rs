@@ -100,7 +100,8 @@ mod tests {
         let mut tries = 0;
         while tried < 24 * 3_600_000 {
             let pause = record.pause(&mut rng);
-            let most = (QUIC_PROBE_FIRST_MS << record.failures().saturating_sub(1).min(16)).min(QUIC_PROBE_MS);
+            let most =
+                (QUIC_PROBE_FIRST_MS << record.failures().saturating_sub(1).min(16)).min(QUIC_PROBE_MS);
             assert!((most / 2..=most).contains(&pause), "{record:?}: {pause}");
             record.missed();
             tried += pause;

@@ -13,7 +13,9 @@ fn hellos(effects: &[SessionEffect]) -> Vec<ConnectionId> {
     effects
         .iter()
         .filter_map(|effect| match effect {
-            SessionEffect::Write { connection, frame } if matches!(**frame, Frame::Hello(_)) => Some(*connection),
+            SessionEffect::Write { connection, frame } if matches!(**frame, Frame::Hello(_)) => {
+                Some(*connection)
+            }
             _ => None,
         })
         .collect()
@@ -191,7 +193,10 @@ fn a_session_that_our_own_took_the_place_of_is_not_opened_again() {
     client.handle_connected(probe, now);
     client.handle_closed(websocket, Some(close::REPLACED), now + 1);
     client.handle_closed(probe, None, now + 2);
-    assert!(matches!(client.state(), SessionState::Waiting { .. }), "and when it does not come, all begins anew");
+    assert!(
+        matches!(client.state(), SessionState::Waiting { .. }),
+        "and when it does not come, all begins anew"
+    );
 }
 
 #[test]
