@@ -1,7 +1,12 @@
 //! The task that owns the mail of this device and a session with every relay.
 
 mod blobs;
+mod clocks;
+mod effects;
 mod inside_v1;
+mod introduction;
+mod presence;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
@@ -12,29 +17,22 @@ use std::time::Duration;
 
 use threadline::identity::Identity;
 use threadline::path::PATIENCE_MS;
-use threadline::v1;
 use threadline::v2::blob::WORD_TYPE;
-use threadline::v2::frames::{
-    Deliver, FORMAT_V1, Found, Frame, FrameId, Hello, Outcome as Fate, Presence, Role, Target, Visibility,
-};
-use threadline::v2::mail::{
-    CarrierAnswer, Change, Commit, HighWater, Mail, MailError, Outcome, Received, Unopened,
-};
+use threadline::v2::frames::Found;
+use threadline::v2::mail::{Change, Commit, Mail, MailError, Outcome, Unopened};
 use threadline::v2::opened::OpenedMessage;
-use threadline::v2::session::{
-    Carrier, ClientSession, ConnectionId, Courier, SessionConfig, SessionEffect, SessionState,
-};
-use threadline::v2::{Bin, Blob, Code, Id, Key};
+use threadline::v2::session::{ClientSession, ConnectionId, Courier, SessionConfig};
+use threadline::v2::{Bin, Key};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::inside_v1::link_changed;
+pub use self::introduction::Introduction;
 use super::connection::{Connection, Incoming, Reports};
 use super::handle::{Command, SealedEvent, SealedHandle, SealedRelay, SealedStatus, Submission};
 use super::network::local_addresses;
-use crate::link::driver::spool_entry;
 use crate::link::{LinkHandle, LinkStatus};
 use crate::store::{Queued, Spooled, Store, StoreError};
 
@@ -42,12 +40,6 @@ use crate::store::{Queued, Spooled, Store, StoreError};
 const RECOVER: Duration = Duration::from_secs(1);
 /// Old marks and messages are cleared this often, ms.
 const SWEEP_MS: u64 = 60_000;
-/// Clocks that differ by less show the same time, ms.
-const SAME_TIME_MS: u64 = 120_000;
-/// From here on a relay that nobody contradicts keeps messages of ours from expiring, ms.
-const DISPUTED_MS: u64 = 600_000;
-/// Nonces tried between two looks at whether anyone still waits for the solution.
-const POW_SLICE: u64 = 1 << 16;
 
 /// How this node stands to a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,19 +59,6 @@ impl Standing {
     const fn may_know(self) -> bool {
         matches!(self, Self::Contact | Self::Stranger { may_know: true })
     }
-}
-
-/// What a relay is told of the agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Introduction {
-    /// Name, ≤ 64 characters.
-    pub name: String,
-    /// Capability tags, ≤ 20.
-    pub capabilities: Vec<String>,
-    /// Who can find it.
-    pub visibility: Visibility,
-    /// Whether it is listed in the relay's directory.
-    pub listed: bool,
 }
 
 /// What sealed mail needs.
@@ -254,34 +233,6 @@ impl Driver {
             session.start(now);
             self.sessions.push(session);
         }
-    }
-
-    fn hello(&self) -> Option<Hello> {
-        let row = self.mail.records().device.as_ref()?;
-        let agent = (self.deps.introduce)();
-        Some(Hello {
-            v: 2,
-            dev: row.device,
-            cert: Blob(row.cert.bytes().to_vec()),
-            cs: *row.cert.signature(),
-            list: Blob(row.list.bytes().to_vec()),
-            ls: *row.list.signature(),
-            name: agent.name.chars().take(64).collect(),
-            fw: Some("instar".into()),
-            ver: Some(env!("CARGO_PKG_VERSION").into()),
-            caps: agent.capabilities.into_iter().take(20).collect(),
-            bio: None,
-            tags: Vec::new(),
-            vis: Some(agent.visibility),
-            listed: agent.listed,
-            role: Role::Active,
-            sib: Vec::new(),
-            vouch: None,
-            win: None,
-            ep: 0,
-            nov1: false,
-            feat: Vec::new(),
-        })
     }
 
     async fn run(
@@ -479,275 +430,6 @@ impl Driver {
         self.effects(now).await
     }
 
-    async fn effects(&mut self, now: u64) -> Result<(), Trouble> {
-        for relay in 0..self.sessions.len() {
-            while let Some(effect) = self.sessions.get_mut(relay).and_then(ClientSession::poll_effect) {
-                self.effect(relay, effect, now).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn effect(&mut self, relay: usize, effect: SessionEffect, now: u64) -> Result<(), Trouble> {
-        match effect {
-            SessionEffect::Connect { connection, carrier: Carrier::WebSocket } => {
-                let Some(url) = self.relays.get(relay).and_then(|relay| relay.url.clone()) else {
-                    self.incoming(relay, connection, Incoming::Closed(None));
-                    return Ok(());
-                };
-                let (writer, task) = Connection::open(url, relay, connection, self.reports_tx.clone());
-                self.connections.insert((relay, connection), writer);
-                self.tasks.spawn(task);
-            }
-            SessionEffect::Connect { connection, carrier: Carrier::Quic } => {
-                let Some(target) = self.relays.get(relay).cloned() else { return Ok(()) };
-                let identity = Arc::clone(&self.deps.identity);
-                let reports = self.reports_tx.clone();
-                let (writer, task) = Connection::open_quic(identity, target, relay, connection, reports);
-                self.connections.insert((relay, connection), writer);
-                self.tasks.spawn(task);
-            }
-            SessionEffect::Write { connection, frame } => {
-                let written =
-                    self.connections.get(&(relay, connection)).is_some_and(|writer| writer.write(*frame));
-                if !written {
-                    self.incoming(relay, connection, Incoming::Closed(None));
-                }
-            }
-            SessionEffect::Close { connection, .. } => drop(self.connections.remove(&(relay, connection))),
-            SessionEffect::Solve { connection, puzzle } => {
-                let answer = self.solved_tx.clone();
-                self.tasks.spawn_blocking(move || {
-                    let mut from = 0;
-                    while !answer.is_closed() {
-                        if let Some(nonce) = puzzle.search(from, POW_SLICE) {
-                            let _ = answer.blocking_send((relay, connection, puzzle.epoch, nonce));
-                            return;
-                        }
-                        from += POW_SLICE;
-                    }
-                });
-            }
-            SessionEffect::State(state) => {
-                tracing::info!(relay = self.relay_url(relay), state = name(state), "v2 session");
-                self.tell_status();
-            }
-            SessionEffect::Welcome(welcome) => self.welcomed(relay, welcome.hw, now).await?,
-            SessionEffect::Deliver(deliver) if deliver.fmt == FORMAT_V1 => {
-                self.deliver_v1(relay, &deliver).await?;
-            }
-            SessionEffect::Deliver(deliver) => {
-                let claim = match (&deliver.id, &deliver.from, deliver.tt) {
-                    (FrameId::Bin(id), Target::Key(from), Some(tag)) => Some((*id, *from, tag)),
-                    _ => None,
-                };
-                let blocked =
-                    claim.is_some_and(|(_, from, _)| (self.deps.standing)(&from) == Standing::Blocked);
-                let received = if blocked {
-                    Received::Refuse(Code::Blocked)
-                } else {
-                    self.mail.receive(&deliver.env.0, claim, now)
-                };
-                let session = match received {
-                    Received::Take(commit) => {
-                        self.keep(commit).await?;
-                        if let Some((_, from, _)) = claim {
-                            self.courier.heard(relay, from, now);
-                        }
-                        self.sessions.get_mut(relay).map(|session| session.taken(&[deliver.did]))
-                    }
-                    Received::Refuse(code) => {
-                        self.sessions.get_mut(relay).map(|session| session.not_taken(deliver.did, code))
-                    }
-                };
-                if matches!(session, Some(Err(_))) {
-                    tracing::debug!("the session ended before a delivery was confirmed; it comes again");
-                }
-            }
-            SessionEffect::Accepted { to, id, answer } => {
-                let answer = self.courier.accepted(relay, &self.sessions, (to, id), &answer, now);
-                self.answered(&to, &id, answer, now).await?;
-            }
-            SessionEffect::Rejected { to, id, code, retry_ms } => {
-                let message = (to, id);
-                let answer = self.courier.rejected(relay, &self.sessions, message, code, retry_ms, now);
-                self.answered(&to, &id, answer, now).await?;
-            }
-            SessionEffect::Status { id: FrameId::Bin(id), outcome: Fate::Expired | Fate::Dropped } => {
-                let peer = self.mail.records().outbox.keys().find(|(_, known)| *known == id).map(|(p, _)| *p);
-                if let Some(peer) = peer {
-                    let answer = self.courier.gave_up(&self.sessions, (peer, id));
-                    self.answered(&peer, &id, answer, now).await?;
-                }
-            }
-            SessionEffect::Status { .. } => {}
-            SessionEffect::KeysOk(answer) => {
-                let Some(key) = self.relays.get(relay).map(|relay| relay.key) else { return Ok(()) };
-                let commit = self.mail.keys_stored(&key, &answer)?;
-                self.keep(commit).await?;
-                self.publish(relay, Some(answer.have), now).await?;
-            }
-            SessionEffect::Answer { request, frame } => self.answer(relay, request, *frame, now).await?,
-            SessionEffect::Presence(presence) => self.seen(relay, &presence).await,
-            SessionEffect::Blob(frame) => self.blob_frame(relay, *frame, now).await?,
-            SessionEffect::Lost => {
-                self.courier.lost(&mut self.mail, &mut self.sessions, relay, now);
-                self.blobs.lost(relay);
-                self.searches.retain(|(asked, _), _| *asked != relay);
-                self.forget_presence(|_, told| told == relay).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// A v1 message that the relay brings over v2: it goes the way of those that the link brings.
-    async fn deliver_v1(&mut self, relay: usize, deliver: &Deliver) -> Result<(), Trouble> {
-        let us = self.deps.identity.fingerprint();
-        let envelope = v1::envelope::Envelope::parse(&deliver.env.0).ok();
-        let entry = envelope.and_then(|envelope| spool_entry(self.relay_url(relay), us, &envelope));
-        let spooled = match entry {
-            Some(entry) => self.deps.store.spool_put(vec![entry], (self.deps.now)()).await?.pop(),
-            None => None,
-        };
-        let Some(session) = self.sessions.get_mut(relay) else { return Ok(()) };
-        let _ = match spooled {
-            Some(Spooled::New(_) | Spooled::Known) => session.taken(&[deliver.did]),
-            Some(Spooled::Full) => session.not_taken(deliver.did, Code::StorageUnavailable),
-            None => session.not_taken(deliver.did, Code::BadSignature),
-        };
-        if matches!(spooled, Some(Spooled::New(_))) {
-            let _ = self.deps.events.send(SealedEvent::Spooled).await;
-        }
-        Ok(())
-    }
-
-    async fn welcomed(&mut self, relay: usize, high_water: (u64, u64), now: u64) -> Result<(), Trouble> {
-        match self.mail.check_high_water(high_water, now) {
-            HighWater::Fits => {}
-            HighWater::Disputed => {
-                let relay = self.relay_url(relay);
-                tracing::warn!(
-                    relay,
-                    "a relay says again that this state is an old copy; it is not believed"
-                );
-            }
-            HighWater::OldCopy => {
-                tracing::warn!("this state is an old copy of another: it becomes a device of its own");
-                let commit = self.mail.replace_device(now)?;
-                self.keep(commit).await?;
-                let _ = self.deps.events.send(SealedEvent::NewDevice).await;
-                return Err(Trouble::NewDevice);
-            }
-        }
-        if let Some(relay) = self.relays.get(relay).filter(|relay| relay.remember) {
-            let mut pin = self.deps.store.relay_pin(&relay.name).await?;
-            if !pin.spoke_v2 || pin.key != Some(relay.key) {
-                (pin.spoke_v2, pin.key) = (true, Some(relay.key));
-                self.deps.store.set_relay_pin(&relay.name, &pin).await?;
-            }
-        }
-        self.compare_clocks(relay).await;
-        self.courier.welcomed(&mut self.mail, now);
-        let watched = self.watched.borrow().clone();
-        if !watched.is_empty() {
-            let _ = self.sessions.get_mut(relay).map(|session| session.watch(watched, false));
-        }
-        self.publish(relay, None, now).await
-    }
-
-    /// Says so when the clock of a relay, which just welcomed us, is not ours.
-    async fn compare_clocks(&self, relay: usize) {
-        let ahead = self.sessions.get(relay).and_then(ClientSession::clock_ahead_ms);
-        if let Some(ahead_ms) = ahead.filter(|ahead| ahead.unsigned_abs() > SAME_TIME_MS) {
-            let relay = self.relay_url(relay).to_owned();
-            let _ = self.deps.events.send(SealedEvent::ClocksDiffer { relay, ahead_ms }).await;
-        }
-    }
-
-    /// Whether a relay contradicts our clock and no other one confirms it: one of them lies, or ours is wrong
-    /// (`threadline-wire.md` §4.11).
-    fn clock_is_disputed(&self) -> bool {
-        let ahead = || self.sessions.iter().filter_map(ClientSession::clock_ahead_ms).map(i64::unsigned_abs);
-        ahead().any(|ahead| ahead > DISPUTED_MS) && ahead().all(|ahead| ahead > SAME_TIME_MS)
-    }
-
-    /// Asks every relay for presence of those that are watched now.
-    async fn watch(&mut self) {
-        let keys = self.watched.borrow_and_update().clone();
-        for session in &mut self.sessions {
-            let _ = session.watch(keys.clone(), false);
-        }
-        self.forget_presence(|key, _| keys.binary_search(key).is_err()).await;
-    }
-
-    /// A relay says that somebody came or went. What it says of our own devices is no business of others.
-    async fn seen(&mut self, relay: usize, presence: &Presence) {
-        let key = presence.key;
-        if presence.dev.is_some() || self.watched.borrow().binary_search(&key).is_err() {
-            return;
-        }
-        if !presence.on {
-            return self.forget_presence(|known, told| *known == key && told == relay).await;
-        }
-        let relays = self.there.entry(key).or_default();
-        let came = relays.is_empty();
-        relays.insert(relay);
-        if came {
-            let _ = self.deps.events.send(SealedEvent::Presence { key, here: true }).await;
-        }
-    }
-
-    /// Forgets what relays said; who is nowhere any more has left.
-    async fn forget_presence(&mut self, is_void: impl Fn(&Key, usize) -> bool) {
-        let mut left = Vec::new();
-        self.there.retain(|key, relays| {
-            relays.retain(|relay| !is_void(key, *relay));
-            if relays.is_empty() {
-                left.push(*key);
-            }
-            !relays.is_empty()
-        });
-        for key in left {
-            let _ = self.deps.events.send(SealedEvent::Presence { key, here: false }).await;
-        }
-    }
-
-    async fn publish(&mut self, relay: usize, have: Option<u16>, now: u64) -> Result<(), Trouble> {
-        let Some(key) = self.relays.get(relay).map(|relay| relay.key) else { return Ok(()) };
-        let (commit, put) = self.mail.publish(&key, have, now)?;
-        self.keep(commit).await?;
-        if let (Some(put), Some(session)) = (put, self.sessions.get_mut(relay)) {
-            let _ = session.put_keys(put);
-        }
-        Ok(())
-    }
-
-    async fn answer(&mut self, relay: usize, request: u32, frame: Frame, now: u64) -> Result<(), Trouble> {
-        if let Some(waiting) = self.searches.remove(&(relay, request)) {
-            if let Frame::Found(found) = frame {
-                let _ = waiting.send(found);
-            }
-            return Ok(());
-        }
-        if let Frame::Fault(fault) = &frame
-            && self.blob_refused(relay, request, fault.code)
-        {
-            return Ok(());
-        }
-        let question = (relay, request);
-        let answer = self.courier.answer(&mut self.mail, &self.sessions, question, frame, now);
-        let Some((commit, error)) = answer else { return Ok(()) };
-        if let Some(error) = error {
-            tracing::warn!(relay = self.relay_url(relay), %error, "what a relay says of a peer is refused");
-        }
-        self.keep(commit).await
-    }
-
-    async fn answered(&mut self, to: &Key, id: &Id, answer: CarrierAnswer, now: u64) -> Result<(), Trouble> {
-        let (commit, change) = self.mail.answered(to, id, answer, now);
-        self.keep_with(commit, change.into_iter().collect()).await
-    }
-
     async fn open(&mut self, now: u64) -> Result<(), Trouble> {
         let standing = Arc::clone(&self.deps.standing);
         let is_contact = move |key: &Key| standing(key) == Standing::Contact;
@@ -848,42 +530,6 @@ impl Driver {
 
     fn relay_url(&self, relay: usize) -> &str {
         self.relays.get(relay).map_or("", |relay| relay.name.as_str())
-    }
-
-    fn tell_status(&self) {
-        let status = self.sessions.iter().zip(&self.relays).map(|(session, relay)| {
-            let state = session.state();
-            let (carrier, since) = match state {
-                SessionState::Ready { since, carrier, .. } => (Some(carrier), Some(since)),
-                _ => (None, None),
-            };
-            let (next_attempt_at, code) = match state {
-                SessionState::Waiting { until, code } => (Some(until), code),
-                _ => (None, None),
-            };
-            SealedStatus {
-                relay: relay.name.clone(),
-                state: name(state),
-                carrier: carrier.map(|carrier| match carrier {
-                    Carrier::Quic => "quic",
-                    Carrier::WebSocket => "websocket",
-                }),
-                since,
-                next_attempt_at,
-                code: code.map(Code::as_str),
-            }
-        });
-        self.status.send_replace(status.collect());
-    }
-}
-
-const fn name(state: SessionState) -> &'static str {
-    match state {
-        SessionState::Stopped => "stopped",
-        SessionState::Connecting => "connecting",
-        SessionState::Ready { .. } => "ready",
-        SessionState::Waiting { .. } => "backoff",
-        SessionState::WrongRelay => "wrong-relay",
     }
 }
 
