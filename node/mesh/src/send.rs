@@ -1,40 +1,34 @@
 //! Sending (`threadline-agent.md` §12): validate, resolve, pass the SendGateway, commit, hand to the link, wait.
 
-use std::collections::HashSet;
+mod answer;
+mod control;
+mod held;
+mod targets;
+
 use std::time::Duration;
 
 use instar_outbound::{
     Block, ChannelId, Cleared, Latch, Moment, Origin, OutboundMessage, Recipient, RecipientKind, ReplyTarget,
     SendFlags, SendOutcome, StageId,
 };
-use instar_state::ports::InputState;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 use threadline::autonomy::Controls;
-use threadline::delivery::{Delivery, DeliveryState};
-use threadline::identity::PublicIdentity;
+use threadline::delivery::Delivery;
 use threadline::limits::Window;
-use threadline::resolve::{Candidate, Resolution, resolve};
 use threadline::service::{Caller, ResolvedAgent, SendRequest, SendResult, ServiceError, SessionCaller};
 use threadline::threads::{AFFINITY_FIRST_MS, Placement, place_outbound};
 use threadline::v1::envelope::{Content, Envelope, Header, clear, seal};
-use threadline::v1::frames::DiscoverFilter;
 use threadline::v2::inside_v1::INTRODUCTION;
 use threadline::v2::{Key, MAX_BODY};
-use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, TrustLevel, framing, text};
-use threadline_net::Control;
-use threadline_net::store::{
-    Approval, ApprovalDraft, ApprovalKind, Auth, Direction, LedgerStatus, MessageState, OutboundDraft,
-    Queued, StoreError, StoredMessage,
-};
+use threadline::{Fingerprint, MessageId, ThreadId, ThreadKey, text};
+use threadline_net::store::{Auth, LedgerStatus, OutboundDraft, Queued, StoreError};
 use tokio_util::sync::CancellationToken;
 
-use crate::core::{Core, conversation_of, inbox_key, internal};
+use crate::core::{Core, internal};
 use crate::dispatch::Pulse;
 use crate::stage::MeshStage;
-use crate::trust::{actor_of, approval_error};
-use crate::waiters::{Handover, Reply, Waiter};
+use crate::waiters::Handover;
 
-const DAY_MS: i64 = 86_400_000;
 /// Longest wait for a session's proof of life before its text is held.
 const PROOF_WAIT: Duration = Duration::from_secs(6);
 
@@ -289,19 +283,6 @@ impl Core {
         })
     }
 
-    /// The key to seal to: pinned, and the peer says that it reads sealed messages, or wrote one. What a relay says of its
-    /// abilities later takes nothing away.
-    async fn seals_to(&self, peer: &Fingerprint) -> Result<Option<PublicIdentity>, StoreError> {
-        let key = self.key_of(peer).await?;
-        let seals = self.speaks(peer, "tl-e2e").await? || self.store.has_sealed(*peer).await?;
-        Ok(key.filter(|_| seals))
-    }
-
-    pub(crate) async fn speaks(&self, peer: &Fingerprint, tag: &str) -> Result<bool, StoreError> {
-        let known = self.store.known_peer(*peer).await?;
-        Ok(known.is_some_and(|k| k.capabilities.iter().any(|c| c == tag)))
-    }
-
     async fn commit(
         &self,
         cleared: Cleared<OutboundMessage>,
@@ -380,294 +361,6 @@ impl Core {
         }
     }
 
-    /// Closes what a session answered: what it names, else the oldest message that it has. One answer closes one
-    /// message; what the session leaves alone is settled when it is idle.
-    async fn answered(&self, bound: &ThreadKey, named: Option<&MessageId>) {
-        let named = named.map(|id| inbox_key(&bound.peer, id.as_str()));
-        let key = match named {
-            Some(key) => Some(key),
-            None => self.oldest_injected(bound).await,
-        };
-        if let Some(key) = key {
-            self.sessions.replied(&conversation_of(bound), Some(&key)).await;
-        }
-        self.dispatch_wake.notify_one();
-    }
-
-    async fn oldest_injected(&self, bound: &ThreadKey) -> Option<String> {
-        for message in self.store.queued_of(bound.clone()).await.ok()? {
-            let key = inbox_key(&bound.peer, message.id.as_str());
-            if self.sessions.input_state(&key).await == Ok(Some(InputState::Injected)) {
-                return Some(key);
-            }
-        }
-        None
-    }
-
-    /// What is true of a message that was just handed to the carriers.
-    fn sent(
-        &self,
-        request: &SendRequest,
-        prepared: Prepared,
-        resolved_agent: ResolvedAgent,
-        encryption: &str,
-    ) -> SendResult {
-        let direct = prepared.sealed.is_none() && self.routes.leads(&prepared.key.peer);
-        let connected = self.is_reachable(&prepared);
-        let path = if direct { "local" } else { "relay" };
-        let encryption = if direct && encryption == "transport" { "local" } else { encryption };
-        SendResult {
-            success: true,
-            accepted: false,
-            delivered: false,
-            outcome: if connected { "sent" } else { "queued" }.into(),
-            message_id: prepared.id,
-            thread_id: prepared.key.thread,
-            resolved_agent,
-            delivery_path: if connected { path } else { "queued" }.into(),
-            encryption: encryption.into(),
-            reply: None,
-            reply_message_id: None,
-            topic_linkage_stamped: request.origin_topic_id.is_some(),
-            note: None,
-        }
-    }
-
-    /// Waits until the peer answers, the time is over or the caller is gone.
-    async fn await_reply(
-        &self,
-        caller: &Caller,
-        mut result: SendResult,
-        mut waiter: Waiter,
-        timeout: Duration,
-        gone: &CancellationToken,
-    ) -> Result<(SendResult, Option<Handover>), ServiceError> {
-        let mut given = None;
-        let replied = tokio::select! {
-            biased;
-            () = gone.cancelled() => {
-                result.note = Some("The caller left before a reply; it will arrive in this thread".into());
-                return Ok((result, None));
-            }
-            replied = tokio::time::timeout(timeout, waiter.reply()) => replied,
-        };
-        match replied {
-            Ok(Some(Reply::Text { body, handover })) => {
-                result.accepted = true;
-                result.delivered = true;
-                result.outcome = "replied".into();
-                if result.delivery_path == "queued" {
-                    result.delivery_path = "relay".into();
-                }
-                result.reply = Some(framing::enclose(&body, &hex::encode(rand::random::<[u8; 8]>())));
-                result.reply_message_id = Some(handover.message().1.clone());
-                self.taint(caller).await;
-                given = Some(handover);
-            }
-            Ok(Some(Reply::Undeliverable(reason))) => {
-                result.success = false;
-                result.outcome = "failed".into();
-                result.note = Some(reason);
-            }
-            Ok(None) => result.note = Some("The thread was deleted meanwhile".into()),
-            Err(_) => {
-                result.note =
-                    Some(format!("No reply within {} s; it will arrive in this thread", timeout.as_secs()));
-            }
-        }
-        self.add_evidence(&mut result).await;
-        Ok((result, given))
-    }
-
-    /// What is known about the delivery by now.
-    async fn add_evidence(&self, result: &mut SendResult) {
-        let peer = result.resolved_agent.fingerprint;
-        let Ok(Some(row)) = self.store.delivery(peer, result.message_id.clone()).await else { return };
-        let confirmed = row.delivery.acked_at.is_some();
-        result.accepted |= confirmed || row.delivery.state == DeliveryState::Accepted;
-        result.delivered |= row.delivery.state == DeliveryState::Delivered;
-        if confirmed && result.outcome == "queued" {
-            result.outcome = "sent".into();
-            result.delivery_path = "relay".into();
-        }
-    }
-
-    /// The result of an earlier send.
-    async fn result_of(&self, message: &StoredMessage) -> Result<SendResult, ServiceError> {
-        let name = self.name_of(&message.key.peer).await;
-        let mut result = SendResult {
-            success: true,
-            accepted: false,
-            delivered: false,
-            outcome: message.state.as_str().to_owned(),
-            message_id: message.id.clone(),
-            thread_id: message.key.thread.clone(),
-            resolved_agent: ResolvedAgent { name, fingerprint: message.key.peer },
-            delivery_path: "relay".into(),
-            encryption: if message.auth == Auth::E2e { "e2e" } else { "transport" }.into(),
-            reply: None,
-            reply_message_id: None,
-            topic_linkage_stamped: false,
-            note: Some("This message was sent before".into()),
-        };
-        self.add_evidence(&mut result).await;
-        Ok(result)
-    }
-
-    /// Keeps the text for the owner.
-    async fn hold(
-        &self,
-        caller: &Caller,
-        request: &SendRequest,
-        prepared: Prepared,
-        message: String,
-        hold: &instar_outbound::Hold,
-        windows: Vec<Window>,
-    ) -> Result<SendResult, ServiceError> {
-        let now = self.now();
-        let approval_id = uuid::Uuid::now_v7().to_string();
-        let findings: Vec<&str> = hold.findings.iter().map(|f| f.detail.as_str()).collect();
-        let approval = ApprovalDraft {
-            id: approval_id.clone(),
-            kind: ApprovalKind::Outbound,
-            peer: prepared.key.peer,
-            message_id: Some(prepared.id.clone()),
-            thread_id: Some(prepared.key.thread.clone()),
-            subject: prepared.subject.clone(),
-            preview: message.clone(),
-            details: json!({"rule": hold.rule, "reason": hold.reason, "findings": findings,
-                "author": actor_of(caller)}),
-            expires_at: now + DAY_MS,
-        };
-        let draft = self.draft(&prepared, request, windows).await?;
-        let encryption = if draft.auth == Auth::E2e { "e2e" } else { "transport" };
-        self.store.hold_outbound(message, draft, approval, Self::queue_limits(), now).await.map_err(|e| {
-            match e {
-                StoreError::AlreadyAnswered { in_reply_to, by } => ServiceError::new(
-                    "already-answered",
-                    format!("message {in_reply_to} was answered by {by}"),
-                ),
-                other => approval_error(&other),
-            }
-        })?;
-        self.notify(
-            "threadline-approvals",
-            "Messages wait for your decision: see `instar threadline approvals`",
-            false,
-        );
-        self.thread_event("message-held", &prepared.key, prepared.id.as_str());
-        if let Caller::Session(SessionCaller { bound: Some(bound), .. }) = caller {
-            self.answered(bound, prepared.in_reply_to.as_ref()).await;
-        }
-        Ok(SendResult {
-            success: true,
-            accepted: false,
-            delivered: false,
-            outcome: "held".into(),
-            resolved_agent: ResolvedAgent { name: prepared.peer_name, fingerprint: prepared.key.peer },
-            message_id: prepared.id,
-            thread_id: prepared.key.thread,
-            delivery_path: "queued".into(),
-            encryption: encryption.into(),
-            reply: None,
-            reply_message_id: None,
-            topic_linkage_stamped: false,
-            note: Some(format!("Held for the owner's approval ({approval_id}): {}", hold.reason)),
-        })
-    }
-
-    /// The owner approved a held text: it passes the gateway again, now with that approval.
-    pub(crate) async fn release_outbound(&self, approval: &Approval) -> Result<(), ServiceError> {
-        let gone = || ServiceError::new("message-not-found", "the held message is gone");
-        let id = approval.message_id.clone().ok_or_else(gone)?;
-        let held = self.store.message(approval.peer, id, Direction::Out).await.map_err(|e| internal(&e))?;
-        let held = held.ok_or_else(gone)?;
-        if held.state != MessageState::Held {
-            // It was released before its approval was marked.
-            return Ok(());
-        }
-        let text = held.body.clone().ok_or_else(gone)?;
-        let request = SendRequest {
-            agent_id: held.key.peer.to_string(),
-            message: text,
-            subject: Some(held.subject.clone()),
-            ..SendRequest::default()
-        };
-        let sealed = self.sealed_key(&held.key, request.message.len()).await.map_err(|e| internal(&e))?;
-        check_length(&request.message, sealed.is_some())?;
-        let prepared = Prepared {
-            sealed,
-            peer_name: self.name_of(&held.key.peer).await,
-            key: held.key,
-            id: held.id,
-            in_reply_to: held.in_reply_to.and_then(|id| id.parse().ok()),
-            kind: held.kind,
-            subject: held.subject,
-            session: held.author_session,
-        };
-        let windows = vec![self.config().limits.outbound(&prepared.key.peer, self.level(&prepared.key.peer))];
-        let message = outbound_message(&Caller::Owner, &request, &prepared, self.level(&prepared.key.peer));
-        match self.review(message, &windows, true, true).await? {
-            SendOutcome::Cleared(cleared) => {
-                let draft = self.draft(&prepared, &request, windows).await?;
-                self.commit(cleared, draft, &prepared).await?;
-                self.after_commit(&Caller::Owner, &prepared).await;
-                Ok(())
-            }
-            SendOutcome::Blocked(block) => Err(blocked(&block)),
-            SendOutcome::Held(hold) => Err(ServiceError::new("held", hold.reason)),
-            SendOutcome::Duplicate { of } => Err(ServiceError::new("duplicate", of)),
-        }
-    }
-
-    /// Sends a control message, which holds no free text, to a peer that reads it. An existing install would start a
-    /// session for it.
-    pub(crate) async fn send_control(&self, key: &ThreadKey, control: Control) -> Result<(), SealFailed> {
-        if !self.speaks(&key.peer, "tl-e2e").await? && !self.store.speaks_v2(key.peer).await? {
-            return Ok(());
-        }
-        self.queue_control(key, control).await
-    }
-
-    /// Queues a control message, sealed where the peer reads that.
-    pub(crate) async fn queue_control(&self, key: &ThreadKey, control: Control) -> Result<(), SealFailed> {
-        if self.control_sealed(key, &control).await? {
-            return Ok(());
-        }
-        let sealed_to = self.seals_to(&key.peer).await?;
-        self.queue_control_in_v1(key, control, sealed_to).await
-    }
-
-    /// Queues a control message in the form of v1.
-    pub(crate) async fn queue_control_in_v1(
-        &self,
-        key: &ThreadKey,
-        control: Control,
-        sealed_to: Option<PublicIdentity>,
-    ) -> Result<(), SealFailed> {
-        let now = self.now();
-        let id = MessageId::from_uuid(uuid::Uuid::new_v4());
-        let header = self.header(key, &id, now);
-        let identity = std::sync::Arc::clone(&self.identity);
-        let make = move |control: Control| -> Result<String, SealFailed> {
-            let content = Content {
-                text: control.text().into(),
-                kind: Some(control.kind().into()),
-                metadata: control.metadata(),
-            };
-            let envelope = match &sealed_to {
-                Some(key) => {
-                    seal(&identity, key, &header, &content, &mut rand::rng()).map_err(|_| SealFailed::Key)?
-                }
-                None => clear(&header, &content),
-            };
-            Ok(envelope_text(&envelope))
-        };
-        self.store.enqueue_control(key.peer, id, control, make, now).await?;
-        self.flush();
-        Ok(())
-    }
-
     /// A session that got a peer's text is tainted from now on.
     pub(crate) async fn taint(&self, caller: &Caller) {
         if let Caller::Session(session) = caller
@@ -675,82 +368,6 @@ impl Core {
         {
             self.sessions.taint(&id).await;
         }
-    }
-
-    /// From what was typed to one agent.
-    pub(crate) async fn resolve_target(&self, target: &str) -> Result<ResolvedAgent, ServiceError> {
-        let mut discovered = false;
-        loop {
-            let candidates = self.candidates().await?;
-            match resolve(target, &candidates, discovered) {
-                Resolution::Found { fingerprint, .. } => {
-                    let name = self.name_of(&fingerprint).await;
-                    return Ok(ResolvedAgent { name, fingerprint });
-                }
-                Resolution::Ambiguous(candidates) => {
-                    let list: Vec<Value> = candidates
-                        .iter()
-                        .map(
-                            |c| json!({"name": c.name, "fingerprint": c.fingerprint, "address": c.address()}),
-                        )
-                        .collect();
-                    return Err(ServiceError::new(
-                        "ambiguous-agent",
-                        format!("{target:?} fits {} agents; use one of the addresses", list.len()),
-                    )
-                    .with_details(json!({"candidates": list})));
-                }
-                Resolution::Discover(name) => {
-                    discovered = true;
-                    self.scan_local().await;
-                    let filter = DiscoverFilter { name: Some(name), ..DiscoverFilter::default() };
-                    if let Ok(found) = self.link.discover(Some(filter)).await {
-                        self.merge_agents(&found).await;
-                    }
-                }
-                Resolution::NotFound(closest) => {
-                    let hint = if closest.is_empty() {
-                        String::new()
-                    } else {
-                        format!("; did you mean {}?", closest.join(", "))
-                    };
-                    return Err(ServiceError::new(
-                        "agent-not-found",
-                        format!("no agent is known as {target:?}{hint}"),
-                    )
-                    .with_details(json!({"closest": closest})));
-                }
-            }
-        }
-    }
-
-    /// Everyone who can be meant by a name.
-    pub(crate) async fn candidates(&self) -> Result<Vec<Candidate>, ServiceError> {
-        let known = self.store.known_peers().await.map_err(|e| internal(&e))?;
-        let written_to = self.store.written_to().await.map_err(|e| internal(&e))?;
-        let nicknames = self.nicknames.get();
-        let profiles = self.profiles.get();
-        let candidate = |peer: Fingerprint, name: &str, online: Option<bool>| {
-            let trusted =
-                profiles.profiles.get(&peer).filter(|profile| profile.level > TrustLevel::Untrusted);
-            // Who is trusted keeps the name that it had then.
-            let trusted_as =
-                trusted.map(|profile| text::name(&profile.agent)).filter(|name| !name.is_empty());
-            Candidate {
-                fingerprint: peer,
-                name: trusted_as.unwrap_or_else(|| name.to_owned()),
-                nickname: nicknames.given(&peer).map(str::to_owned),
-                online,
-                known: true,
-                contact: trusted.is_some() || written_to.contains(&peer),
-            }
-        };
-        let mut candidates: Vec<Candidate> =
-            known.iter().map(|k| candidate(k.fingerprint, &k.name, Some(k.status == "online"))).collect();
-        let heard: HashSet<Fingerprint> = known.iter().map(|k| k.fingerprint).collect();
-        let others = profiles.profiles.iter().filter(|(peer, _)| !heard.contains(peer));
-        candidates.extend(others.map(|(peer, profile)| candidate(*peer, &text::name(&profile.agent), None)));
-        Ok(candidates)
     }
 }
 
