@@ -27,7 +27,7 @@ use threadline_net::store::{
     APPROVED, Auth, Direction, LedgerRow, LedgerStatus, MessageState, StoreError, StoredMessage,
 };
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 
 use crate::core::{Core, conversation_of, inbox_key};
@@ -54,7 +54,8 @@ const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// What the dispatcher may forget at a restart.
 pub(crate) struct Dispatcher {
     spawns: SpawnManager,
-    starting: HashSet<ThreadKey>,
+    /// Threads whose session is being started, and by which task.
+    starting: HashMap<ThreadKey, task::Id>,
     starts: JoinSet<Started>,
     idle_since: HashMap<ThreadKey, Instant>,
     failures: HashMap<ThreadKey, u32>,
@@ -75,7 +76,7 @@ impl Dispatcher {
     pub(crate) fn new(core: &Core) -> Self {
         Self {
             spawns: SpawnManager::new(core.config().spawn),
-            starting: HashSet::new(),
+            starting: HashMap::new(),
             starts: JoinSet::new(),
             idle_since: HashMap::new(),
             failures: HashMap::new(),
@@ -101,8 +102,9 @@ impl Dispatcher {
                 () = core.dispatch_wake.notified() => {}
                 () = core.sessions.changed() => {}
                 Some(started) = self.starts.join_next(), if !self.starts.is_empty() => {
-                    if let Ok(started) = started {
-                        self.started(core, started).await;
+                    match started {
+                        Ok(started) => self.started(core, started).await,
+                        Err(error) => self.start_broke_off(core, &error),
                     }
                 }
                 () = tokio::time::sleep(tick) => {}
@@ -239,7 +241,7 @@ impl Dispatcher {
         let now = core.now();
         let ready: Vec<StoredMessage> = waiting
             .into_values()
-            .filter(|m| !self.starting.contains(&m.key))
+            .filter(|m| !self.starting.contains_key(&m.key))
             .filter(|m| self.not_before.get(&m.key).is_none_or(|at| *at <= now))
             .collect();
         if ready.is_empty() {
@@ -311,11 +313,11 @@ impl Dispatcher {
         }
         core.store.record_events(vec![spawn_window], now).await?;
         self.spawns.started(key.peer, now);
-        self.starting.insert(key.clone());
         let spec = session_spec(core, &row, &core.name_of(&key.peer).await);
         let sessions = std::sync::Arc::clone(&core.sessions);
         let store = core.store.clone();
-        self.starts.spawn(async move {
+        let thread = key.clone();
+        let start = self.starts.spawn(async move {
             let result = sessions.start(spec).await;
             if let Ok(session) = &result
                 && let Err(error) = store.bind_spawn(&row.event_id, key.clone(), &session.to_string()).await
@@ -324,12 +326,13 @@ impl Dispatcher {
             }
             Started { key, event_id: row.event_id, result }
         });
+        self.starting.insert(thread, start.id());
         Ok(())
     }
 
     /// Sessions of this room that live or are being started.
     fn live_sessions(&self, core: &Core, open: &[LedgerRow]) -> usize {
-        let mut keys: HashSet<&ThreadKey> = self.starting.iter().collect();
+        let mut keys: HashSet<&ThreadKey> = self.starting.keys().collect();
         keys.extend(
             open.iter().map(|row| &row.key).filter(|key| core.sessions.live(&conversation_of(key)).is_some()),
         );
@@ -381,12 +384,7 @@ impl Dispatcher {
                         (FailureCause::Provider5xx, until_ms - now)
                     }
                     SpawnRefused::Failed(reason) => {
-                        let refused = self.refused.entry(key.clone()).or_default();
-                        *refused = refused.saturating_add(1);
-                        if *refused >= MAX_SPAWN_FAILURES {
-                            core.notices.degrade("threadline-sessions", reason);
-                        }
-                        (FailureCause::Ambiguous, start_pause(*refused))
+                        (FailureCause::Ambiguous, self.host_failed(core, &key, reason))
                     }
                 };
                 self.spawns.failed(key.peer, cause, now);
@@ -399,6 +397,31 @@ impl Dispatcher {
         if let Err(error) = noted {
             tracing::error!(%error, "a spawn was not noted");
         }
+    }
+
+    /// A task that starts a session panicked. Whether there is a session all the same, the ledger's watch finds out.
+    fn start_broke_off(&mut self, core: &Core, error: &task::JoinError) {
+        let Some(key) =
+            self.starting.iter().find(|(_, task)| **task == error.id()).map(|(key, _)| key.clone())
+        else {
+            return;
+        };
+        tracing::error!(%error, thread = %key.thread, "the start of a session broke off");
+        self.starting.remove(&key);
+        let now = core.now();
+        let wait = self.host_failed(core, &key, "starting a session broke off; the log says where");
+        self.spawns.failed(key.peer, FailureCause::Ambiguous, now);
+        self.not_before.insert(key, now + wait);
+    }
+
+    /// This host could not start a session: how long to wait until the next try, ms.
+    fn host_failed(&mut self, core: &Core, key: &ThreadKey, reason: &str) -> i64 {
+        let refused = self.refused.entry(key.clone()).or_default();
+        *refused = refused.saturating_add(1);
+        if *refused >= MAX_SPAWN_FAILURES {
+            core.notices.degrade("threadline-sessions", reason);
+        }
+        start_pause(*refused)
     }
 
     /// Three sessions did not prove themselves, or one proved to be another: the thread's waiting messages are reported.
@@ -417,7 +440,7 @@ impl Dispatcher {
         let open = core.store.open_spawns().await?;
         let any = !open.is_empty();
         for row in open {
-            if self.starting.contains(&row.key) {
+            if self.starting.contains_key(&row.key) {
                 continue;
             }
             let now = core.now();

@@ -151,6 +151,19 @@ async fn three_failed_starts_are_reported_and_the_message_waits_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_panics_is_tried_again() {
+    let node = Node::start().await;
+    let mut relay = node.relay().await;
+    let peer = Peer::new(5);
+    node.trust(&peer, "verified").await;
+    node.sessions.panics.store(1, Ordering::SeqCst);
+    relay.send(&peer.says(node.us(), "t1", "m1", "Are you there?")).await;
+    relay.taken("m1").await;
+    until("a session", || async { node.sessions.starts().pop().ok_or("none".into()) }).await;
+    assert_eq!(node.sessions.panics.load(Ordering::SeqCst), 0, "the first one panicked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_starts_are_paused_a_message_waits_and_is_not_tried() {
     let node = Node::start().await;
     let mut relay = node.relay().await;

@@ -21,6 +21,8 @@ pub struct Sessions {
     changed: Notify,
     /// Starts that are refused before one succeeds.
     pub refuse: AtomicU32,
+    /// Starts that panic before one does not.
+    pub panics: AtomicU32,
     /// Unix milliseconds before which every start is refused.
     pub paused_until: AtomicI64,
     /// Starts that were refused so.
@@ -120,6 +122,7 @@ impl PeerSessions for Sessions {
 
     fn start(&self, spec: PeerSessionSpec) -> BoxFuture<'_, Result<SessionId, SpawnRefused>> {
         Box::pin(async move {
+            assert!(!take_one(&self.panics), "a defect in the start of sessions");
             let until_ms = self.paused_until.load(Ordering::SeqCst);
             if now_ms() < until_ms {
                 self.paused.fetch_add(1, Ordering::SeqCst);

@@ -472,6 +472,14 @@ impl Driver {
                 continue;
             }
             let Some(opened) = OpenedMessage::of(&message) else { continue };
+            if opened.missing > 0 {
+                let waited_ms = now.saturating_sub(message.row.opened_at);
+                tracing::info!(
+                    missing = opened.missing,
+                    waited_ms,
+                    "a message goes on without its predecessors"
+                );
+            }
             if self.deps.store.spool_opened(&opened, (self.deps.now)()).await? == Spooled::Full {
                 return Err(Trouble::SpoolFull);
             }
