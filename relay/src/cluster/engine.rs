@@ -397,7 +397,10 @@ impl Engine {
             match acknowledged {
                 Ok(ack) if ack.duplicate => match self.known_as(letter, ack.sequence).await? {
                     Known::Stored(at, before) => return Ok(Published::Before(at, before)),
-                    Known::Gone => return Ok(Published::Again),
+                    Known::Gone => {
+                        tracing::debug!(id = %letter.id, at = ack.sequence, "stored before, and gone");
+                        return Ok(Published::Again);
+                    }
                     // What it knows it may never have stored: the proposal of a leader that fell. A copy too many is a
                     // repeat to its recipient; one too few is lost.
                     Known::Nowhere if Instant::now() >= end => return Err(StoreFailed),
@@ -413,7 +416,10 @@ impl Engine {
                         }
                     }
                 },
-                Ok(ack) => return Ok(Published::Stored(ack.sequence)),
+                Ok(ack) => {
+                    tracing::debug!(id = %letter.id, at = ack.sequence, "stored");
+                    return Ok(Published::Stored(ack.sequence));
+                }
                 Err(error) if error.to_string().contains(PAIR_FULL) => return Ok(Published::PairFull),
                 // Said by the stream: another try would hear the same.
                 Err(error) if error.to_string().contains("exceeded") => return Err(failed(&error)),
@@ -448,6 +454,7 @@ impl Engine {
         let Some(at) = at.filter(|_| !self.sessions.reads(recipient)) else { return Ok(standing) };
         // Another relay may have delivered it.
         if self.at(recipient, at).await?.is_none() {
+            tracing::debug!(%id, at, "known here, and gone");
             mailbox.remove(at, now_ms, true);
             return Ok(mailbox.standing(sender, id, content).0);
         }
@@ -643,6 +650,7 @@ impl Engine {
     /// Returns whether it was there.
     async fn remove(&self, recipient: &Fingerprint, removal: &Removal) -> Result<bool, StoreFailed> {
         let stream = self.stream(recipient);
+        tracing::debug!(?removal, "mail leaves");
         match removal {
             Removal::One(at) => match stream.delete_message(*at).await {
                 Ok(done) => Ok(done),

@@ -122,6 +122,30 @@ impl Nats {
     pub(crate) fn relay(&self, dir: &Path) -> Relay {
         Relay::spawn(&mut self.relay_command(dir))
     }
+
+    /// A relay that says in a file of its directory what it stores and removes.
+    pub(crate) fn talkative_relay(&self, dir: &Path) -> Relay {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log");
+        Relay::spawn_logging(self.relay_command(dir).args(["--set", "log.level=debug"]), log)
+    }
+
+    /// Prints what lies in the engine and what the relays said of mail: a loss has to be explained.
+    pub(crate) async fn explain(&self, dirs: &[TempDir]) {
+        let servers: Vec<String> = self.urls().split(',').map(str::to_owned).collect();
+        let client = async_nats::connect(servers).await.expect("a connection");
+        let mut streams = async_nats::jetstream::new(client).streams();
+        while let Some(Ok(stream)) = streams.next().await {
+            if stream.config.name.starts_with("TLQ") && stream.state.last_sequence > 0 {
+                println!("{} {:?} {:?}", stream.config.name, stream.state, stream.cluster);
+            }
+        }
+        for (n, dir) in dirs.iter().enumerate() {
+            let log = std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+            for line in log.lines().filter(|line| line.contains("threadline_relay::cluster")) {
+                println!("relay {n}: {line}");
+            }
+        }
+    }
 }
 
 impl Drop for Nats {
@@ -300,7 +324,8 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
     );
     let mut nats = Nats::start(3);
     let dirs: [TempDir; 3] = dirs();
-    let mut relays: Vec<Option<Relay>> = dirs.iter().map(|dir| Some(nats.relay(dir.path()))).collect();
+    let mut relays: Vec<Option<Relay>> =
+        dirs.iter().map(|dir| Some(nats.talkative_relay(dir.path()))).collect();
     let (mut inbox, mut next, mut open) = (Inbox::default(), 0_u64, BTreeSet::<u64>::new());
     let mut repeated = BTreeSet::new();
     let start = Instant::now();
@@ -348,7 +373,7 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
             nats.whole().await;
         }
         for (relay, dir) in relays.iter_mut().zip(&dirs).filter(|(relay, _)| relay.is_none()) {
-            *relay = Some(nats.relay(dir.path()));
+            *relay = Some(nats.talkative_relay(dir.path()));
         }
     }
     println!("{:5.1} s: all run again", start.elapsed().as_secs_f32());
@@ -379,6 +404,9 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted() {
     println!("the last came {:.1} s after the recipient", begun.elapsed().as_secs_f32());
     assert!(open.is_empty(), "never accepted: {open:?}");
     let lost: Vec<u64> = (0..next).filter(|n| !inbox.seen.contains(n)).collect();
+    if !lost.is_empty() {
+        nats.explain(&dirs).await;
+    }
     assert!(lost.is_empty(), "accepted and lost: {lost:?}");
     let once: Vec<u64> = inbox.first.iter().copied().filter(|n| !repeated.contains(n)).collect();
     assert!(once.is_sorted(), "what was sent once came out of order: {once:?}");

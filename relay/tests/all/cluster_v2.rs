@@ -360,7 +360,8 @@ async fn log_in_at_last(at: std::net::SocketAddr, n: u8) -> Session {
 async fn killed_relays_and_servers_lose_nothing_that_was_accepted_over_v2() {
     let mut nats = Nats::start(3);
     let dirs: [TempDir; 3] = dirs();
-    let mut relays: Vec<Option<Relay>> = dirs.iter().map(|dir| Some(nats.relay(dir.path()))).collect();
+    let mut relays: Vec<Option<Relay>> =
+        dirs.iter().map(|dir| Some(nats.talkative_relay(dir.path()))).collect();
     let (mut inbox, mut open) = (Inbox::default(), BTreeMap::<u8, Send>::new());
     let (mut next, mut repeated) = (0_u8, BTreeSet::new());
     for round in 0..6_usize {
@@ -405,7 +406,7 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted_over_v2() {
             nats.whole().await;
         }
         for (relay, dir) in relays.iter_mut().zip(&dirs).filter(|(relay, _)| relay.is_none()) {
-            *relay = Some(nats.relay(dir.path()));
+            *relay = Some(nats.talkative_relay(dir.path()));
         }
     }
     let mut sender = log_in_at_last(relays[1].as_ref().expect("runs").at, 1).await;
@@ -434,6 +435,9 @@ async fn killed_relays_and_servers_lose_nothing_that_was_accepted_over_v2() {
         }
     }
     let lost: Vec<u8> = (0..next).filter(|id| !inbox.first.contains(id)).collect();
+    if !lost.is_empty() {
+        nats.explain(&dirs).await;
+    }
     assert!(lost.is_empty(), "accepted and lost: {lost:?}");
     let once: Vec<u8> = inbox.first.iter().copied().filter(|id| !repeated.contains(id)).collect();
     assert!(once.is_sorted(), "what was sent once came out of order: {once:?}");

@@ -75,7 +75,12 @@ impl Relay {
     }
 
     pub(crate) fn spawn(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+        Self::spawn_logging(command, Stdio::null())
+    }
+
+    /// What it says goes to `log`.
+    pub(crate) fn spawn_logging(command: &mut Command, log: impl Into<Stdio>) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("starts");
         let mut output = BufReader::new(child.stdout.take().expect("stdout"));
         let at = address_in(&mut output);
         Self { child, output, at, admin: None }
