@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
 use hyper_util::rt::TokioIo;
 use sha1::{Digest as _, Sha1};
 use threadline::v1::MAX_FRAME;
@@ -88,9 +88,12 @@ pub(super) fn handshake(
 pub(super) async fn run(upgrade: OnUpgrade, source: Source, v2: bool, shared: Arc<Shared>) {
     let Ok(upgraded) = upgrade.await else { return };
     match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => {
-            let (reader, writer) = parts.io.into_inner().into_split();
-            serve(reader, writer, parts.read_buf.to_vec(), (source, v2), &shared).await;
+        Ok(Parts { io, read_buf, .. }) => {
+            let (reader, writer) = io.into_inner().into_split();
+            let early = read_buf.to_vec();
+            // Even where it is empty it holds the 8 KiB that the request was read into.
+            drop(read_buf);
+            serve(reader, writer, early, (source, v2), &shared).await;
         }
         Err(other) => other_stream(other, (source, v2), &shared).await,
     }

@@ -51,11 +51,11 @@ enum Phase {
     /// Over WebSocket, before the proof.
     Proving { nonce: Bin<32> },
     /// The key is proven.
-    Greeting { key: Key, exchange: Option<WsExchange> },
+    Greeting { key: Key, exchange: Option<Box<WsExchange>> },
     /// The relay decides.
-    Deciding { request: Box<LoginRequest>, exchange: Option<WsExchange> },
+    Deciding { request: Box<LoginRequest>, exchange: Option<Box<WsExchange>> },
     /// The node works.
-    Working { request: Box<LoginRequest>, exchange: Option<WsExchange>, puzzle: PowPuzzle },
+    Working { request: Box<LoginRequest>, exchange: Option<Box<WsExchange>>, puzzle: PowPuzzle },
     /// Frames flow.
     Open { key: Key, device: DeviceId, role: Role },
     /// Nothing more.
@@ -151,7 +151,7 @@ impl RelaySession {
                 if !known_host || !exchange.client_proved(&proof.s.0) {
                     return self.refuse(Code::BadSignature, None);
                 }
-                self.phase = Phase::Greeting { key: proof.k, exchange: Some(exchange) };
+                self.phase = Phase::Greeting { key: proof.k, exchange: Some(Box::new(exchange)) };
                 Vec::new()
             }
             (Phase::Greeting { key, exchange }, Frame::Hello(hello)) => {
@@ -177,7 +177,7 @@ impl RelaySession {
     fn greeted(
         &mut self,
         key: Key,
-        exchange: Option<WsExchange>,
+        exchange: Option<Box<WsExchange>>,
         hello: Hello,
         now_ms: u64,
     ) -> Vec<RelayStep> {
@@ -204,6 +204,8 @@ impl RelaySession {
         };
         let rs = exchange.map(|exchange| Bin(sign(&exchange.relay_text())));
         self.phase = Phase::Open { key: request.key, device: request.hello.dev, role: welcome.role };
+        // Asked for only before the login; sessions are many.
+        self.hosts = Vec::new();
         vec![write(Welcome { relay: self.relay, rs, ..welcome })]
     }
 
