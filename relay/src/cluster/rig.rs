@@ -25,10 +25,19 @@ pub(crate) struct Server {
     dir: TempDir,
 }
 
+/// A server before 2.10, which `replicated` must refuse: Debian's package.
+fn old_program() -> String {
+    std::env::var("NATS_SERVER_OLD").unwrap_or_else(|_| "/usr/sbin/nats-server".to_owned())
+}
+
 impl Server {
     pub(crate) fn start() -> Self {
+        Self::of("nats-server")
+    }
+
+    fn of(program: &str) -> Self {
         let dir = tempfile::tempdir().expect("directory");
-        let child = Command::new("nats-server")
+        let child = Command::new(program)
             .args(["--addr", "127.0.0.1", "--port", "-1", "--jetstream", "--ports_file_dir"])
             .arg(dir.path())
             .arg("--store_dir")
@@ -36,7 +45,7 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("nats-server starts; Debian has it in the package of the same name");
+            .expect("nats-server starts; tests/run installs it");
         Self { child, dir }
     }
 
@@ -103,8 +112,12 @@ pub(crate) async fn connect(
 
 impl Keeper {
     pub(crate) fn new(rules: QueueRules) -> Self {
+        Self::on(Server::start(), rules)
+    }
+
+    fn on(server: Server, rules: QueueRules) -> Self {
         let runtime = Runtime::new().expect("runtime");
-        let mut keeper = Self { runtime, server: Server::start(), rules, running: None, next: 0 };
+        let mut keeper = Self { runtime, server, rules, running: None, next: 0 };
         keeper.begin();
         keeper
     }
@@ -173,28 +186,34 @@ impl Keeper {
 
 #[test]
 fn an_engine_that_is_too_weak_is_refused_unless_that_is_allowed() {
-    let server = Server::start();
-    let runtime = Runtime::new().expect("runtime");
-    let dir = tempfile::tempdir().expect("directory");
-    let rules = QueueRules { queue: crate::RelayConfig::default().queue };
-    let strict = Options { allow_weak: false, ..options(&server) };
-    let (told, _answers) = mpsc::channel(8);
-    let refusal = runtime.block_on(connect(&strict, dir.path(), &rules, told.clone()));
-    let Err(refusal @ EngineError::Weak { .. }) = refusal else { panic!("one copy is not enough") };
-    let text = refusal.to_string();
-    assert!(text.contains("1 copies") && text.contains("cluster.allow_weak"), "{text}");
-    let weak = runtime.block_on(connect(&options(&server), dir.path(), &rules, told)).expect("allowed");
-    assert!(weak.is_weak());
+    for (server, named) in [(Server::start(), "1 copies"), (Server::of(&old_program()), "NATS 2.9")] {
+        let runtime = Runtime::new().expect("runtime");
+        let dir = tempfile::tempdir().expect("directory");
+        let rules = QueueRules { queue: crate::RelayConfig::default().queue };
+        let strict = Options { allow_weak: false, ..options(&server) };
+        let (told, _answers) = mpsc::channel(8);
+        let refusal = runtime.block_on(connect(&strict, dir.path(), &rules, told.clone()));
+        let Err(refusal @ EngineError::Weak { .. }) = refusal else { panic!("{named} is not enough") };
+        let text = refusal.to_string();
+        assert!(text.contains(named) && text.contains("cluster.allow_weak"), "{text}");
+        let weak = runtime.block_on(connect(&options(&server), dir.path(), &rules, told)).expect("allowed");
+        assert!(weak.is_weak());
+    }
 }
 
-/// The text is all that tells a full pair from a full disk; it is pinned against the server at hand.
+/// The text is all that tells a full pair from a full disk; it is pinned against a current and an old server.
 #[test]
 fn a_full_pair_and_a_full_stream_are_told_apart() {
+    told_apart(Server::start());
+    told_apart(Server::of(&old_program()));
+}
+
+fn told_apart(server: Server) {
     use crate::store::{Accept, Accepted, QueueFull};
     let mut rules = QueueRules { queue: crate::RelayConfig::default().queue };
     (rules.queue.per_pair, rules.queue.stranger_each, rules.queue.strangers_bytes) = (3, 500, u64::MAX);
     rules.queue.unknown_recipient = 500;
-    let mut keeper = Keeper::new(rules.clone());
+    let mut keeper = Keeper::on(server, rules.clone());
     let accept = |n: u32, to: u8, size: usize| {
         QueueOp::Accept(Accept {
             seq: 0,
