@@ -50,7 +50,7 @@ impl Nats {
         let (client, route) = self.ports[n];
         let config = self.dir.path().join(format!("{n}.conf"));
         let store = self.dir.path().join(n.to_string());
-        let jetstream = format!("jetstream {{ store_dir: {store:?}, sync_interval: always }}");
+        let jetstream = format!("jetstream {{ store_dir: \"{}\", sync_interval: always }}", store.display());
         std::fs::write(&config, jetstream).expect("a configuration");
         let mut server = Command::new("nats-server");
         server.args(["--addr", "127.0.0.1", "--port", &client.to_string(), "--config"]).arg(config);
