@@ -9,7 +9,9 @@ use instar_tests::harness::hostile::{
 use instar_tests::harness::{Agent, MessageStore, World, eventually, isolated, request};
 use serde_json::{Value, json};
 
-use super::inside_v1::{all_confirmed, came, found, inbound, introduced, strangers, strangers_at};
+use super::inside_v1::{
+    all_confirmed, came, found, inbound, introduced, knows_a_device, strangers, strangers_at,
+};
 use super::sealed::sessions_are_ready;
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -133,6 +135,7 @@ fn who_spoke_sealed_stays_sealed_when_v2_is_denied() {
             Ok(inbound(&beta)?.iter().any(|message| message.body == hello).then_some(()))
         })
         .await?;
+        knows_a_device(&beta).await?;
         beta.send("alpha", &again, None).await?;
         came(&alpha, &again, "sealed").await?;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use instar_tests::harness::{Agent, MessageStore, Relay, Stored, World, eventually, isolated};
 use serde_json::{Value, json};
+use threadline::v2::mail::RowKind;
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// New agents are shown at once.
@@ -83,10 +84,23 @@ pub(super) async fn introduced(alpha: &Agent, beta: &Agent) -> anyhow::Result<St
     ensure!(sent["encryption"] == "e2e", "{sent}");
     let thread = sent["threadId"].as_str().with_context(|| sent.to_string())?.to_owned();
     came(beta, "do you know me?", "relay").await?;
+    knows_a_device(beta).await?;
     let sent: Value = beta.send("alpha", "now I do", Some(&thread)).await?;
     ensure!(sent["encryption"] == "e2e", "{sent}");
     came(alpha, "now I do", "sealed").await?;
     Ok(thread)
+}
+
+/// Waits until an agent knows a device of a peer: it is told by a message, and known a moment after that is stored.
+pub(super) async fn knows_a_device(agent: &Agent) -> anyhow::Result<()> {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let known = "SELECT EXISTS(SELECT 1 FROM mail WHERE kind = ?1)";
+    eventually(LIMIT, &format!("{} knows a device", agent.name()), async || {
+        let database = rusqlite::Connection::open_with_flags(agent.store(), flags)?;
+        let known: bool = database.query_row(known, [RowKind::Peer as i64], |row| row.get(0))?;
+        Ok(known.then_some(()))
+    })
+    .await
 }
 
 /// Waits until alpha and beta found each other.
