@@ -155,9 +155,11 @@ impl Mail {
         }
     }
 
-    /// Everything that no peer confirmed is tried again now: a relay came back, or another one.
+    /// Everything that no peer confirmed is tried again now, and what could not be opened: a relay came back, or another
+    /// one, and may know the device that wrote it.
     pub fn reconnected(&mut self, now_ms: u64) {
         self.carrier_lost(now_ms);
+        self.records.spool.values_mut().for_each(|row| row.not_before = 0);
         self.claim_failures.values_mut().for_each(|failures| *failures = 1);
         for row in self.records.outbox.values_mut().filter(|row| row.is_open() && row.env.is_some()) {
             row.next_at = Some(now_ms);

@@ -626,6 +626,10 @@ fn a_message_of_an_unknown_device_waits_until_its_sender_was_looked_up() {
     let opened = bob.open_all(NOW + 1);
     assert_eq!(opened[0].outcome, Outcome::Unopened(Unopened::UnknownDevice));
     assert_eq!((bob.inbox.len(), bob.store.spool.len()), (1, 1));
+    assert!(bob.open_all(NOW + 1).is_empty(), "it is looked at again after a minute");
+    bob.mail.reconnected(NOW + 1);
+    let opened = bob.open_all(NOW + 1);
+    assert_eq!(opened[0].outcome, Outcome::Unopened(Unopened::UnknownDevice), "or when a relay comes");
     let row = alice.store.device.clone().expect("device");
     let pair = |bytes: &[u8], signature| (Blob(bytes.to_vec()), signature);
     let certs = [pair(row.cert.bytes(), *row.cert.signature())];
