@@ -147,12 +147,14 @@ fn forged_words_about_devices_achieve_nothing() {
         meeting.agents[asker].up().await?;
         sessions_are_ready(&meeting.agents[asker], 1).await?;
         let before = inbound(&meeting.agents[asker])?.len();
-        for round in 1..=4 {
+        for _ in 0..4 {
+            let told = hostile.deeds().misnamed;
             for from in [0, 2] {
                 meeting.write(from, asker).await?;
             }
+            // Perhaps one question for both: who asks already does not ask again.
             eventually(LIMIT, "devices are misnamed", async || {
-                Ok((hostile.deeds().misnamed >= 2 * round).then_some(()))
+                Ok((hostile.deeds().misnamed > told).then_some(()))
             })
             .await?;
         }
